@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Connections, time and state of the engine; what the parts have in common. Primary and standby react to messages in files of their own. */
+#include "ft/engine_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ft/log.h"
+
+uint64_t engine_now(struct ft_engine *e)
+{
+	return e->env->now_ns(e->env_ctx);
+}
+
+void engine_set_state(struct ft_engine *e, enum ft_state to, const char *fmt, ...)
+{
+	char why[FT_REASON_MAX];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(why, sizeof why, fmt, ap);
+	va_end(ap);
+	ft_state_set(&e->state, to, engine_now(e), "%s", why);
+	e->env->changed(e->env_ctx);
+}
+
+void engine_note_error(struct ft_engine *e, const struct ft_err *err)
+{
+	snprintf(e->last_error, sizeof e->last_error, "%s", err->text);
+	ft_warn("%s: %s", e->config.name, err->text);
+}
+
+void done_call(struct ft_done *done, const struct ft_err *err, uint64_t value)
+{
+	struct ft_done d = *done;
+
+	memset(done, 0, sizeof *done);
+	if (d.fn)
+		d.fn(d.ctx, err, value);
+}
+
+bool done_set(struct ft_done *done, ft_done_fn *fn, void *ctx)
+{
+	if (done->fn)
+		return false;
+	done->fn = fn;
+	done->ctx = ctx;
+	return true;
+}
+
+/* ---- connections ---- */
+
+struct ft_link *engine_data(struct ft_engine *e)
+{
+	return e->conns[CONN_DATA].link;
+}
+
+struct ft_link *engine_beat_link(struct ft_engine *e)
+{
+	return e->conns[CONN_BEAT].link;
+}
+
+void engine_drop(struct ft_engine *e, struct engine_conn *conn)
+{
+	struct ft_link *link = conn->link;
+
+	if (!link)
+		return;
+	if (conn == &e->conns[CONN_DATA])
+		e->bytes_sent += link->ops->bytes_sent(link);
+	conn->link = NULL;
+	conn->greeted = false;
+	link->ops->close(link);
+}
+
+void engine_hang_up(struct ft_engine *e)
+{
+	e->env->hang_up(e->env_ctx);
+	engine_drop(e, &e->conns[CONN_DATA]);
+	engine_drop(e, &e->conns[CONN_BEAT]);
+	engine_watch(e, false);
+}
+
+int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body, const uint8_t *payload, uint32_t len)
+{
+	return ft_msg_send(engine_data(e), type, e->generation, epoch, body, payload, len);
+}
+
+void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_err *err)
+{
+	Ft__Refuse refuse = FT__REFUSE__INIT;
+
+	refuse.what = (char *)(uintptr_t)err->text;
+	refuse.code = (uint32_t)err->code;
+	refuse.runs = e->state.now == FT_SOLO || e->state.now == FT_SYNCING || e->state.now == FT_PROTECTED || e->state.now == FT_TAKEOVER;
+	refuse.generation = e->generation;
+	/* Best effort: the close that follows says no as well. */
+	if (ft_msg_send(link, FT_MSG_REFUSE, e->generation, 0, &refuse.base, NULL, 0) == 0)
+		link->ops->drain(link, 200);
+}
+
+void engine_hello(struct ft_engine *e, struct ft_link *link, bool heartbeat)
+{
+	Ft__Hello hello = FT__HELLO__INIT;
+	bool standby = e->state.now == FT_STANDBY;
+
+	hello.name = e->config.name;
+	hello.host_id = e->config.host_id;
+	hello.role = standby ? FT__ROLE__ROLE_STANDBY : FT__ROLE__ROLE_PRIMARY;
+	hello.heartbeat = heartbeat;
+	hello.session = standby ? e->standby.session : e->primary.session;
+	hello.committed = standby ? e->standby.committed : e->committed;
+	hello.version = (char *)(uintptr_t)FT_VERSION;
+	hello.runs = !standby;
+	hello.generation = e->generation;
+	(void)ft_msg_send(link, FT_MSG_HELLO, e->generation, 0, &hello.base, NULL, 0);
+}
+
+static bool is_standby(const struct ft_engine *e)
+{
+	return e->state.now == FT_STANDBY || e->state.now == FT_TAKEOVER;
+}
+
+/* A connection that said who it is takes its place; what was there before is a dead one of the same peer. */
+static void promote(struct ft_engine *e, struct engine_conn *from, unsigned to)
+{
+	struct engine_conn *conn = &e->conns[to];
+
+	if (conn == from)
+		return;
+	engine_drop(e, conn);
+	conn->link = from->link;
+	conn->since_ns = from->since_ns;
+	conn->dialed = from->dialed;
+	from->link = NULL;
+	conn->link->events.ctx = conn;
+}
+
+static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_err *err)
+{
+	bool to_standby = is_standby(e);
+
+	if (strcmp(hello->name, e->config.name))
+		return ft_err_set(err, EINVAL, "hello: guest '%.64s': this agent is for '%s'", hello->name, e->config.name);
+	if (strlen(hello->host_id) >= FT_HOST_ID_MAX || !hello->host_id[0])
+		return ft_err_set(err, EINVAL, "hello: host id: empty or too long");
+	if (!strcmp(hello->host_id, e->config.host_id))
+		return ft_err_set(err, EINVAL, "hello: host id '%s': the peer is this host's own agent", e->config.host_id);
+	if (to_standby && hello->role != FT__ROLE__ROLE_PRIMARY)
+		return ft_err_set(err, EBUSY, "hello: both sides are standby: nobody runs the guest");
+	if (!to_standby && hello->role == FT__ROLE__ROLE_PRIMARY)
+		return ft_err_set(err, EBUSY, "hello: this side runs the guest under generation %llu", (unsigned long long)e->generation);
+	if (to_standby && hello->generation < e->generation)
+		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
+				  (unsigned long long)e->generation);
+	if (to_standby && e->state.now == FT_TAKEOVER)
+		return ft_err_set(err, EBUSY, "hello: this side is taking over");
+	return 0;
+}
+
+static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
+{
+	struct ft_engine *e = conn->e;
+	Ft__Hello *hello = ft__hello__unpack(NULL, msg->body_len, msg->body);
+	struct ft_err err = {0};
+	bool beat;
+
+	if (!hello) {
+		ft_err_set(&err, EPROTO, "hello: body does not parse");
+		engine_refuse(e, conn->link, &err);
+		engine_drop(e, conn);
+		return;
+	}
+	beat = hello->heartbeat;
+	if (hello_check(e, hello, &err)) {
+		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
+		engine_refuse(e, conn->link, &err);
+		engine_drop(e, conn);
+	} else if (beat) {
+		if (!conn->dialed) {
+			engine_hello(e, conn->link, true);
+			promote(e, conn, CONN_BEAT);
+		}
+		e->conns[CONN_BEAT].greeted = true;
+		ft_detector_heard(&e->detector, engine_now(e));
+		if (!is_standby(e))
+			primary_writable(e);
+	} else {
+		bool dialed = conn->dialed;
+
+		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
+		if (!dialed) {
+			if (!is_standby(e) && e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY &&
+			    e->primary.phase != PRIMARY_LOST) {
+				ft_err_set(&err, EBUSY, "hello: the guest has a standby already");
+				engine_refuse(e, conn->link, &err);
+				engine_drop(e, conn);
+				ft__hello__free_unpacked(hello, NULL);
+				return;
+			}
+			promote(e, conn, CONN_DATA);
+		}
+		e->conns[CONN_DATA].greeted = true;
+		if (is_standby(e)) {
+			/* A new data connection starts a conversation; heartbeats follow on one of their own. */
+			engine_drop(e, &e->conns[CONN_BEAT]);
+			standby_peer_hello(e, hello);
+			if (!dialed)
+				engine_hello(e, engine_data(e), false);
+		} else {
+			if (!dialed) {
+				engine_hello(e, engine_data(e), false);
+				primary_offered(e);
+			}
+			primary_peer_hello(e, hello);
+		}
+		if (dialed && engine_data(e))
+			e->env->dial(e->env_ctx, true);
+	}
+	ft__hello__free_unpacked(hello, NULL);
+}
+
+static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
+{
+	Ft__Beat *beat = ft__beat__unpack(NULL, msg->body_len, msg->body);
+
+	if (!beat)
+		return;
+	/* Known silence of the peer is counted as heard in advance; bounded, for the peer may be wrong about itself. */
+	ft_detector_heard(&e->detector, engine_now(e) + (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
+	ft__beat__free_unpacked(beat, NULL);
+}
+
+static void on_message(void *ctx, const struct ft_msg *msg)
+{
+	struct engine_conn *conn = ctx;
+	struct ft_engine *e = conn->e;
+	struct ft_err err = {0};
+
+	if (msg->type == FT_MSG_HELLO && !conn->greeted) {
+		on_hello(conn, msg);
+		return;
+	}
+	if (msg->type == FT_MSG_REFUSE && (conn->dialed || conn->greeted)) {
+		Ft__Refuse *refuse = ft__refuse__unpack(NULL, msg->body_len, msg->body);
+
+		if (refuse) {
+			if (is_standby(e))
+				standby_link_closed(e, conn == &e->conns[CONN_DATA], refuse->what);
+			else
+				primary_refused(e, refuse);
+			ft__refuse__free_unpacked(refuse, NULL);
+		}
+		return;
+	}
+	if (!conn->greeted) {
+		ft_err_set(&err, EPROTO, "%s before HELLO", ft_msg_name(msg->type));
+		engine_refuse(e, conn->link, &err);
+		engine_drop(e, conn);
+		return;
+	}
+	/* A sign of life is one wherever it arrives; but never one that shortens what patience granted. */
+	if (engine_now(e) > e->detector.heard_ns)
+		ft_detector_heard(&e->detector, engine_now(e));
+	if (msg->type == FT_MSG_BEAT)
+		on_beat(e, msg);
+	else if (conn != &e->conns[CONN_DATA])
+		ft_debug("%s: %s on the heartbeat connection: ignored", e->config.name, ft_msg_name(msg->type));
+	else if (is_standby(e))
+		standby_message(e, msg);
+	else
+		primary_message(e, msg);
+}
+
+static void on_writable(void *ctx)
+{
+	struct engine_conn *conn = ctx;
+
+	if (conn == &conn->e->conns[CONN_DATA] && !is_standby(conn->e))
+		primary_writable(conn->e);
+}
+
+static void on_closed(void *ctx, const struct ft_err *why)
+{
+	struct engine_conn *conn = ctx;
+	struct ft_engine *e = conn->e;
+	bool data = conn == &e->conns[CONN_DATA], beat = conn == &e->conns[CONN_BEAT];
+
+	ft_debug("%s: connection to %s closed: %s", e->config.name, conn->link->peer, why->text);
+	engine_drop(e, conn);
+	if (!data && !beat)
+		return;
+	if (is_standby(e))
+		standby_link_closed(e, data, why->text);
+	else if (data)
+		primary_peer_lost(e, why->text);
+	else if (e->conns[CONN_BEAT].dialed && engine_data(e))
+		e->env->dial(e->env_ctx, true); /* a new heartbeat connection; silence tells if that fails too */
+	ft_engine_tick(e);
+}
+
+static void adopt(struct ft_engine *e, unsigned slot, struct ft_link *link, bool dialed)
+{
+	struct engine_conn *conn = &e->conns[slot];
+
+	assert(!conn->link);
+	conn->link = link;
+	conn->dialed = dialed;
+	conn->greeted = false;
+	conn->since_ns = engine_now(e);
+	link->events = (struct ft_link_events){.message = on_message, .writable = on_writable, .closed = on_closed, .ctx = conn};
+}
+
+void ft_engine_accepted(struct ft_engine *e, struct ft_link *link)
+{
+	for (unsigned i = CONN_STRANGER; i < ENGINE_CONNS; i++) {
+		if (e->conns[i].link)
+			continue;
+		adopt(e, i, link, false);
+		return;
+	}
+	ft_warn("%s: refused %s: %d connections have not said who they are yet", e->config.name, link->peer, ENGINE_STRANGERS);
+	link->ops->close(link);
+}
+
+void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link, const struct ft_err *err)
+{
+	unsigned slot = heartbeat ? CONN_BEAT : CONN_DATA;
+
+	if (!link) {
+		if (heartbeat) {
+			ft_warn("%s: heartbeat connection: %s", e->config.name, err->text);
+			if (engine_data(e) && !is_standby(e))
+				primary_peer_lost(e, err->text);
+		} else if (is_standby(e)) {
+			e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+		} else {
+			struct ft_err copy = *err;
+
+			primary_refused(e, &(Ft__Refuse){.what = copy.text, .code = (uint32_t)copy.code});
+		}
+		ft_engine_tick(e);
+		return;
+	}
+	engine_drop(e, &e->conns[slot]);
+	adopt(e, slot, link, true);
+	engine_hello(e, link, heartbeat);
+	if (!heartbeat && !is_standby(e))
+		primary_dialed(e);
+	ft_engine_tick(e);
+}
+
+/* ---- time ---- */
+
+void engine_watch(struct ft_engine *e, bool on)
+{
+	if (on && !e->watching)
+		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms, e->config.takeover_ms);
+	e->watching = on;
+}
+
+static void send_beat(struct ft_engine *e, unsigned patience_ms)
+{
+	Ft__Beat beat = FT__BEAT__INIT;
+
+	beat.sent_ns = engine_now(e);
+	beat.patience_ms = patience_ms;
+	(void)ft_msg_send(engine_beat_link(e), FT_MSG_BEAT, e->generation, e->committed, &beat.base, NULL, 0);
+}
+
+void engine_beat(struct ft_engine *e)
+{
+	if (e->conns[CONN_BEAT].greeted && ft_detector_due(&e->detector, engine_now(e)))
+		send_beat(e, 0);
+}
+
+void engine_ask_patience(struct ft_engine *e, unsigned ms)
+{
+	if (e->conns[CONN_BEAT].greeted)
+		send_beat(e, ms);
+}
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
+{
+	uint64_t wake = UINT64_MAX;
+
+	for (unsigned i = 0; i < ENGINE_CONNS; i++) {
+		struct engine_conn *conn = &e->conns[i];
+		uint64_t until = conn->since_ns + STRANGER_HELLO_MAX_MS * NS_PER_MS;
+
+		if (!conn->link || conn->greeted)
+			continue;
+		if (i >= CONN_STRANGER && now >= until) {
+			ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer, STRANGER_HELLO_MAX_MS);
+			engine_drop(e, conn);
+		} else if (i >= CONN_STRANGER) {
+			wake = min_u64(wake, until);
+		}
+	}
+	return wake;
+}
+
+void ft_engine_tick(struct ft_engine *e)
+{
+	uint64_t now = engine_now(e), wake = tick_strangers(e, now);
+
+	if (e->stopped)
+		return;
+	if (e->conns[CONN_BEAT].greeted) {
+		engine_beat(e);
+		wake = min_u64(wake, ft_detector_wake(&e->detector));
+	}
+	if (e->watching && ft_detector_suspect(&e->detector, now)) {
+		char why[64];
+
+		snprintf(why, sizeof why, "silent for %u ms", e->config.takeover_ms);
+		if (is_standby(e)) {
+			engine_hang_up(e);
+			standby_link_closed(e, true, why);
+		} else {
+			primary_peer_lost(e, why);
+		}
+	}
+	if (e->untap_ns && now >= e->untap_ns) {
+		struct ft_err err = {0};
+
+		e->untap_ns = 0;
+		if (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY) {
+			if (e->env->taps_out(e->env_ctx, &err))
+				engine_note_error(e, &err);
+			e->primary.taps_in = false;
+		}
+	} else if (e->untap_ns) {
+		wake = min_u64(wake, e->untap_ns);
+	}
+	if (e->watching)
+		wake = min_u64(wake, ft_detector_wake(&e->detector));
+	wake = min_u64(wake, is_standby(e) ? standby_tick(e, now) : primary_tick(e, now));
+	e->env->wake_at(e->env_ctx, wake);
+}
+
+/* ---- life ---- */
+
+int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env, void *env_ctx, struct ft_arbiter *arbiter,
+		  struct ft_engine **out, struct ft_err *err)
+{
+	struct ft_engine *e = calloc(1, sizeof *e);
+	int rc;
+
+	if (!e)
+		return ft_err_set(err, ENOMEM, "engine: out of memory");
+	e->config = *config;
+	e->env = env;
+	e->env_ctx = env_ctx;
+	e->arbiter = arbiter;
+	e->generation = config->generation;
+	e->arbiter_state = "unused";
+	e->epoch = 1;
+	e->state.now = FT_STARTING;
+	for (unsigned i = 0; i < ENGINE_CONNS; i++)
+		e->conns[i].e = e;
+	ft_detector_start(&e->detector, engine_now(e), config->heartbeat_ms, config->takeover_ms);
+	rc = standby_init(e, err);
+	if (!rc)
+		rc = primary_init(e, err);
+	if (rc) {
+		ft_engine_free(e);
+		return rc;
+	}
+	*out = e;
+	return 0;
+}
+
+void ft_engine_free(struct ft_engine *e)
+{
+	if (!e)
+		return;
+	for (unsigned i = 0; i < ENGINE_CONNS; i++)
+		engine_drop(e, &e->conns[i]);
+	primary_free(e);
+	standby_free(e);
+	free(e);
+}
+
+void ft_engine_start_solo(struct ft_engine *e, struct vmm *vmm)
+{
+	e->vmm = vmm;
+	ft_overhead_start(&e->overhead, engine_now(e));
+	engine_set_state(e, FT_SOLO, "guest runs, unprotected");
+}
+
+void ft_engine_start_standby(struct ft_engine *e)
+{
+	engine_set_state(e, FT_STANDBY, "waiting for a primary");
+	ft_engine_tick(e);
+}
+
+void ft_engine_set_vmm(struct ft_engine *e, struct vmm *vmm)
+{
+	e->vmm = vmm;
+}
+
+struct tap_chain *ft_engine_chain(struct ft_engine *e)
+{
+	return &e->chain;
+}
+
+void engine_fence(struct ft_engine *e, const char *why)
+{
+	struct ft_err err = {.code = EPERM};
+
+	snprintf(err.text, sizeof err.text, "fenced: %s", why);
+	/* Nothing of what is held may ever leave: the other side's history is the guest's history now. */
+	tap_chain_discard(&e->chain);
+	engine_hang_up(e);
+	primary_abort_checkpoint(e, why);
+	e->primary.phase = PRIMARY_IDLE;
+	e->primary.tracking = e->primary.taps_in = false;
+	e->untap_ns = 0;
+	e->env->vm_end(e->env_ctx);
+	engine_set_state(e, FT_FENCED, "%s", why);
+	done_call(&e->primary.protect_done, &err, 0);
+	done_call(&e->primary.switch_done, &err, 0);
+	done_call(&e->primary.verify_done, &err, 0);
+}
+
+void ft_engine_stop(struct ft_engine *e, const char *why)
+{
+	struct ft_err err = {.code = ECANCELED};
+
+	snprintf(err.text, sizeof err.text, "stopped: %s", why);
+	if (!is_standby(e) && engine_data(e)) {
+		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
+		engine_data(e)->ops->drain(engine_data(e), 200);
+	}
+	if (!is_standby(e) && e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_LOST && e->state.now != FT_FENCED)
+		primary_end(e, false, why);
+	engine_hang_up(e);
+	done_call(&e->primary.protect_done, &err, 0);
+	done_call(&e->standby.failover_done, &err, 0);
+	if (e->state.now != FT_STOPPED && e->state.now != FT_FAILED)
+		engine_set_state(e, FT_STOPPED, "%s", why);
+	e->stopped = true;
+}
+
+void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
+{
+	uint64_t now = engine_now(e);
+
+	memset(s, 0, sizeof *s);
+	s->state = e->state.now;
+	s->reason = e->state.reason;
+	s->state_since_ns = e->state.since_ns;
+	s->is_primary = !is_standby(e);
+	s->waiting_for_decision = e->primary.phase == PRIMARY_LOST || e->standby.suspicious;
+	s->epoch_open = is_standby(e) ? e->standby.stage.epoch : e->epoch;
+	s->epoch_committed = is_standby(e) ? e->standby.committed : e->committed;
+	s->generation = e->generation;
+	ft_series_figure(&e->pause_us, &s->pause_us);
+	ft_series_figure(&e->commit_us, &s->commit_us);
+	ft_series_figure(&e->dirty_pages, &s->dirty_pages);
+	s->bytes_raw = e->bytes_raw;
+	s->bytes_sent = e->bytes_sent + (engine_data(e) ? engine_data(e)->ops->bytes_sent(engine_data(e)) : 0);
+	s->checkpoints = e->checkpoints;
+	s->checkpoints_failed = e->checkpoints_failed;
+	tap_chain_stats(&e->chain, &s->taps);
+	s->overhead = ft_overhead_share(&e->overhead, now);
+	s->rounds = e->primary.round.rounds;
+	s->peer = engine_data(e) ? engine_data(e)->peer : "";
+	s->arbiter_state = e->arbiter_state;
+	s->last_error = e->last_error;
+}

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine's inside, shared by its files and nobody else. */
+#ifndef FT_ENGINE_INTERNAL_H
+#define FT_ENGINE_INTERNAL_H
+
+#include "ft/detector.h"
+#include "ft/engine.h"
+
+#define NS_PER_MS 1000000ull
+#define NS_PER_S  1000000000ull
+
+/* Deadlines and bounds of the engine's own waits. */
+#define FT_SETUP_MAX_MS	    10000 /* HELLO to READY: includes starting a QEMU */
+#define FT_ACK_MAX_MS	    10000 /* END to ACK */
+#define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
+#define FT_HANDOVER_MAX_MS  10000
+#define FT_FULL_DRAIN_MAX_MS 5000 /* one staging buffer onto the wire while the guest is held */
+#define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
+#define FT_PASS_SETTLE_MS   300	  /* after a takeover the taps pass through this long before they are taken out */
+#define FT_ROUND_BATCH	    32	  /* pages read at a time in async rounds */
+#define FT_FRAMES_PER_TURN  16	  /* async rounds: then other events get their turn */
+#define FT_CHECKPOINT_TRIES 3	  /* failures in a row that end protection */
+#define FT_DONE_MAX	    8	  /* operators waiting for a checkpoint */
+
+/* What the primary is doing with its peer. */
+enum primary_phase {
+	PRIMARY_IDLE,	   /* no protection wanted */
+	PRIMARY_DIALING,   /* data connection */
+	PRIMARY_HELLO,	   /* waiting for the peer's HELLO */
+	PRIMARY_SETUP,	   /* waiting for READY and for the heartbeat connection */
+	PRIMARY_ROUNDS,	   /* async rounds */
+	PRIMARY_RUNNING,   /* sync: checkpoints */
+	PRIMARY_HANDING,   /* planned switch: handed over, waiting for HANDED */
+	PRIMARY_LOST,	   /* peer lost, outputs held, no grant yet */
+	PRIMARY_RETRY	   /* solo, protection wanted again: waiting for the next dial */
+};
+
+enum ship_phase { SHIP_IDLE, SHIP_PAGES, SHIP_STATE, SHIP_EVENTS, SHIP_END, SHIP_WAIT_ACK };
+
+struct ft_done {
+	ft_done_fn *fn;
+	void *ctx;
+};
+
+struct ft_ship {
+	enum ship_phase phase;
+	uint64_t epoch;
+	bool begun, trial, digest, handover;
+	size_t page_at, state_at;
+	uint64_t event_epoch; /* which epoch's records are being exported */
+	struct tap_chain_cursor event_cursor;
+	uint64_t pages_bytes, events_bytes;
+	uint64_t started_ns, deadline_ns, pages;
+	uint64_t raw_bytes;
+};
+
+struct ft_primary {
+	enum primary_phase phase;
+	uint64_t deadline_ns; /* of the phase, 0 = none */
+	bool taps_in, tracking, auto_retry;
+	uint64_t session;
+	uint64_t acked_session_epoch; /* committed by the standby of this session */
+	struct ft_bitmap pending;  /* pages that the standby does not have yet */
+	struct ft_bitmap overflow; /* pages of the checkpoint in flight that left staging while the guest was held */
+	struct vmm_capture capture;
+	struct ft_codec *codec;
+	uint8_t *batch;		   /* FT_ROUND_BATCH pages */
+	uint64_t batch_pfns[FT_ROUND_BATCH];
+	/* rounds */
+	uint64_t round_at;	   /* next page of the bitmap to look at */
+	struct ft_round round;
+	uint64_t round_started_ns, round_bytes_start, round_pages;
+	/* running */
+	struct ft_ship ship;
+	uint64_t resumed_ns, last_pause_ns, output_ns;
+	bool pressure, requested, want_digest, want_switch;
+	bool stopped;	       /* the guest stands still for a planned switch */
+	bool vm_dead;	       /* the VM died under protection: only the hand-over is left to do */
+	unsigned failures;     /* checkpoints in a row */
+	bool sync_claimed;     /* the arbiter was asked to record that the standby is in sync */
+	uint64_t digest; /* ours, of the checkpoint in flight */
+	bool first_commit_done;
+	struct ft_done waiting[FT_DONE_MAX]; /* for the next checkpoint that starts */
+	struct ft_done in_flight[FT_DONE_MAX];
+	struct ft_done protect_done, verify_done, switch_done;
+};
+
+struct ft_stage {
+	uint64_t epoch; /* being received, 0 = none */
+	struct ft_spool pages, events[2];
+	unsigned staging; /* which of events[]/state[] is being staged; the other one is committed */
+	uint8_t *state[2];
+	size_t state_len[2];
+	uint64_t generation;
+};
+
+struct ft_standby {
+	bool armed;
+	uint64_t session;
+	uint64_t committed; /* epoch, 0 = nothing yet */
+	uint64_t primary_generation;
+	char primary_host[FT_HOST_ID_MAX];
+	struct ft_stage stage;
+	uint8_t *scratch; /* one record of the spools */
+	size_t scratch_max;
+	uint64_t unlinked_ns; /* since when the data connection is gone, 0 = it is there */
+	bool suspicious;      /* takeover wanted, not granted (yet) */
+	uint64_t retry_ns;
+	bool handover;	      /* takeover by agreement */
+	bool offering;	      /* after a planned switch: looks for the new primary by itself */
+	struct ft_done failover_done;
+};
+
+/* Connections: one for data, one for heartbeats, and some that have not said HELLO yet. */
+#define ENGINE_STRANGERS   4
+#define ENGINE_CONNS	   (2 + ENGINE_STRANGERS)
+#define STRANGER_HELLO_MAX_MS 5000
+enum { CONN_DATA, CONN_BEAT, CONN_STRANGER };
+struct engine_conn {
+	struct ft_engine *e;
+	struct ft_link *link; /* NULL: slot is free */
+	uint64_t since_ns;
+	bool dialed;	      /* we connected, not they */
+	bool greeted;	      /* their HELLO was good */
+};
+
+struct ft_engine {
+	struct ft_engine_config config;
+	const struct ft_env_ops *env;
+	void *env_ctx;
+	struct ft_arbiter *arbiter;
+	struct vmm *vmm;
+	struct tap_chain chain;
+	struct ft_state_var state;
+	uint64_t generation;
+	uint64_t epoch; /* open; counts on across sessions */
+	uint64_t committed;
+
+	struct engine_conn conns[ENGINE_CONNS];
+	struct ft_detector detector;
+	bool watching; /* the detector counts */
+	bool asking;   /* an arbiter request is out */
+	const char *arbiter_state;
+	char peer_host[FT_HOST_ID_MAX];
+	uint64_t untap_ns; /* when to take the taps out after a takeover, 0 = no */
+
+	struct ft_primary primary;
+	struct ft_standby standby;
+
+	struct ft_series pause_us, commit_us, dirty_pages;
+	struct ft_overhead overhead;
+	uint64_t bytes_raw, bytes_sent, checkpoints, checkpoints_failed;
+	char last_error[FT_ERR_TEXT_MAX];
+	bool stopped;
+};
+
+/* engine.c */
+uint64_t engine_now(struct ft_engine *e);
+void engine_set_state(struct ft_engine *e, enum ft_state to, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void engine_note_error(struct ft_engine *e, const struct ft_err *err);
+/* Closes both links; the peer sees end of file. */
+void engine_hang_up(struct ft_engine *e);
+int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body, const uint8_t *payload, uint32_t len);
+/* Sends REFUSE and closes that link. */
+void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_err *err);
+void engine_hello(struct ft_engine *e, struct ft_link *link, bool heartbeat);
+struct ft_link *engine_data(struct ft_engine *e); /* NULL when there is none */
+struct ft_link *engine_beat_link(struct ft_engine *e);
+void engine_drop(struct ft_engine *e, struct engine_conn *conn);
+/* Sends a heartbeat if one is due: also from inside long work. */
+void engine_beat(struct ft_engine *e);
+/* Tells the peer not to suspect us for the next `ms`: something long and known is about to happen. */
+void engine_ask_patience(struct ft_engine *e, unsigned ms);
+void engine_watch(struct ft_engine *e, bool on);
+void engine_fence(struct ft_engine *e, const char *why);
+void done_call(struct ft_done *done, const struct ft_err *err, uint64_t value);
+bool done_set(struct ft_done *done, ft_done_fn *fn, void *ctx);
+
+/* arbitration.c: both answer through engine state */
+void arbitrate_primary_lost_peer(struct ft_engine *e);
+void arbitrate_standby_takeover(struct ft_engine *e);
+/* The primary claims its generation when protection starts; then primary_claimed(). */
+void arbitrate_claim(struct ft_engine *e);
+/* Records that the standby is in sync; then primary_in_sync(). */
+void arbitrate_in_sync(struct ft_engine *e);
+
+/* primary.c */
+int primary_init(struct ft_engine *e, struct ft_err *err);
+void primary_free(struct ft_engine *e);
+void primary_start_dial(struct ft_engine *e);
+void primary_dialed(struct ft_engine *e);
+void primary_offered(struct ft_engine *e); /* a standby connected and offers itself */
+void primary_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
+void primary_message(struct ft_engine *e, const struct ft_msg *msg);
+void primary_writable(struct ft_engine *e);
+void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse);
+void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why);
+void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why);
+/* The peer is gone or unusable. */
+void primary_peer_lost(struct ft_engine *e, const char *why);
+/* Ends protection here: taps out, tracker off, links closed. The guest runs on, everything held is let go. */
+void primary_end(struct ft_engine *e, bool retry, const char *why);
+uint64_t primary_tick(struct ft_engine *e, uint64_t now);
+void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
+void primary_committed(struct ft_engine *e, uint64_t epoch);
+/* The capture in flight will not arrive: its pages stay owed. */
+void primary_abort_checkpoint(struct ft_engine *e, const char *why);
+
+/* ship.c */
+void ship_start(struct ft_engine *e, uint64_t epoch);
+/* Goes on until the link is full or all is sent. 0, or -errno: the link is dead. */
+int ship_continue(struct ft_engine *e);
+/* vmm_hold_hooks.full: what is in staging goes out while the guest is held. */
+int ship_full(void *ctx, struct vmm_capture *capture);
+
+/* standby.c */
+int standby_init(struct ft_engine *e, struct ft_err *err);
+void standby_free(struct ft_engine *e);
+void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
+void standby_message(struct ft_engine *e, const struct ft_msg *msg);
+void standby_link_closed(struct ft_engine *e, bool data, const char *why);
+uint64_t standby_tick(struct ft_engine *e, uint64_t now);
+/* Forgets the session: VM disarmed, nothing committed. */
+void standby_reset(struct ft_engine *e);
+/* Walks the committed records; fn returns 0 to go on. */
+int standby_each_event(struct ft_engine *e, struct ft_spool *spool, int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
+		       struct ft_err *err);
+
+/* takeover.c */
+/* The grant is ours: make the guest run. */
+void takeover_run(struct ft_engine *e, uint64_t generation);
+void takeover_refused(struct ft_engine *e, const char *why);
+int switch_start(struct ft_engine *e, struct ft_err *err);
+void switch_acked(struct ft_engine *e);
+void switch_handed(struct ft_engine *e, uint64_t generation);
+
+#endif

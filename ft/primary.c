@@ -1,0 +1,634 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Protection, the side where the guest runs: set-up with the peer, checkpoints in sync mode, and the end of protection in all its forms. The
+ * async rounds that come first are in rounds.c, a checkpoint's way over the wire is in ship.c. */
+#include "ft/engine_internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "ft/log.h"
+
+static void *map_buffer(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void unmap_buffer(void *p, size_t bytes)
+{
+	if (p)
+		munmap(p, bytes);
+}
+
+int primary_init(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+
+	/* Mapped, not touched: an unprotected guest pays nothing for buffers it does not use. */
+	p->capture.pages_max = e->config.staging_bytes / VMM_PAGE_BYTES;
+	p->capture.pages = map_buffer(p->capture.pages_max * VMM_PAGE_BYTES);
+	p->capture.pfns = map_buffer(p->capture.pages_max * sizeof *p->capture.pfns);
+	p->capture.state = map_buffer(VMM_STATE_BYTES_MAX);
+	p->batch = map_buffer(FT_ROUND_BATCH * VMM_PAGE_BYTES);
+	if (!p->capture.pages || !p->capture.pfns || !p->capture.state || !p->batch)
+		return ft_err_set(err, ENOMEM, "staging: cannot map %zu bytes", e->config.staging_bytes);
+	return 0;
+}
+
+static void free_session(struct ft_engine *e)
+{
+	ft_bitmap_free(&e->primary.pending);
+	ft_bitmap_free(&e->primary.overflow);
+	ft_codec_free(e->primary.codec);
+	e->primary.codec = NULL;
+}
+
+void primary_free(struct ft_engine *e)
+{
+	struct ft_primary *p = &e->primary;
+
+	free_session(e);
+	unmap_buffer(p->capture.pages, p->capture.pages_max * VMM_PAGE_BYTES);
+	unmap_buffer(p->capture.pfns, p->capture.pages_max * sizeof *p->capture.pfns);
+	unmap_buffer(p->capture.state, VMM_STATE_BYTES_MAX);
+	unmap_buffer(p->batch, FT_ROUND_BATCH * VMM_PAGE_BYTES);
+}
+
+static void set_phase(struct ft_engine *e, enum primary_phase phase, unsigned deadline_ms)
+{
+	e->primary.phase = phase;
+	e->primary.deadline_ns = deadline_ms ? engine_now(e) + deadline_ms * NS_PER_MS : 0;
+}
+
+/* ---- set-up ---- */
+
+void primary_start_dial(struct ft_engine *e)
+{
+	set_phase(e, PRIMARY_DIALING, FT_SETUP_MAX_MS);
+	e->env->dial(e->env_ctx, false);
+}
+
+int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+{
+	int rc;
+
+	if (e->state.now != FT_SOLO)
+		return ft_err_set(err, EBUSY, "protect: the guest is %s", ft_state_name(e->state.now));
+	if (e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY)
+		return ft_err_set(err, EALREADY, "protect: already on the way");
+	rc = vmm_check(e->vmm, err);
+	if (rc)
+		return ft_err_context(err, "protect");
+	done_set(&e->primary.protect_done, done, ctx);
+	e->primary.auto_retry = false;
+	engine_set_state(e, FT_SYNCING, "connecting to the standby");
+	primary_start_dial(e);
+	ft_engine_tick(e);
+	return 0;
+}
+
+void primary_dialed(struct ft_engine *e)
+{
+	if (e->primary.phase == PRIMARY_DIALING)
+		set_phase(e, PRIMARY_HELLO, FT_SETUP_MAX_MS);
+}
+
+void primary_offered(struct ft_engine *e)
+{
+	/* A returning peer: what this host wanted before, it wants now, without being told again. */
+	e->primary.auto_retry = true;
+	if (e->primary.phase != PRIMARY_LOST)
+		set_phase(e, PRIMARY_HELLO, FT_SETUP_MAX_MS);
+}
+
+static int send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
+{
+	Ft__Setup setup = FT__SETUP__INIT;
+	int rc = e->env->describe(e->env_ctx, &setup, err);
+
+	if (rc)
+		return rc;
+	setup.session = e->primary.session;
+	setup.resume = resume;
+	setup.heartbeat_ms = e->config.heartbeat_ms;
+	setup.takeover_ms = e->config.takeover_ms;
+	if (engine_send(e, FT_MSG_SETUP, 0, &setup.base, NULL, 0))
+		return ft_err_set(err, EPIPE, "set-up: cannot send to %s", e->peer_host);
+	return 0;
+}
+
+static void setup_failed(struct ft_engine *e, const struct ft_err *err)
+{
+	struct ft_err copy = *err;
+
+	engine_note_error(e, &copy);
+	primary_end(e, e->primary.auto_retry, copy.text);
+}
+
+/* The peer still has this session's image and its last checkpoint, and nobody was granted anything: go on as if nothing had been. */
+static bool can_resume(struct ft_engine *e, const Ft__Hello *hello)
+{
+	const struct ft_primary *p = &e->primary;
+
+	return p->phase == PRIMARY_LOST && p->session && hello->session == p->session && p->first_commit_done &&
+	       (hello->committed == e->committed || (p->ship.phase != SHIP_IDLE && hello->committed == p->ship.epoch));
+}
+
+void primary_peer_hello(struct ft_engine *e, const Ft__Hello *hello)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	if (can_resume(e, hello)) {
+		/* It had acknowledged what was in flight, the answer was lost. */
+		if (p->ship.phase != SHIP_IDLE && hello->committed == p->ship.epoch)
+			primary_committed(e, hello->committed);
+		else
+			primary_abort_checkpoint(e, "connection lost");
+		set_phase(e, PRIMARY_SETUP, FT_SETUP_MAX_MS);
+		if (send_setup(e, true, &err))
+			primary_peer_lost(e, err.text);
+		return;
+	}
+	if (p->phase == PRIMARY_LOST) {
+		/* It is alive, runs nothing and holds nothing: there is no other history of the guest than ours. */
+		if (!hello->runs && hello->session != p->session) {
+			ft_info("%s: the peer came back empty", e->config.name);
+			e->generation++;
+			e->env->generation(e->env_ctx, e->generation);
+			primary_end(e, p->auto_retry, "the peer came back empty: goes on alone");
+		}
+		return;
+	}
+	if (p->phase != PRIMARY_HELLO)
+		return;
+	if (e->state.now == FT_SOLO)
+		engine_set_state(e, FT_SYNCING, "the peer is back");
+	arbitrate_claim(e);
+}
+
+void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why)
+{
+	struct ft_err err = {0};
+
+	if (e->primary.phase != PRIMARY_HELLO)
+		return;
+	if (answer != FT_ARBITER_GRANTED) {
+		ft_err_set(&err, EAGAIN, "arbiter %s: %s: %s", e->arbiter->ops->type,
+			   answer == FT_ARBITER_LOST ? "the guest belongs to another host" : "unreachable", why);
+		setup_failed(e, &err);
+		return;
+	}
+	do
+		e->primary.session = e->env->random(e->env_ctx);
+	while (!e->primary.session);
+	set_phase(e, PRIMARY_SETUP, FT_SETUP_MAX_MS);
+	if (send_setup(e, false, &err))
+		setup_failed(e, &err);
+}
+
+static int begin_rounds(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+	struct vmm_info info;
+	int rc;
+
+	vmm_info(e->vmm, &info);
+	free_session(e);
+	p->codec = ft_codec_new(info.ram_bytes / VMM_PAGE_BYTES, e->config.delta_base_bytes);
+	if (!p->codec || ft_bitmap_init(&p->pending, info.ram_bytes / VMM_PAGE_BYTES) ||
+	    ft_bitmap_init(&p->overflow, info.ram_bytes / VMM_PAGE_BYTES))
+		return ft_err_set(err, ENOMEM, "protect: out of memory");
+	if (!p->taps_in) {
+		rc = e->env->taps_in(e->env_ctx, err);
+		if (rc)
+			return ft_err_context(err, "taps");
+		p->taps_in = true;
+	}
+	e->untap_ns = 0;
+	/* Marked first, so that a write between the two is never forgotten. */
+	e->env->disks_all_behind(e->env_ctx);
+	tap_chain_set_mode(&e->chain, TAP_TRACK);
+	rc = vmm_track_start(e->vmm, err);
+	if (rc)
+		return ft_err_context(err, "tracker");
+	p->tracking = true;
+	ft_bitmap_set_all(&p->pending);
+	p->first_commit_done = p->sync_claimed = false;
+	p->failures = 0;
+	memset(&p->round, 0, sizeof p->round);
+	memset(&p->ship, 0, sizeof p->ship);
+	p->round_at = 0;
+	p->round_started_ns = engine_now(e);
+	e->committed = e->epoch - 1;
+	ft_overhead_start(&e->overhead, engine_now(e));
+	return 0;
+}
+
+static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
+{
+	struct ft_err err = {0};
+
+	if (e->primary.phase != PRIMARY_SETUP)
+		return;
+	if (e->primary.first_commit_done && ready->committed) {
+		set_phase(e, PRIMARY_RUNNING, 0);
+		engine_watch(e, true);
+		engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
+		return;
+	}
+	if (begin_rounds(e, &err)) {
+		setup_failed(e, &err);
+		return;
+	}
+	set_phase(e, PRIMARY_ROUNDS, 0);
+	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
+	primary_writable(e);
+}
+
+/* ---- checkpoints ---- */
+
+struct hold {
+	struct ft_engine *e;
+	struct ft_err err;
+	int rc;
+	bool closed;
+};
+
+static void on_stopped(void *ctx)
+{
+	struct hold *h = ctx;
+
+	h->rc = tap_chain_close_epoch(&h->e->chain, h->e->epoch, &h->err);
+	h->closed = true;
+}
+
+static int on_full(void *ctx, struct vmm_capture *capture)
+{
+	struct hold *h = ctx;
+
+	return ship_full(h->e, capture);
+}
+
+void primary_abort_checkpoint(struct ft_engine *e, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {.code = EIO};
+
+	if (p->codec)
+		ft_codec_abort(p->codec);
+	memset(&p->ship, 0, sizeof p->ship);
+	snprintf(err.text, sizeof err.text, "checkpoint: %s", why);
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		done_call(&p->in_flight[i], &err, 0);
+	done_call(&p->verify_done, &err, 0);
+}
+
+static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err copy = *err;
+
+	e->checkpoints_failed++;
+	if (closed)
+		e->epoch++; /* its outputs stay held and go with the next checkpoint */
+	ft_err_context(&copy, "checkpoint %llu", (unsigned long long)e->epoch);
+	engine_note_error(e, &copy);
+	primary_abort_checkpoint(e, copy.text);
+	if (++p->failures >= FT_CHECKPOINT_TRIES && !p->vm_dead)
+		primary_peer_lost(e, "checkpoints keep failing");
+}
+
+static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
+{
+	struct ft_primary *p = &e->primary;
+	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .ctx = hold};
+	int rc;
+
+	/* A failed checkpoint that used it left bits: those pages are pending again, so a clean start is right. */
+	if (p->overflow.count)
+		ft_bitmap_clear_all(&p->overflow);
+	memset(&p->ship, 0, sizeof p->ship);
+	p->capture.pages_n = 0;
+	e->env->firing(e->env_ctx, true);
+	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
+	e->env->firing(e->env_ctx, false);
+	return rc ? rc : hold->rc;
+}
+
+static void take_digest(struct ft_engine *e, struct hold *hold)
+{
+	struct vmm_info info;
+
+	vmm_info(e->vmm, &info);
+	/* 1 GiB takes 0.3 s here; say so before, or a careful standby takes over. */
+	engine_ask_patience(e, (unsigned)(1000 + info.ram_bytes / (1u << 20)));
+	hold->rc = vmm_ram_digest(e->vmm, &e->primary.digest, &hold->err);
+	if (vmm_cont(e->vmm, hold->rc ? NULL : &hold->err))
+		hold->rc = -EIO;
+}
+
+void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
+{
+	struct ft_primary *p = &e->primary;
+	struct hold hold = {.e = e};
+	uint64_t started = engine_now(e);
+	bool digest = p->want_digest && !keep_stopped;
+	int rc;
+
+	assert(p->ship.phase == SHIP_IDLE);
+	p->output_ns = 0;
+	p->pressure = p->requested = p->want_digest = false;
+	memcpy(p->in_flight, p->waiting, sizeof p->in_flight);
+	memset(p->waiting, 0, sizeof p->waiting);
+	rc = capture(e, keep_stopped || digest, &hold);
+	if (!rc && digest) {
+		take_digest(e, &hold);
+		rc = hold.rc;
+	}
+	p->resumed_ns = engine_now(e);
+	if (rc) {
+		checkpoint_failed(e, hold.closed, &hold.err);
+		return;
+	}
+	p->last_pause_ns = p->capture.pause_ns;
+	p->failures = 0;
+	p->ship.started_ns = started;
+	p->ship.trial = !p->first_commit_done;
+	p->ship.digest = digest;
+	p->ship.handover = keep_stopped;
+	ft_overhead_add(&e->overhead, p->resumed_ns, p->last_pause_ns);
+	ft_series_add(&e->pause_us, p->last_pause_ns / 1000);
+	ship_start(e, e->epoch);
+	ft_series_add(&e->dirty_pages, p->ship.pages);
+	e->epoch++;
+	rc = ship_continue(e);
+	if (rc)
+		primary_peer_lost(e, "cannot send");
+}
+
+/* What the standby has is no longer owed. No harvest happened since the capture: one checkpoint is in flight at most. */
+static void forget_owed(struct ft_primary *p)
+{
+	if (p->overflow.count) {
+		for (uint64_t i = ft_bitmap_next(&p->overflow, 0); i < p->overflow.bits; i = ft_bitmap_next(&p->overflow, i + 1))
+			ft_bitmap_clear(&p->pending, i);
+	}
+	for (size_t i = 0; i < p->capture.pages_n; i++)
+		ft_bitmap_clear(&p->pending, p->capture.pfns[i]);
+}
+
+void primary_committed(struct ft_engine *e, uint64_t epoch)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+	bool handover = p->ship.handover;
+
+	forget_owed(p);
+	ft_codec_commit(p->codec, epoch);
+	e->committed = epoch;
+	e->checkpoints++;
+	e->bytes_raw += p->ship.raw_bytes + p->ship.events_bytes;
+	ft_series_add(&e->commit_us, (engine_now(e) - p->ship.started_ns) / 1000);
+	memset(&p->ship, 0, sizeof p->ship);
+	if (handover) {
+		switch_acked(e); /* the standby sends this epoch's outputs: we do not run again */
+		return;
+	}
+	if (!p->first_commit_done) {
+		/* From here on the standby may be granted, so the record must say so before the first output goes. */
+		p->sync_claimed = true;
+		e->env->guard(e->env_ctx, true);
+		arbitrate_in_sync(e);
+		return;
+	}
+	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err))
+		engine_note_error(e, &err);
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		done_call(&p->in_flight[i], NULL, epoch);
+	e->env->changed(e->env_ctx);
+	if (p->vm_dead)
+		switch_acked(e);
+}
+
+void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	if (p->phase != PRIMARY_RUNNING)
+		return;
+	if (answer != FT_ARBITER_GRANTED) {
+		ft_err_set(&err, EAGAIN, "arbiter %s: cannot record that the standby is in sync: %s", e->arbiter->ops->type, why);
+		e->env->guard(e->env_ctx, false);
+		setup_failed(e, &err);
+		return;
+	}
+	p->first_commit_done = true;
+	p->auto_retry = true;
+	engine_watch(e, true);
+	engine_set_state(e, FT_PROTECTED, "standby %s has checkpoint %llu", e->peer_host, (unsigned long long)e->committed);
+	if (tap_chain_release(&e->chain, e->committed, &err))
+		engine_note_error(e, &err);
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		done_call(&p->in_flight[i], NULL, e->committed);
+	done_call(&p->protect_done, NULL, e->committed);
+}
+
+static void on_ack(struct ft_engine *e, const struct ft_msg *msg)
+{
+	struct ft_ship *s = &e->primary.ship;
+
+	/* Late acknowledgements of a lost session or an aborted epoch are no news. */
+	if (s->phase != SHIP_WAIT_ACK || msg->epoch != s->epoch || msg->generation != e->generation) {
+		ft_debug("%s: ACK of epoch %llu ignored", e->config.name, (unsigned long long)msg->epoch);
+		return;
+	}
+	primary_committed(e, msg->epoch);
+}
+
+static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
+{
+	Ft__Digest *digest = ft__digest__unpack(NULL, msg->body_len, msg->body);
+	struct ft_err err = {0};
+
+	if (!digest)
+		return;
+	if (digest->value == e->primary.digest) {
+		done_call(&e->primary.verify_done, NULL, digest->value);
+	} else {
+		ft_err_set(&err, EBADMSG, "verify: epoch %llu: the standby's image differs: %016llx here, %016llx there",
+			   (unsigned long long)msg->epoch, (unsigned long long)e->primary.digest, (unsigned long long)digest->value);
+		engine_note_error(e, &err);
+		done_call(&e->primary.verify_done, &err, digest->value);
+	}
+	ft__digest__free_unpacked(digest, NULL);
+}
+
+/* ---- messages, time ---- */
+
+void primary_message(struct ft_engine *e, const struct ft_msg *msg)
+{
+	switch (msg->type) {
+	case FT_MSG_READY: {
+		Ft__Ready *ready = ft__ready__unpack(NULL, msg->body_len, msg->body);
+
+		if (ready) {
+			on_ready(e, ready);
+			ft__ready__free_unpacked(ready, NULL);
+		}
+		break;
+	}
+	case FT_MSG_ACK:
+		on_ack(e, msg);
+		break;
+	case FT_MSG_DIGEST:
+		on_digest(e, msg);
+		break;
+	case FT_MSG_HANDED:
+		if (e->primary.phase == PRIMARY_HANDING)
+			switch_handed(e, msg->generation);
+		break;
+	default:
+		ft_warn("%s: %s from a standby: ignored", e->config.name, ft_msg_name(msg->type));
+	}
+	ft_engine_tick(e);
+}
+
+void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	ft_err_set(&err, refuse->code ? (int)refuse->code : EPROTO, "standby: %s", refuse->what);
+	if (refuse->runs && refuse->generation > e->generation) {
+		engine_fence(e, refuse->what);
+		return;
+	}
+	if (p->phase == PRIMARY_LOST) {
+		/* Asked in vain; again later. */
+		engine_drop(e, &e->conns[CONN_DATA]);
+		p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	} else if (p->phase == PRIMARY_RETRY) {
+		p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	} else if (p->first_commit_done) {
+		engine_note_error(e, &err);
+		primary_peer_lost(e, err.text);
+	} else if (p->phase != PRIMARY_IDLE) {
+		setup_failed(e, &err);
+	}
+}
+
+static bool checkpoint_due(struct ft_engine *e, uint64_t now, uint64_t *wake)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_policy_input in = {
+		.now_ns = now,
+		.resumed_ns = p->resumed_ns,
+		.pause_ns = p->last_pause_ns,
+		.in_flight = p->ship.phase != SHIP_IDLE,
+		.output_ns = p->output_ns,
+		.pressure = p->pressure,
+		.requested = p->requested || p->want_digest,
+	};
+	struct ft_policy_verdict verdict = ft_policy_checkpoint(&e->config.policy, &in);
+
+	*wake = verdict.wake_ns;
+	return verdict.checkpoint;
+}
+
+static uint64_t tick_running(struct ft_engine *e, uint64_t now)
+{
+	struct ft_primary *p = &e->primary;
+	uint64_t wake = UINT64_MAX;
+
+	if (p->ship.phase == SHIP_WAIT_ACK) {
+		if (now >= p->ship.deadline_ns) {
+			primary_peer_lost(e, "no acknowledgement in time");
+			return now;
+		}
+		return p->ship.deadline_ns;
+	}
+	if (!p->first_commit_done || p->vm_dead)
+		return wake; /* the arbiter or the hand-over answers */
+	if (p->want_switch && p->ship.phase == SHIP_IDLE) {
+		p->want_switch = false;
+		primary_checkpoint(e, true);
+		return now;
+	}
+	if (checkpoint_due(e, now, &wake)) {
+		primary_checkpoint(e, false);
+		return now;
+	}
+	/* Idle time is the time to make the next pause short. */
+	if (p->ship.phase == SHIP_IDLE)
+		(void)vmm_checkpoint_prepare(e->vmm, NULL);
+	return wake;
+}
+
+uint64_t primary_tick(struct ft_engine *e, uint64_t now)
+{
+	struct ft_primary *p = &e->primary;
+	bool late = p->deadline_ns && now >= p->deadline_ns;
+	struct ft_err err = {0};
+
+	switch (p->phase) {
+	case PRIMARY_IDLE:
+		return UINT64_MAX;
+	case PRIMARY_DIALING:
+	case PRIMARY_HELLO:
+	case PRIMARY_SETUP:
+		if (late) {
+			ft_err_set(&err, ETIMEDOUT, "standby: no answer within %d ms", FT_SETUP_MAX_MS);
+			if (p->first_commit_done)
+				primary_peer_lost(e, err.text);
+			else
+				setup_failed(e, &err);
+			return now;
+		}
+		return p->deadline_ns;
+	case PRIMARY_ROUNDS:
+		primary_writable(e);
+		return p->phase == PRIMARY_ROUNDS ? p->round_started_ns : now;
+	case PRIMARY_RUNNING:
+		return tick_running(e, now);
+	case PRIMARY_HANDING:
+		if (late) {
+			primary_peer_lost(e, "no answer to the hand-over");
+			return now;
+		}
+		return p->deadline_ns;
+	case PRIMARY_LOST:
+		if (late) {
+			p->deadline_ns = now + FT_RETRY_MS * NS_PER_MS;
+			arbitrate_primary_lost_peer(e);
+			if (p->phase == PRIMARY_LOST && !engine_data(e))
+				e->env->dial(e->env_ctx, false);
+		}
+		return p->deadline_ns;
+	case PRIMARY_RETRY:
+		if (late)
+			primary_start_dial(e);
+		return p->deadline_ns;
+	}
+	return UINT64_MAX;
+}
+
+void ft_engine_output(struct ft_engine *e)
+{
+	if (!e->primary.output_ns)
+		e->primary.output_ns = engine_now(e);
+	if (e->primary.phase == PRIMARY_RUNNING && e->primary.ship.phase == SHIP_IDLE)
+		ft_engine_tick(e);
+}
+
+void ft_engine_pressure(struct ft_engine *e)
+{
+	e->primary.pressure = true;
+	ft_engine_tick(e);
+}

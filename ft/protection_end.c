@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+/* How protection ends on the primary: the peer is lost, the operator cancels, the VM dies. In each case exactly one question matters: may what
+ * is held leave? Only by agreement with the peer, by a solo grant, or when no standby could be granted anyway. */
+#include "ft/engine_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "ft/log.h"
+
+#define FT_REDIAL_MS 1000 /* after protection was lost: how often the standby is looked for */
+
+/* Might the standby be running the guest, or be granted it? */
+static bool standby_may_have_it(const struct ft_primary *p)
+{
+	return p->sync_claimed;
+}
+
+void primary_end(struct ft_engine *e, bool retry, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0}, reason = {.code = ECANCELED};
+
+	snprintf(reason.text, sizeof reason.text, "%s", why);
+	engine_hang_up(e);
+	/* From here on the guest is this host's alone, whatever happens to this process. */
+	e->env->guard(e->env_ctx, false);
+	tap_chain_set_mode(&e->chain, TAP_PASS);
+	if (p->stopped && vmm_cont(e->vmm, &err))
+		engine_note_error(e, &err);
+	p->stopped = false;
+	if (p->tracking)
+		vmm_track_stop(e->vmm);
+	p->tracking = false;
+	if (p->taps_in && e->env->taps_out(e->env_ctx, &err))
+		engine_note_error(e, &err);
+	p->taps_in = false;
+	primary_abort_checkpoint(e, reason.text);
+	p->session = 0;
+	p->first_commit_done = p->sync_claimed = p->want_switch = false;
+	p->phase = retry ? PRIMARY_RETRY : PRIMARY_IDLE;
+	p->deadline_ns = retry ? engine_now(e) + FT_REDIAL_MS * NS_PER_MS : 0;
+	if (e->state.now != FT_SOLO)
+		engine_set_state(e, FT_SOLO, "%s", reason.text);
+	done_call(&p->protect_done, &reason, 0);
+	done_call(&p->switch_done, &reason, 0);
+	ft_engine_tick(e);
+}
+
+static void vm_gone(struct ft_engine *e, const char *why)
+{
+	struct ft_err err = {.code = ESRCH};
+
+	snprintf(err.text, sizeof err.text, "%s", why);
+	e->primary.phase = PRIMARY_IDLE;
+	e->primary.tracking = e->primary.taps_in = false;
+	engine_hang_up(e);
+	tap_chain_discard(&e->chain);
+	primary_abort_checkpoint(e, why);
+	e->env->vm_end(e->env_ctx);
+	done_call(&e->primary.protect_done, &err, 0);
+	done_call(&e->primary.switch_done, &err, 0);
+}
+
+void primary_peer_lost(struct ft_engine *e, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	ft_err_set(&err, ENOTCONN, "standby lost: %s", why);
+	if (p->phase == PRIMARY_IDLE || p->phase == PRIMARY_RETRY)
+		return;
+	if (p->phase == PRIMARY_LOST) {
+		engine_drop(e, &e->conns[CONN_DATA]);
+		return;
+	}
+	engine_note_error(e, &err);
+	if (p->vm_dead) {
+		/* Both are gone from here: the standby decides by itself. */
+		vm_gone(e, err.text);
+		engine_set_state(e, FT_FAILED, "the VM died and then the %s", err.text);
+		return;
+	}
+	if (!standby_may_have_it(p)) {
+		primary_end(e, p->auto_retry, err.text);
+		return;
+	}
+	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. */
+	engine_hang_up(e);
+	p->phase = PRIMARY_LOST;
+	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	engine_set_state(e, FT_PROTECTED, "%s: outputs are held until the arbiter or an operator decides", err.text);
+	e->env->dial(e->env_ctx, false);
+	arbitrate_primary_lost_peer(e);
+	ft_engine_tick(e);
+}
+
+int ft_engine_cancel(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+
+	if (e->state.now == FT_STANDBY || e->state.now == FT_TAKEOVER)
+		return ft_err_set(err, EINVAL, "cancel: this is the standby: ask the primary's agent");
+	if (p->phase == PRIMARY_IDLE)
+		return ft_err_set(err, EALREADY, "cancel: the guest is not protected");
+	if (p->phase == PRIMARY_LOST) {
+		if (strcmp(e->arbiter->ops->type, "none")) {
+			arbitrate_primary_lost_peer(e);
+			if (p->phase == PRIMARY_LOST)
+				return ft_err_set(err, EAGAIN, "cancel: the peer is lost and arbiter %s has not granted: the other host may run the guest",
+						  e->arbiter->ops->type);
+			return e->state.now == FT_SOLO ? 0 : ft_err_set(err, EPERM, "cancel: %s", e->state.reason);
+		}
+		/* Without an arbiter the operator's word is the grant. */
+		e->generation++;
+		e->env->generation(e->env_ctx, e->generation);
+		primary_end(e, false, "an operator decided: goes on alone");
+		return 0;
+	}
+	if (p->phase == PRIMARY_HANDING)
+		return ft_err_set(err, EBUSY, "cancel: a planned switch is under way");
+	if (engine_data(e) && e->conns[CONN_DATA].greeted) {
+		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
+		engine_data(e)->ops->drain(engine_data(e), 200);
+	}
+	p->auto_retry = false;
+	primary_end(e, false, "cancelled by an operator");
+	return 0;
+}
+
+static void vm_lost_protected(struct ft_engine *e, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+
+	/* What was captured is still here and goes out; then the standby takes over at once, without waiting for silence. */
+	p->vm_dead = true;
+	engine_set_state(e, FT_PROTECTED, "%s: handing over", why);
+	if (p->ship.phase == SHIP_IDLE)
+		switch_acked(e);
+}
+
+void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+
+	switch (e->state.now) {
+	case FT_STANDBY:
+		/* The armed VM died: this standby holds nothing that could run. The primary sees the connection end. */
+		ft_warn("%s: armed VM lost: %s", e->config.name, why);
+		engine_hang_up(e);
+		standby_reset(e);
+		engine_set_state(e, FT_STANDBY, "the armed VM was lost (%s): waiting for a primary", why);
+		break;
+	case FT_SOLO:
+	case FT_SYNCING:
+	case FT_PROTECTED:
+		if (p->vm_dead)
+			return;
+		if (!by_guest && p->phase == PRIMARY_RUNNING && p->first_commit_done) {
+			vm_lost_protected(e, why);
+			break;
+		}
+		if (engine_data(e) && by_guest) {
+			(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
+			engine_data(e)->ops->drain(engine_data(e), 200);
+		}
+		vm_gone(e, why);
+		engine_set_state(e, by_guest ? FT_STOPPED : FT_FAILED, "%s", why);
+		break;
+	case FT_TAKEOVER:
+		vm_gone(e, why);
+		engine_set_state(e, FT_FAILED, "%s", why);
+		break;
+	case FT_STARTING:
+	case FT_FENCED:
+	case FT_STOPPED:
+	case FT_FAILED:
+	case FT_STATE_MAX:
+		break;
+	}
+	ft_engine_tick(e);
+}
+
+static bool enlist(struct ft_done *list, ft_done_fn *done, void *ctx)
+{
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		if (done_set(&list[i], done, ctx))
+			return true;
+	return false;
+}
+
+int ft_engine_checkpoint(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+{
+	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING)
+		return ft_err_set(err, EINVAL, "checkpoint: the guest is not protected");
+	if (!enlist(e->primary.waiting, done, ctx))
+		return ft_err_set(err, EBUSY, "checkpoint: %d requests wait already", FT_DONE_MAX);
+	e->primary.requested = true;
+	ft_engine_tick(e);
+	return 0;
+}
+
+int ft_engine_verify(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+{
+	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING)
+		return ft_err_set(err, EINVAL, "verify: the guest is not protected");
+	if (!done_set(&e->primary.verify_done, done, ctx))
+		return ft_err_set(err, EBUSY, "verify: one is under way");
+	e->primary.want_digest = true;
+	ft_engine_tick(e);
+	return 0;
+}

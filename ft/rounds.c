@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Async rounds: the guest runs and puts out freely while its RAM and disks go to the standby, round by round, each round what was written
+ * during the one before. When what is left fits one pause, the first checkpoint makes the standby whole. */
+#include "ft/engine_internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "ft/log.h"
+
+/* Whole batches only, so that no page that was taken off the bitmap is left out of a frame. */
+_Static_assert(FT_ROUND_BATCH * FT_PAGE_RECORD_MAX <= FT_PAYLOAD_MAX, "a batch must fit one frame");
+
+/* Takes the next pages of the round off the bitmap. They are read after they were re-armed, so a later write makes them dirty again. */
+static size_t take_batch(struct ft_primary *p)
+{
+	size_t n = 0;
+
+	while (n < FT_ROUND_BATCH) {
+		uint64_t pfn = ft_bitmap_next(&p->pending, p->round_at);
+
+		if (pfn >= p->pending.bits)
+			break;
+		p->batch_pfns[n++] = pfn;
+		p->round_at = pfn + 1;
+		ft_bitmap_clear(&p->pending, pfn);
+	}
+	return n;
+}
+
+/* One frame of pages. 1 = sent, 0 = the round has no more, -errno. */
+static int send_pages(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_link *link = engine_data(e);
+	uint32_t used = 0;
+	uint8_t *out;
+	int rc;
+
+	if (ft_bitmap_next(&p->pending, p->round_at) >= p->pending.bits)
+		return 0;
+	out = link->ops->reserve(link, FT_PAYLOAD_MAX);
+	if (!out)
+		return -EAGAIN;
+	while (used + FT_ROUND_BATCH * FT_PAGE_RECORD_MAX <= FT_PAYLOAD_MAX) {
+		size_t n = take_batch(p);
+
+		if (!n)
+			break;
+		rc = vmm_read_pages(e->vmm, p->batch_pfns, n, p->batch, err);
+		if (rc)
+			return rc;
+		for (size_t i = 0; i < n; i++)
+			used += (uint32_t)ft_codec_encode(p->codec, 0, p->batch_pfns[i], p->batch + i * VMM_PAGE_BYTES, out + used);
+		p->round_pages += n;
+	}
+	if (!used)
+		return 1;
+	rc = engine_send(e, FT_MSG_PAGES, 0, NULL, out, used);
+	return rc ? ft_err_set(err, -rc, "cannot send pages") : 1;
+}
+
+static int send_disk(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_link *link = engine_data(e);
+	Ft__DiskChunk body = FT__DISK_CHUNK__INIT;
+	struct ft_disk_chunk chunk;
+	uint8_t *out = link->ops->reserve(link, FT_PAYLOAD_MAX);
+	int rc;
+
+	if (!out)
+		return -EAGAIN;
+	rc = e->env->disk_next(e->env_ctx, out, FT_PAYLOAD_MAX, &chunk, err);
+	if (rc <= 0)
+		return rc;
+	body.disk = chunk.disk;
+	body.offset = chunk.offset;
+	body.bytes = chunk.bytes;
+	body.zero = chunk.zero;
+	rc = engine_send(e, FT_MSG_DISK, 0, &body.base, chunk.zero ? NULL : out, chunk.zero ? 0 : chunk.bytes);
+	return rc ? ft_err_set(err, -rc, "cannot send disk") : 1;
+}
+
+static void finish_rounds(struct ft_engine *e)
+{
+	struct ft_primary *p = &e->primary;
+
+	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: first checkpoint", e->config.name, p->round.rounds,
+		(unsigned long long)p->round.dirty_pages, (unsigned long long)p->round.disk_bytes_behind);
+	/* Async pages count as committed: the standby applied them in order. */
+	ft_codec_commit(p->codec, 0);
+	p->phase = PRIMARY_RUNNING;
+	p->deadline_ns = 0;
+	tap_chain_set_mode(&e->chain, TAP_HOLD);
+	primary_checkpoint(e, false);
+}
+
+/* The end of one round: what did the guest write meanwhile, and is it little enough? */
+static int next_round(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+	uint64_t now = engine_now(e), took = now - p->round_started_ns;
+	struct ft_link *link = engine_data(e);
+	uint64_t bytes = link->ops->bytes_sent(link) - p->round_bytes_start;
+	int rc = vmm_harvest(e->vmm, &p->pending, err);
+
+	if (rc)
+		return rc;
+	p->round.rounds++;
+	p->round.dirty_pages = p->pending.count;
+	p->round.disk_bytes_behind = e->env->disks_behind(e->env_ctx);
+	p->round.bytes_per_page = p->round_pages ? bytes / p->round_pages : 0;
+	p->round.bytes_per_s = took ? bytes * 1000 / (took / 1000000 + 1) : 0;
+	ft_debug("%s: round %u: %llu pages in %llu ms, %llu dirty", e->config.name, p->round.rounds, (unsigned long long)p->round_pages,
+		 (unsigned long long)(took / NS_PER_MS), (unsigned long long)p->round.dirty_pages);
+	p->round_at = 0;
+	p->round_pages = 0;
+	p->round_started_ns = now;
+	p->round_bytes_start = link->ops->bytes_sent(link);
+	e->env->changed(e->env_ctx);
+	if (ft_policy_switch_to_sync(&e->config.policy, &p->round))
+		finish_rounds(e);
+	return 0;
+}
+
+static void continue_rounds(struct ft_engine *e)
+{
+	struct ft_err err = {0};
+	int rc = 1;
+
+	/* The peer's suspicion needs heartbeats later; without that connection there is no going on. */
+	if (!e->conns[CONN_BEAT].greeted)
+		return;
+	for (unsigned turn = 0; rc > 0 && turn < FT_FRAMES_PER_TURN && e->primary.phase == PRIMARY_ROUNDS; turn++) {
+		rc = send_pages(e, &err);
+		if (rc == 0)
+			rc = send_disk(e, &err);
+		if (rc == 0) {
+			rc = next_round(e, &err);
+			if (!rc)
+				rc = 1;
+		}
+		engine_beat(e);
+	}
+	if (rc < 0 && rc != -EAGAIN)
+		primary_peer_lost(e, err.text[0] ? err.text : "cannot send");
+	else if (rc > 0 && e->primary.phase == PRIMARY_ROUNDS)
+		e->env->wake_at(e->env_ctx, 0); /* others had their turn: go on */
+}
+
+void primary_writable(struct ft_engine *e)
+{
+	if (!engine_data(e))
+		return;
+	if (e->primary.phase == PRIMARY_ROUNDS)
+		continue_rounds(e);
+	else if (e->primary.phase == PRIMARY_RUNNING && ship_continue(e))
+		primary_peer_lost(e, "cannot send");
+}

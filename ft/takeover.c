@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+/* From the last committed checkpoint to a running guest: by suspicion, by an operator's word, or by agreement (planned switch, VM died). */
+#include "ft/engine_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "ft/log.h"
+
+
+/* ---- standby: suspicion ---- */
+
+static void want_takeover(struct ft_engine *e, const char *why)
+{
+	struct ft_standby *s = &e->standby;
+
+	if (!s->suspicious)
+		ft_warn("%s: primary %s lost: %s", e->config.name, s->primary_host, why);
+	s->suspicious = true;
+	s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	engine_watch(e, false);
+	if (e->config.takeover_manual && !s->handover) {
+		engine_set_state(e, FT_STANDBY, "primary lost (%s): takeover is manual: `ftctl failover`", why);
+		return;
+	}
+	arbitrate_standby_takeover(e);
+}
+
+void standby_link_closed(struct ft_engine *e, bool data, const char *why)
+{
+	struct ft_standby *s = &e->standby;
+
+	if (data) {
+		s->stage.epoch = 0;
+		if (!s->committed) {
+			engine_hang_up(e);
+			if (s->armed) {
+				standby_reset(e);
+				engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one left: %s", why);
+			}
+			return;
+		}
+		s->unlinked_ns = engine_now(e);
+	}
+	/* Both gone at once is what a dead process looks like. */
+	if (s->committed && !engine_data(e) && !engine_beat_link(e))
+		want_takeover(e, why);
+}
+
+void takeover_refused(struct ft_engine *e, const char *why)
+{
+	struct ft_err err = {.code = EPERM};
+
+	snprintf(err.text, sizeof err.text, "takeover not granted: %s", why);
+	if (e->standby.suspicious && e->state.now == FT_STANDBY && e->standby.committed)
+		engine_set_state(e, FT_STANDBY, "primary lost, %s", err.text);
+	if (e->standby.handover && engine_data(e)) {
+		engine_refuse(e, engine_data(e), &err);
+		e->standby.handover = false;
+	}
+	done_call(&e->standby.failover_done, &err, 0);
+}
+
+uint64_t standby_tick(struct ft_engine *e, uint64_t now)
+{
+	struct ft_standby *s = &e->standby;
+	uint64_t wake = UINT64_MAX;
+
+	if (s->committed && s->unlinked_ns && !engine_data(e) && engine_beat_link(e)) {
+		uint64_t until = s->unlinked_ns + e->config.takeover_ms * NS_PER_MS;
+
+		if (now >= until) {
+			engine_hang_up(e);
+			want_takeover(e, "its data connection did not come back");
+		} else {
+			wake = until;
+		}
+	}
+	if (s->suspicious && !e->asking && !e->config.takeover_manual) {
+		if (now >= s->retry_ns) {
+			s->retry_ns = now + FT_RETRY_MS * NS_PER_MS;
+			arbitrate_standby_takeover(e);
+		}
+		wake = wake < s->retry_ns ? wake : s->retry_ns;
+	}
+	/* After a planned switch this side offers itself until the new primary has it. */
+	if (s->offering && !engine_data(e) && e->state.now == FT_STANDBY && !s->committed) {
+		if (now >= s->retry_ns) {
+			s->retry_ns = now + FT_SETUP_MAX_MS * NS_PER_MS;
+			e->env->dial(e->env_ctx, false);
+		}
+		wake = wake < s->retry_ns ? wake : s->retry_ns;
+	}
+	return wake;
+}
+
+/* ---- standby: run ---- */
+
+static int replay(struct ft_engine *e, const struct tap_record *rec, struct ft_err *err)
+{
+	switch (rec->kind) {
+	case TAP_DISK_WRITE:
+	case TAP_DISK_ZERO:
+	case TAP_DISK_TRIM:
+	case TAP_DISK_FLUSH:
+		return 0; /* in the image already */
+	default:
+		return tap_chain_replay(&e->chain, rec, err);
+	}
+}
+
+static void takeover_failed(struct ft_engine *e, const struct ft_err *err)
+{
+	struct ft_err copy = *err;
+
+	ft_err_context(&copy, "takeover");
+	engine_note_error(e, &copy);
+	if (e->standby.handover && engine_data(e))
+		engine_refuse(e, engine_data(e), &copy);
+	engine_hang_up(e);
+	engine_set_state(e, FT_FAILED, "%s", copy.text);
+	done_call(&e->standby.failover_done, &copy, 0);
+}
+
+void takeover_run(struct ft_engine *e, uint64_t generation)
+{
+	struct ft_standby *s = &e->standby;
+	struct ft_stage *g = &s->stage;
+	unsigned which = g->staging ^ 1;
+	uint64_t started = engine_now(e);
+	struct ft_err err = {0};
+
+	engine_set_state(e, FT_TAKEOVER, "epoch %llu, generation %llu%s", (unsigned long long)s->committed, (unsigned long long)generation,
+			 s->handover ? ", by agreement" : "");
+	engine_watch(e, false);
+	e->generation = generation;
+	e->env->generation(e->env_ctx, generation);
+	if (e->env->store_activate(e->env_ctx, generation, s->committed, &err) ||
+	    vmm_resume(e->vmm, g->state[which], g->state_len[which], &err)) {
+		takeover_failed(e, &err);
+		return;
+	}
+	e->env->guard(e->env_ctx, false);
+	/* What may not have left before the primary died leaves now: at worst a client sees it twice. */
+	if (standby_each_event(e, &g->events[which], replay, &err))
+		engine_note_error(e, &err);
+	if (s->handover && engine_data(e)) {
+		(void)engine_send(e, FT_MSG_HANDED, s->committed, NULL, NULL, 0);
+		engine_data(e)->ops->drain(engine_data(e), 200);
+	}
+	engine_hang_up(e);
+	e->epoch = s->committed + 1;
+	e->committed = s->committed;
+	s->armed = false;
+	s->session = s->committed = 0;
+	s->suspicious = s->handover = s->offering = false;
+	e->primary.phase = PRIMARY_IDLE;
+	e->primary.taps_in = true; /* passing through; taken out when the replayed outputs are surely gone */
+	e->primary.vm_dead = e->primary.stopped = false;
+	e->untap_ns = engine_now(e) + FT_PASS_SETTLE_MS * NS_PER_MS;
+	ft_overhead_start(&e->overhead, engine_now(e));
+	engine_set_state(e, FT_SOLO, "took over from %s at epoch %llu in %llu ms", s->primary_host, (unsigned long long)e->committed,
+			 (unsigned long long)((engine_now(e) - started) / NS_PER_MS));
+	done_call(&s->failover_done, NULL, e->committed);
+	ft_engine_tick(e);
+}
+
+/* ---- planned switch, primary's side ---- */
+
+int switch_start(struct ft_engine *e, struct ft_err *err)
+{
+	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING || !e->primary.first_commit_done)
+		return ft_err_set(err, EINVAL, "failover: the guest is not protected");
+	e->primary.want_switch = true;
+	ft_engine_tick(e);
+	return 0;
+}
+
+void switch_acked(struct ft_engine *e)
+{
+	e->primary.stopped = !e->primary.vm_dead;
+	e->primary.phase = PRIMARY_HANDING;
+	e->primary.deadline_ns = engine_now(e) + FT_HANDOVER_MAX_MS * NS_PER_MS;
+	engine_watch(e, false);
+	if (engine_send(e, FT_MSG_HANDOVER, e->committed, NULL, NULL, 0))
+		primary_peer_lost(e, "cannot hand over");
+}
+
+void switch_handed(struct ft_engine *e, uint64_t generation)
+{
+	struct ft_primary *p = &e->primary;
+
+	tap_chain_discard(&e->chain);
+	engine_hang_up(e);
+	primary_abort_checkpoint(e, "handed over");
+	p->phase = PRIMARY_IDLE;
+	p->tracking = p->taps_in = p->stopped = p->vm_dead = false;
+	p->first_commit_done = p->sync_claimed = false;
+	p->session = 0;
+	e->env->vm_end(e->env_ctx);
+	e->generation = generation;
+	e->env->generation(e->env_ctx, generation);
+	standby_reset(e);
+	e->standby.offering = true;
+	e->standby.retry_ns = engine_now(e);
+	engine_set_state(e, FT_STANDBY, "handed over to %s: offering itself as standby", e->peer_host);
+	done_call(&p->switch_done, NULL, e->committed);
+}
+
+int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+{
+	struct ft_done *slot = e->state.now == FT_STANDBY ? &e->standby.failover_done : &e->primary.switch_done;
+	int rc;
+
+	if (e->state.now == FT_STANDBY && !e->standby.committed)
+		return ft_err_set(err, EINVAL, "failover: this standby holds no checkpoint");
+	if (!done_set(slot, done, ctx))
+		return ft_err_set(err, EBUSY, "failover: one is under way");
+	if (e->state.now != FT_STANDBY) {
+		rc = switch_start(e, err);
+		if (rc)
+			memset(slot, 0, sizeof *slot);
+		return rc;
+	}
+	/* Without an arbiter the operator's word is the grant; with one, it must still agree. */
+	e->standby.handover = !strcmp(e->arbiter->ops->type, "none");
+	e->standby.suspicious = true;
+	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	engine_hang_up(e);
+	arbitrate_standby_takeover(e);
+	return 0;
+}
