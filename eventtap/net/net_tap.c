@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every frame goes through the queue, whatever the mode: PASS releases it in the same step, HOLD
+// leaves that to release(). So there is one path to IN, and the order is the queue's. A slow IN
+// needs no buffer of its own either: what it does not take is what is released and not popped yet.
+#include "eventtap/net/net_tap.h"
+
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "eventtap/pump.h"
+#include "eventtap/queue.h"
+#include "ft/log.h"
+
+#define LENGTH_BYTES 4
+// Of one recv(2), with room for the rest of a frame.
+#define READ_BYTES (256u << 10)
+// What a paused guest can have left in a socket, many times over.
+#define DRAIN_BYTES_MAX (16u << 20)
+// Of one sendmsg(2), two iovecs each.
+#define FLUSH_FRAMES_MAX 128
+// Written in one go; beyond it the others have their turn at the lock.
+#define FLUSH_BYTES_MAX (1u << 20)
+// Asked for, so that most releases fit the socket.
+#define IN_SOCKET_BYTES (256 << 10)
+_Static_assert(READ_BYTES >= LENGTH_BYTES + TAP_NET_FRAME_MAX, "a frame fits the read buffer");
+_Static_assert(NET_TAP_HELD_BYTES_MIN >= TAP_RECORD_HEADER + TAP_NET_FRAME_MAX,
+	       "a frame fits the queue");
+
+struct net_tap {
+	struct tap tap;
+	struct pump pump;
+	char out_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	char in_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+
+	pthread_mutex_t lock; // guards what follows
+	struct pump_source out_listener, in_listener, out, in;
+	enum tap_mode mode; // PASS or HOLD
+	bool hold_next;	    // HOLD from the next close_epoch() on
+	struct queue *queue;
+	size_t sent; // bytes of the first released frame, its length included, that IN has
+	bool pressed;
+	uint64_t outputs, bytes, dropped;
+	size_t read_len; // of read_buf: the beginning of a frame
+	uint8_t read_buf[READ_BYTES];
+};
+
+static struct net_tap *net_tap(struct tap *tap)
+{
+	return (struct net_tap *)tap;
+}
+
+// ---- IN ----
+
+static void drop_released_locked(struct net_tap *t)
+{
+	struct tap_record rec;
+
+	for (size_t at = 0; queue_peek(t->queue, &at, &rec); at = 0) {
+		queue_pop(t->queue);
+		t->dropped++;
+	}
+	t->sent = 0;
+}
+
+static void in_closed_locked(struct net_tap *t)
+{
+	pump_close(&t->pump, &t->in);
+	drop_released_locked(t);
+	ft_debug("%s: IN is closed", t->tap.id);
+}
+
+// Released frames as QEMU wants them, without what IN has of the first. Returns the number of
+// iovecs.
+static size_t gather_locked(const struct net_tap *t, struct iovec *iov, uint32_t *lengths)
+{
+	struct tap_record rec;
+	size_t at = 0, n = 0, skip = t->sent;
+
+	for (int i = 0; i < FLUSH_FRAMES_MAX && at < FLUSH_BYTES_MAX; i++) {
+		if (!queue_peek(t->queue, &at, &rec))
+			break;
+		lengths[i] = htobe32(rec.len);
+		if (skip < LENGTH_BYTES) {
+			iov[n++] =
+				(struct iovec){(uint8_t *)&lengths[i] + skip, LENGTH_BYTES - skip};
+			skip = LENGTH_BYTES;
+		}
+		iov[n++] = (struct iovec){(void *)(rec.data + skip - LENGTH_BYTES),
+					  rec.len + LENGTH_BYTES - skip};
+		skip = 0;
+	}
+	return n;
+}
+
+static void sent_locked(struct net_tap *t, size_t n)
+{
+	struct tap_record rec;
+
+	t->sent += n;
+	for (size_t at = 0; queue_peek(t->queue, &at, &rec) && t->sent >= LENGTH_BYTES + rec.len;
+	     at = 0) {
+		t->sent -= LENGTH_BYTES + rec.len;
+		queue_pop(t->queue);
+	}
+}
+
+// One sendmsg(2). Bytes that IN took, 0 = nothing was left to send, or -errno.
+static ssize_t send_locked(struct net_tap *t)
+{
+	struct iovec iov[2 * FLUSH_FRAMES_MAX];
+	uint32_t lengths[FLUSH_FRAMES_MAX];
+	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = gather_locked(t, iov, lengths)};
+	ssize_t n;
+
+	if (!msg.msg_iovlen)
+		return 0;
+	n = sendmsg(t->in.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n < 0)
+		return -errno;
+	sent_locked(t, (size_t)n);
+	return n;
+}
+
+// Writes released frames until there are no more, IN is full, or others should have the lock; the
+// thread goes on when IN is writable.
+static void flush_locked(struct net_tap *t)
+{
+	size_t written = 0;
+
+	while (t->in.fd >= 0) {
+		ssize_t n = written < FLUSH_BYTES_MAX ? send_locked(t) : -EAGAIN;
+
+		if (n == 0 || n == -EAGAIN) {
+			pump_watch(&t->pump, &t->in, n ? EPOLLIN | EPOLLOUT : EPOLLIN);
+			return;
+		}
+		if (n > 0)
+			written += (size_t)n;
+		else if (n != -EINTR)
+			in_closed_locked(t);
+	}
+}
+
+// The same, unless IN is known to be full: the thread goes on by itself then.
+static void push_locked(struct net_tap *t)
+{
+	if (!(t->in.watched & EPOLLOUT))
+		flush_locked(t);
+}
+
+// ---- OUT ----
+
+static void out_closed_locked(struct net_tap *t)
+{
+	pump_close(&t->pump, &t->out);
+	t->read_len = 0;
+	ft_debug("%s: OUT is closed", t->tap.id);
+}
+
+static void captured_locked(struct net_tap *t, const uint8_t *frame, uint32_t len)
+{
+	struct tap_record rec = {
+		.kind = TAP_NET, .device = t->tap.device, .len = len, .data = frame};
+
+	if (queue_append(t->queue, &rec, NULL)) {
+		t->dropped++;
+		return;
+	}
+	t->outputs++;
+	t->bytes += len;
+}
+
+// Takes whole frames out of read_buf. -EPROTO: what is there can never be one.
+static int parse_locked(struct net_tap *t)
+{
+	size_t at = 0;
+	uint32_t len;
+	int rc = 0;
+
+	while (t->read_len - at >= LENGTH_BYTES) {
+		memcpy(&len, t->read_buf + at, LENGTH_BYTES);
+		len = be32toh(len);
+		if (len == 0 || len > TAP_NET_FRAME_MAX) {
+			ft_warn("%s: a frame of %u bytes: OUT is closed", t->tap.id, len);
+			rc = -EPROTO;
+			break;
+		}
+		if (t->read_len - at < LENGTH_BYTES + len)
+			break;
+		captured_locked(t, t->read_buf + at + LENGTH_BYTES, len);
+		at += LENGTH_BYTES + len;
+	}
+	t->read_len -= at;
+	memmove(t->read_buf, t->read_buf + at, t->read_len);
+	return rc;
+}
+
+// Reads OUT once. True: something was there, there may be more.
+static bool read_locked(struct net_tap *t)
+{
+	ssize_t n;
+
+	if (t->out.fd < 0)
+		return false;
+	n = recv(t->out.fd, t->read_buf + t->read_len, READ_BYTES - t->read_len, MSG_DONTWAIT);
+	if (n < 0 && errno == EINTR)
+		return true;
+	if (n < 0 && errno == EAGAIN)
+		return false;
+	if (n > 0) {
+		t->read_len += (size_t)n;
+		if (parse_locked(t) == 0)
+			return true;
+	}
+	out_closed_locked(t);
+	return false;
+}
+
+// What came in goes on by the mode. Under the lock, so that nobody is told of an output after its
+// epoch was closed.
+static void pass_on_locked(struct net_tap *t)
+{
+	struct tap_stats stats;
+
+	if (t->mode == TAP_PASS) {
+		queue_release_all(t->queue);
+		push_locked(t);
+		return;
+	}
+	if (queue_open(t->queue) && t->tap.notify.output)
+		t->tap.notify.output(t->tap.notify.ctx);
+	queue_stats(t->queue, &stats);
+	if (stats.held_bytes <= queue_bytes_max(t->queue) / 2) {
+		t->pressed = false;
+	} else if (!t->pressed) {
+		t->pressed = true;
+		if (t->tap.notify.pressure)
+			t->tap.notify.pressure(t->tap.notify.ctx);
+	}
+}
+
+// ---- the thread ----
+
+static void accept_out_locked(struct net_tap *t)
+{
+	struct ft_err err;
+	int fd = pump_accept(t->out_listener.fd, &err);
+
+	if (fd < 0) {
+		if (fd != -EAGAIN) {
+			ft_error("%s: OUT: %s", t->tap.id, err.text);
+			pump_watch(&t->pump, &t->out_listener, 0);
+		}
+		return;
+	}
+	// The old connection was closed by QEMU before it made this one; its last frames come
+	// first.
+	for (size_t bytes = 0; bytes < DRAIN_BYTES_MAX && read_locked(t); bytes += READ_BYTES)
+		;
+	pass_on_locked(t);
+	out_closed_locked(t);
+	t->out.fd = fd;
+	if (pump_watch(&t->pump, &t->out, EPOLLIN))
+		out_closed_locked(t);
+}
+
+static void accept_in_locked(struct net_tap *t)
+{
+	struct ft_err err;
+	int fd = pump_accept(t->in_listener.fd, &err);
+
+	if (fd < 0) {
+		if (fd != -EAGAIN) {
+			ft_error("%s: IN: %s", t->tap.id, err.text);
+			pump_watch(&t->pump, &t->in_listener, 0);
+		}
+		return;
+	}
+	if (t->in.fd >= 0)
+		in_closed_locked(t);
+	// A smaller socket only costs turns of the thread.
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &(int){IN_SOCKET_BYTES}, sizeof(int));
+	t->in.fd = fd;
+	if (pump_watch(&t->pump, &t->in, EPOLLIN))
+		in_closed_locked(t);
+	flush_locked(t);
+}
+
+// QEMU never writes to IN: what is readable there is its end.
+static void check_in_locked(struct net_tap *t)
+{
+	uint8_t rubbish[256];
+	ssize_t n = recv(t->in.fd, rubbish, sizeof rubbish, MSG_DONTWAIT);
+
+	if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+		in_closed_locked(t);
+}
+
+static void ready(void *ctx, struct pump_source *source, uint32_t events)
+{
+	struct net_tap *t = ctx;
+
+	pthread_mutex_lock(&t->lock);
+	if (source->fd < 0) {
+		// closed by the engine's thread in between
+	} else if (source == &t->out_listener) {
+		accept_out_locked(t);
+	} else if (source == &t->in_listener) {
+		accept_in_locked(t);
+	} else if (source == &t->out) {
+		read_locked(t);
+		pass_on_locked(t);
+	} else {
+		if (events & ~(uint32_t)EPOLLOUT)
+			check_in_locked(t);
+		flush_locked(t);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+// ---- the engine's calls ----
+
+static void net_tap_set_mode(struct tap *tap, enum tap_mode mode)
+{
+	struct net_tap *t = net_tap(tap);
+
+	pthread_mutex_lock(&t->lock);
+	t->hold_next = mode == TAP_HOLD;
+	if (mode != TAP_HOLD && t->mode == TAP_HOLD) {
+		t->mode = TAP_PASS;
+		t->pressed = false;
+		// Nobody knows when QEMU will be back; what was said before it went is stale then.
+		if (t->in.fd < 0)
+			t->dropped += queue_discard(t->queue);
+		pass_on_locked(t);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+// Takes in all that the paused guest has put out.
+static int drain_locked(struct net_tap *t, struct ft_err *err)
+{
+	size_t bytes = 0;
+
+	// A connection that QEMU has made may still wait to be accepted, behind one that is dead
+	// already.
+	for (int i = 0; i <= PUMP_BACKLOG; i++) {
+		accept_out_locked(t);
+		accept_in_locked(t);
+	}
+	while (read_locked(t)) {
+		bytes += READ_BYTES;
+		if (bytes > DRAIN_BYTES_MAX)
+			return ft_err_set(
+				err, EBUSY,
+				"drain OUT: it does not run dry: the guest is not paused");
+	}
+	if (t->out.fd < 0 || t->in.fd < 0)
+		return ft_err_set(err, ENOTCONN, "drain OUT: QEMU is not connected");
+	if (t->read_len)
+		return ft_err_set(err, EBUSY, "drain OUT: half a frame: the guest is not paused");
+	return 0;
+}
+
+static int net_tap_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
+{
+	struct net_tap *t = net_tap(tap);
+	int rc = 0;
+
+	pthread_mutex_lock(&t->lock);
+	if (t->mode == TAP_HOLD || t->hold_next)
+		rc = drain_locked(t, err);
+	if (t->mode == TAP_HOLD) {
+		if (!rc)
+			rc = queue_close(t->queue, epoch, err);
+	} else {
+		pass_on_locked(t);
+		if (!rc && t->hold_next)
+			t->mode = TAP_HOLD;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+static size_t net_tap_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor,
+			     uint8_t *out, size_t room)
+{
+	struct net_tap *t = net_tap(tap);
+	size_t n;
+
+	pthread_mutex_lock(&t->lock);
+	n = queue_export(t->queue, epoch, cursor, out, room);
+	pthread_mutex_unlock(&t->lock);
+	return n;
+}
+
+static int net_tap_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
+{
+	struct net_tap *t = net_tap(tap);
+
+	(void)err;
+	pthread_mutex_lock(&t->lock);
+	queue_release(t->queue, epoch);
+	push_locked(t);
+	pthread_mutex_unlock(&t->lock);
+	return 0;
+}
+
+static void net_tap_discard(struct tap *tap)
+{
+	struct net_tap *t = net_tap(tap);
+
+	pthread_mutex_lock(&t->lock);
+	t->dropped += queue_discard(t->queue);
+	if (t->sent)
+		in_closed_locked(t);
+	drop_released_locked(t);
+	pthread_mutex_unlock(&t->lock);
+}
+
+static int net_tap_replay(struct tap *tap, const struct tap_record *rec, struct ft_err *err)
+{
+	struct net_tap *t = net_tap(tap);
+	int rc = 0;
+
+	pthread_mutex_lock(&t->lock);
+	if (queue_holds(t->queue)) {
+		rc = ft_err_set(err, EBUSY, "replay: outputs are held");
+	} else {
+		captured_locked(t, rec->data, rec->len);
+		queue_release_all(t->queue);
+		push_locked(t);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+static void net_tap_stats(struct tap *tap, struct tap_stats *stats)
+{
+	struct net_tap *t = net_tap(tap);
+
+	*stats = (struct tap_stats){0};
+	pthread_mutex_lock(&t->lock);
+	queue_stats(t->queue, stats);
+	stats->outputs = t->outputs;
+	stats->bytes = t->bytes;
+	stats->dropped = t->dropped;
+	pthread_mutex_unlock(&t->lock);
+}
+
+static void close_listener(struct net_tap *t, struct pump_source *listener, const char *path)
+{
+	if (listener->fd < 0)
+		return;
+	pump_close(&t->pump, listener);
+	unlink(path);
+}
+
+static void net_tap_free(struct tap *tap)
+{
+	struct net_tap *t = net_tap(tap);
+
+	pump_stop(&t->pump);
+	pump_close(&t->pump, &t->out);
+	pump_close(&t->pump, &t->in);
+	close_listener(t, &t->out_listener, t->out_path);
+	close_listener(t, &t->in_listener, t->in_path);
+	queue_free(t->queue);
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+}
+
+static const struct tap_ops net_tap_ops = {
+	.kind = "net",
+	.set_mode = net_tap_set_mode,
+	.close_epoch = net_tap_close_epoch,
+	.export = net_tap_export,
+	.release = net_tap_release,
+	.discard = net_tap_discard,
+	.replay = net_tap_replay,
+	.stats = net_tap_stats,
+	.free = net_tap_free,
+};
+
+static int listen_on(struct net_tap *t, struct pump_source *listener, char *kept, const char *path,
+		     struct ft_err *err)
+{
+	int rc = pump_listen(path, err);
+
+	if (rc < 0)
+		return rc;
+	strcpy(kept, path); // fits: it was bound
+	listener->fd = rc;
+	rc = pump_watch(&t->pump, listener, EPOLLIN);
+	return rc ? ft_err_set(err, -rc, "%s: epoll: %s", path, strerror(-rc)) : 0;
+}
+
+int net_tap_open(const struct net_tap_config *config, struct tap **out, struct ft_err *err)
+{
+	struct net_tap *t = calloc(1, sizeof *t);
+	const struct pump_source none = {.fd = -1, .ready = ready, .ctx = t};
+	int rc;
+
+	if (!t)
+		return ft_err_set(err, ENOMEM, "%s: out of memory", config->id);
+	t->tap.ops = &net_tap_ops;
+	t->tap.device = config->device;
+	strncpy(t->tap.id, config->id, sizeof t->tap.id - 1);
+	t->out = t->in = t->out_listener = t->in_listener = none;
+	pthread_mutex_init(&t->lock, NULL);
+	rc = config->held_bytes_max < NET_TAP_HELD_BYTES_MIN
+		     ? ft_err_set(err, EINVAL, "queue: %zu bytes: at least %u",
+				  config->held_bytes_max, NET_TAP_HELD_BYTES_MIN)
+		     : queue_new(config->held_bytes_max, &t->queue, err);
+	if (rc)
+		goto no_queue;
+	rc = pump_start(&t->pump, NULL, NULL, err);
+	if (rc)
+		goto no_pump;
+	// The thread runs already, so that a client finds the tap complete.
+	pthread_mutex_lock(&t->lock);
+	rc = listen_on(t, &t->out_listener, t->out_path, config->out_path, err);
+	if (!rc)
+		rc = listen_on(t, &t->in_listener, t->in_path, config->in_path, err);
+	pthread_mutex_unlock(&t->lock);
+	if (rc) {
+		net_tap_free(&t->tap);
+		return ft_err_context(err, "%s", config->id), rc;
+	}
+	*out = &t->tap;
+	return 0;
+
+no_pump:
+	queue_free(t->queue);
+no_queue:
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+	ft_err_context(err, "%s", config->id);
+	return rc;
+}
