@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: Apache-2.0
+// One turn of the loop: write what waits, read and deliver what came, then tell the owner what
+// changed.
+//
+// Input goes into one buffer for one frame. Only when a header is due do we read beyond it
+// (READ_AHEAD), so that small frames come with few calls and of a large one at most READ_AHEAD
+// bytes are ever moved. The header is verified before the rest of its frame is read.
+//
+// Output: a large payload is written straight from the caller's memory when nothing is queued. A
+// failed write does not end the link at once: what the peer said before it went (a Refuse, a TLS
+// alert) is the better explanation, so we read to the end first.
+#include "transport/link.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <event2/event.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "transport/outbuf.h"
+
+#define READ_AHEAD 4096
+/* A smaller frame is copied into the buffer and goes out in one call and one TLS record; a copy of
+ * this size costs less than a call. */
+#define COPY_MAX (16u << 10)
+
+static_assert(READ_AHEAD > FRAME_HEADER && READ_AHEAD <= FRAME_MAX,
+	      "a header fits; the buffer holds it");
+static_assert(FRAME_MAX <= LINK_OUTPUT_BYTES / 4, "a roomy buffer takes any frame (outbuf.h)");
+/* Spans that do not merge: one a reservation (each holds FT_BODY_MAX), as many between them, one
+ * where the ring wraps. */
+static_assert(2 * (LINK_OUTPUT_BYTES / FT_BODY_MAX) + 2 < OUTBUF_SPANS_MAX, "spans do not run out");
+
+struct link {
+	struct ft_link base;
+	struct channel *channel;
+	struct event *readable, *writable;
+	struct event *again; /* a turn that no descriptor announces */
+	bool readable_armed, writable_armed;
+	enum channel_status read_wants, write_wants;
+
+	struct outbuf out;
+	uint64_t seq_out;
+	uint64_t bytes_sent;
+	bool starved; /* we said no: owner waits for writable() */
+
+	uint8_t *in; /* FRAME_MAX bytes; [in_start, in_end) is not delivered yet */
+	size_t in_start, in_end;
+	struct frame_header header; /* of the frame at in_start, if header_known */
+	bool header_known;
+	uint64_t seq_in;
+
+	uint8_t uuid[FRAME_UUID];
+	bool uuid_known;
+
+	bool write_failed;
+	struct ft_err write_err;
+	bool failed, reported;
+	struct ft_err why;
+
+	bool in_turn;
+	bool closed; /* by the owner, in a callback: freed when the turn ends */
+};
+
+static struct link *of(struct ft_link *link)
+{
+	return (struct link *)link;
+}
+
+static const struct link *of_const(const struct ft_link *link)
+{
+	return (const struct link *)link;
+}
+
+static void destroy(struct link *l)
+{
+	if (l->readable)
+		event_free(l->readable);
+	if (l->writable)
+		event_free(l->writable);
+	if (l->again)
+		event_free(l->again);
+	outbuf_free(&l->out);
+	free(l->in);
+	l->channel->ops->close(l->channel);
+	free(l);
+}
+
+/* ---- events ---- */
+
+static void arm(struct event *event, bool *armed, bool wanted)
+{
+	if (*armed == wanted)
+		return;
+	*armed = wanted;
+	if (wanted)
+		event_add(event, NULL);
+	else
+		event_del(event);
+}
+
+static void arm_events(struct link *l)
+{
+	bool alive = !l->failed;
+	enum channel_status write_wants = l->out.spans_n ? l->write_wants : CHANNEL_DONE;
+
+	arm(l->readable, &l->readable_armed,
+	    alive && (l->read_wants == CHANNEL_WANT_READ || write_wants == CHANNEL_WANT_READ));
+	arm(l->writable, &l->writable_armed,
+	    alive && (l->read_wants == CHANNEL_WANT_WRITE || write_wants == CHANNEL_WANT_WRITE));
+}
+
+/* A turn soon, but after the loop has looked at everybody's descriptors: event_active() would come
+ * before. */
+static void turn_again(struct link *l)
+{
+	static const struct timeval now;
+
+	event_add(l->again, &now);
+}
+
+static void fail(struct link *l, const struct ft_err *why)
+{
+	if (l->failed)
+		return;
+	l->failed = true;
+	l->why = *why;
+	ft_err_context(&l->why, "link to %s", l->base.peer);
+}
+
+/* ---- output ---- */
+
+static void write_failed(struct link *l, const struct ft_err *err)
+{
+	l->write_failed = true;
+	l->write_err = *err;
+	turn_again(l);
+}
+
+/* One call of the channel. 0: it wants to wait or has failed. */
+static size_t write_some(struct link *l, const struct iovec *iov, int iov_n)
+{
+	struct ft_err err = {0};
+	size_t done = 0;
+	enum channel_status status = l->channel->ops->write(l->channel, iov, iov_n, &done, &err);
+
+	if (status == CHANNEL_DONE)
+		l->bytes_sent += done;
+	else if (status == CHANNEL_WANT_READ || status == CHANNEL_WANT_WRITE)
+		l->write_wants = status;
+	else
+		write_failed(l, &err);
+	return done;
+}
+
+static void flush(struct link *l)
+{
+	struct iovec iov;
+	size_t n;
+
+	while (!l->write_failed && outbuf_front(&l->out, &iov)) {
+		n = write_some(l, &iov, 1);
+		if (!n)
+			return;
+		outbuf_consume(&l->out, n);
+	}
+}
+
+static size_t put_head(struct link *l, const struct ft_msg *msg, uint8_t *out)
+{
+	struct frame_header h = {
+		.type = msg->type,
+		.generation = msg->generation,
+		.epoch = msg->epoch,
+		.seq = ++l->seq_out,
+		.body_len = msg->body_len,
+		.payload_len = msg->payload_len,
+		.body_hash = frame_hash(msg->body, msg->body_len),
+		.payload_hash = frame_hash(msg->payload, msg->payload_len),
+	};
+
+	memcpy(h.uuid, l->uuid, sizeof h.uuid);
+	frame_encode(&h, out);
+	if (msg->body_len)
+		memcpy(out + FRAME_HEADER, msg->body, msg->body_len);
+	return FRAME_HEADER + msg->body_len;
+}
+
+/* Nothing is queued: header and body from their place in the buffer, payload from the caller's
+ * memory; what the channel does not take goes where the whole frame has room. */
+static void send_direct(struct link *l, const struct ft_msg *msg, uint64_t pos)
+{
+	uint8_t *frame = outbuf_at(&l->out, pos);
+	size_t head = put_head(l, msg, frame), total = head + msg->payload_len, sent = 0, n;
+
+	do {
+		struct iovec iov[2] = {{frame + sent, sent < head ? head - sent : 0},
+				       {(void *)msg->payload, msg->payload_len}};
+		bool skip = sent >= head;
+
+		if (skip) {
+			iov[1].iov_base = (uint8_t *)iov[1].iov_base + (sent - head);
+			iov[1].iov_len = total - sent;
+		}
+		n = write_some(l, iov + skip, 2 - skip);
+		sent += n;
+	} while (n && sent < total);
+	if (sent == total || l->write_failed)
+		return;
+	n = sent > head ? sent - head : 0; /* of the payload */
+	memcpy(frame + head + n, msg->payload + n, msg->payload_len - n);
+	outbuf_commit(&l->out, pos + sent, total - sent);
+}
+
+static void send_copied(struct link *l, const struct ft_msg *msg, uint64_t pos)
+{
+	uint8_t *frame = outbuf_at(&l->out, pos);
+	size_t head = put_head(l, msg, frame);
+
+	if (msg->payload_len)
+		memcpy(frame + head, msg->payload, msg->payload_len);
+	outbuf_commit(&l->out, pos, head + msg->payload_len);
+}
+
+/* The payload of a reservation has room for the largest head in front of it; the head goes right
+ * before the payload. */
+static uint64_t reserved_payload(const struct link *l)
+{
+	return l->out.reserved.pos + FRAME_HEADER + FT_BODY_MAX;
+}
+
+static bool is_reserved(const struct link *l, const struct ft_msg *msg)
+{
+	return l->out.reserved.len && msg->payload &&
+	       msg->payload == outbuf_at(&l->out, reserved_payload(l));
+}
+
+static int link_send(struct ft_link *link, const struct ft_msg *msg)
+{
+	struct link *l = of(link);
+	size_t head = FRAME_HEADER + msg->body_len;
+	bool idle = !l->out.spans_n;
+	uint64_t pos;
+
+	assert(msg->body_len <= FT_BODY_MAX);
+	assert(msg->payload_len <= FT_PAYLOAD_MAX);
+	assert(!l->closed);
+	if (l->failed || l->write_failed)
+		return -EPIPE;
+	if (is_reserved(l, msg)) {
+		pos = reserved_payload(l) - head;
+		put_head(l, msg, outbuf_at(&l->out, pos));
+		outbuf_commit_reserved(&l->out, pos, head + msg->payload_len);
+	} else if (!outbuf_room(&l->out, head + msg->payload_len, &pos)) {
+		l->starved = true;
+		return -EAGAIN;
+	} else if (idle && head + msg->payload_len > COPY_MAX && msg->payload_len) {
+		send_direct(l, msg, pos);
+	} else {
+		send_copied(l, msg, pos);
+	}
+	if (idle) {
+		flush(l);
+		arm_events(l);
+	}
+	return l->write_failed ? -EPIPE : 0;
+}
+
+static uint8_t *link_reserve(struct ft_link *link, uint32_t payload_max)
+{
+	struct link *l = of(link);
+	uint64_t pos;
+
+	assert(payload_max <= FT_PAYLOAD_MAX);
+	assert(!l->closed);
+	if (l->failed || l->write_failed)
+		return NULL;
+	if (!outbuf_reserve(&l->out, FRAME_HEADER + FT_BODY_MAX + (size_t)payload_max, &pos)) {
+		l->starved = true;
+		return NULL;
+	}
+	return outbuf_at(&l->out, reserved_payload(l));
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static int link_drain(struct ft_link *link, unsigned deadline_ms)
+{
+	struct link *l = of(link);
+	uint64_t until = now_ms() + deadline_ms, now;
+	struct pollfd pfd = {.fd = l->channel->ops->fd(l->channel)};
+	int r;
+
+	for (;;) {
+		flush(l);
+		if (l->failed || l->write_failed)
+			return -EPIPE;
+		if (!l->out.spans_n)
+			break;
+		now = now_ms();
+		if (now >= until)
+			return -ETIMEDOUT;
+		pfd.events = l->write_wants == CHANNEL_WANT_READ ? POLLIN : POLLOUT;
+		r = poll(&pfd, 1, (int)(until - now));
+		if (r < 0 && errno != EINTR)
+			return -errno;
+	}
+	if (l->starved)
+		turn_again(l);
+	return 0;
+}
+
+static uint64_t link_bytes_sent(struct ft_link *link)
+{
+	return of(link)->bytes_sent;
+}
+
+/* ---- input ---- */
+
+/* What is still to be read before something can be delivered or checked; 0: a whole frame is there.
+ */
+static size_t missing(const struct link *l)
+{
+	size_t have = l->in_end - l->in_start;
+	size_t need = l->header_known ? frame_length(&l->header) : FRAME_HEADER;
+
+	return have < need ? need - have : 0;
+}
+
+static bool check_header(struct link *l)
+{
+	struct ft_err err = {0};
+
+	if (frame_decode(l->in + l->in_start, &l->header, &err) ||
+	    frame_check_place(&l->header, l->uuid_known ? l->uuid : NULL, l->seq_in + 1, &err)) {
+		fail(l, &err);
+		return false;
+	}
+	l->seq_in++;
+	l->header_known = true;
+	return true;
+}
+
+/* The frame at in_start is whole. Returns its length, 0 when it was the last (corrupted, or the
+ * owner closed). */
+static size_t deliver(struct link *l)
+{
+	const struct frame_header *h = &l->header;
+	const uint8_t *body = l->in + l->in_start + FRAME_HEADER, *payload = body + h->body_len;
+	size_t len = frame_length(h);
+	struct ft_err err = {0};
+	struct ft_msg msg = {
+		.type = h->type,
+		.generation = h->generation,
+		.epoch = h->epoch,
+		.body = h->body_len ? body : NULL,
+		.body_len = h->body_len,
+		.payload = h->payload_len ? payload : NULL,
+		.payload_len = h->payload_len,
+	};
+
+	if (frame_check_content(h, body, payload, &err)) {
+		fail(l, &err);
+		return 0;
+	}
+	l->in_start += len;
+	l->header_known = false;
+	l->base.events.message(l->base.events.ctx, &msg);
+	return l->closed ? 0 : len;
+}
+
+static void read_failed(struct link *l, enum channel_status status, struct ft_err *err)
+{
+	if (status == CHANNEL_CLOSED && l->in_end > l->in_start)
+		ft_err_set(err, EPIPE, "closed by the peer in the middle of a frame");
+	fail(l, err);
+}
+
+/* false: nothing came. */
+static bool read_some(struct link *l)
+{
+	size_t have = l->in_end - l->in_start, want = missing(l), done = 0;
+	struct ft_err err = {0};
+	enum channel_status status;
+
+	if (l->in_start) {
+		memmove(l->in, l->in + l->in_start, have);
+		l->in_start = 0;
+		l->in_end = have;
+	}
+	if (!l->header_known)
+		want = READ_AHEAD - have;
+	status = l->channel->ops->read(l->channel, l->in + l->in_end, want, &done, &err);
+	l->in_end += done;
+	if (status == CHANNEL_DONE)
+		return true;
+	if (status == CHANNEL_WANT_READ || status == CHANNEL_WANT_WRITE)
+		l->read_wants = status;
+	else
+		read_failed(l, status, &err);
+	return false;
+}
+
+/* true: nothing more comes for now, or ever. false: others should have their turn first. */
+static bool input(struct link *l)
+{
+	size_t frames = 0, bytes = 0, n;
+
+	while (frames < LINK_TURN_FRAMES && bytes < LINK_TURN_BYTES) {
+		if (missing(l)) {
+			if (!read_some(l))
+				return true;
+		} else if (!l->header_known) {
+			if (!check_header(l))
+				return true;
+		} else {
+			n = deliver(l);
+			if (!n)
+				return true;
+			frames++;
+			bytes += n;
+		}
+	}
+	turn_again(l);
+	return false;
+}
+
+/* ---- the turn ---- */
+
+/* What changed for the owner. Each callback may close the link. */
+static void tell(struct link *l)
+{
+	if (l->failed && !l->reported) {
+		l->reported = true;
+		l->base.events.closed(l->base.events.ctx, &l->why);
+		return;
+	}
+	if (l->starved && !l->failed && outbuf_is_roomy(&l->out)) {
+		l->starved = false;
+		l->base.events.writable(l->base.events.ctx);
+	}
+}
+
+static bool is_due(enum channel_status wants, short what)
+{
+	return (what & EV_TIMEOUT) || (what & (wants == CHANNEL_WANT_READ ? EV_READ : EV_WRITE));
+}
+
+static void turn(evutil_socket_t fd, short what, void *arg)
+{
+	struct link *l = arg;
+
+	(void)fd;
+	assert(l->base.events.message && l->base.events.writable && l->base.events.closed);
+	l->in_turn = true;
+	if (!l->failed && is_due(l->write_wants, what))
+		flush(l);
+	if (!l->failed && (l->write_failed || is_due(l->read_wants, what)) && input(l) &&
+	    l->write_failed)
+		fail(l, &l->write_err);
+	if (!l->closed)
+		tell(l);
+	l->in_turn = false;
+	if (l->closed)
+		destroy(l);
+	else
+		arm_events(l);
+}
+
+static void link_close(struct ft_link *link)
+{
+	struct link *l = of(link);
+
+	assert(!l->closed);
+	l->channel->ops->shutdown(l->channel);
+	l->closed = true;
+	if (!l->in_turn)
+		destroy(l);
+}
+
+static const struct ft_link_ops link_ops = {
+	.send = link_send,
+	.reserve = link_reserve,
+	.drain = link_drain,
+	.bytes_sent = link_bytes_sent,
+	.close = link_close,
+};
+
+struct ft_link *link_new(struct event_base *base, struct channel *channel, const char *peer,
+			 struct ft_err *err)
+{
+	struct link *l = calloc(1, sizeof *l);
+	int fd = channel->ops->fd(channel);
+
+	if (!l) {
+		channel->ops->close(channel);
+		ft_err_set(err, ENOMEM, "link to %s: %s", peer, strerror(ENOMEM));
+		return NULL;
+	}
+	l->base.ops = &link_ops;
+	snprintf(l->base.peer, sizeof l->base.peer, "%s", peer);
+	l->channel = channel;
+	l->read_wants = CHANNEL_WANT_READ;
+	l->write_wants = CHANNEL_WANT_WRITE;
+	l->in = malloc(FRAME_MAX);
+	l->readable = event_new(base, fd, EV_READ | EV_PERSIST, turn, l);
+	l->writable = event_new(base, fd, EV_WRITE | EV_PERSIST, turn, l);
+	l->again = evtimer_new(base, turn, l);
+	if (!l->in || !l->readable || !l->writable || !l->again ||
+	    outbuf_init(&l->out, LINK_OUTPUT_BYTES)) {
+		destroy(l);
+		ft_err_set(err, ENOMEM, "link to %s: %s", peer, strerror(ENOMEM));
+		return NULL;
+	}
+	arm_events(l);
+	/* TLS may have read beyond the handshake. */
+	if (channel->ops->pending(channel))
+		turn_again(l);
+	return &l->base;
+}
+
+void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID])
+{
+	struct link *l = of(link);
+
+	memcpy(l->uuid, uuid, FRAME_UUID);
+	l->uuid_known = true;
+}
+
+size_t link_queued(const struct ft_link *link)
+{
+	return of_const(link)->out.queued;
+}

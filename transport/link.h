@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* struct ft_link (ft/link.h) over a channel and libevent. Frames are verified before they reach the
+ * owner; output goes to the kernel at once when nothing is queued, else through a bounded buffer.
+ * All memory is allocated by link_new(). Thread of the event base.
+ *
+ * Owners: set link->events before the loop runs again. Each callback may close the link. `closed`
+ * and `writable` come from the loop, never from within a call of the owner. After `closed` nothing
+ * comes any more, and only close() makes sense. What the peer had sent before it closed is
+ * delivered first. Silence of the peer is the owner's business (ft/detector.h). */
+#ifndef TRANSPORT_LINK_H
+#define TRANSPORT_LINK_H
+
+#include "ft/link.h"
+#include "transport/channel.h"
+#include "transport/frame.h"
+
+struct event_base;
+
+#define LINK_OUTPUT_BYTES (2u << 20) /* bound of what is queued */
+/* Fairness: after this much in one turn of the loop, others have theirs. */
+#define LINK_TURN_FRAMES 64
+#define LINK_TURN_BYTES	 (1u << 20)
+
+/* channel: open; taken in any case. peer: for people. NULL: out of memory, in *err. */
+struct ft_link *link_new(struct event_base *base, struct channel *channel, const char *peer,
+			 struct ft_err *err);
+/* The guest that this link is about: goes into each frame from now on, and a frame about another
+ * guest closes the link. Until then frames go out with uuid 0 and any is accepted. */
+void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID]);
+
+/* For uses without an engine (tests, benchmarks): bytes queued and not with the kernel yet. */
+size_t link_queued(const struct ft_link *link);
+
+#endif

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the TLS files share among themselves. Nothing outside transport/tls_*.c, channel_tls.c and
+ * pki.c includes it. */
+#ifndef TRANSPORT_TLS_INTERNAL_H
+#define TRANSPORT_TLS_INTERNAL_H
+
+#include <openssl/ssl.h>
+#include <openssl/x509.h>
+
+#include "ft/err.h"
+
+struct tls_config {
+	SSL_CTX *ctx;
+	char *peer; /* NULL: anyone whom our CA signed */
+};
+
+/* The names in a certificate, "DNS:a, IP:10.0.0.1", cut to size. Returns out. */
+char *tls_names(X509 *cert, char *out, size_t size);
+/* Why a handshake or a transfer failed, as one line. Empties OpenSSL's error queue of this thread.
+ * name: whom we expected, or NULL. */
+int tls_explain(SSL *ssl, const char *name, struct ft_err *err);
+/* The latest reason in OpenSSL's error queue, which it empties; "unknown error" if there is none.
+ * Static storage or `buf`. */
+const char *tls_queue_reason(char *buf, size_t size);
+
+#endif
