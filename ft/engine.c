@@ -579,3 +579,13 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	s->arbiter_state = e->arbiter_state;
 	s->last_error = e->last_error;
 }
+
+enum ft_state ft_engine_state(const struct ft_engine *e)
+{
+	return e->state.now;
+}
+
+const char *ft_engine_reason(const struct ft_engine *e)
+{
+	return e->state.reason;
+}

@@ -151,5 +151,8 @@ struct ft_engine_status {
 	const char *last_error; /* "" = none */
 };
 void ft_engine_status(struct ft_engine *e, struct ft_engine_status *status);
+/* The cheap part. */
+enum ft_state ft_engine_state(const struct ft_engine *e);
+const char *ft_engine_reason(const struct ft_engine *e);
 
 #endif

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+/* An agent's life: everything is made in one order, undone in the reverse, and the loop runs in between. */
+#include "tools/agent/agent.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ft/log.h"
+
+static void on_tick(evutil_socket_t fd, short what, void *ctx)
+{
+	struct agent *a = ctx;
+
+	(void)fd;
+	(void)what;
+	ft_engine_tick(a->engine);
+}
+
+static void on_signal(evutil_socket_t number, short what, void *ctx)
+{
+	(void)what;
+	agent_stop(ctx, number == SIGTERM ? "SIGTERM" : "SIGINT");
+}
+
+static int make_loop(struct agent *a, struct ft_err *err)
+{
+	struct event_config *config = event_config_new();
+	static const int numbers[2] = {SIGTERM, SIGINT};
+
+	if (!config)
+		return ft_err_set(err, ENOMEM, "event loop: out of memory");
+	/* Checkpoint intervals are milliseconds; epoll's own timeout would round them up to the next one. */
+	event_config_set_flag(config, EVENT_BASE_FLAG_PRECISE_TIMER);
+	a->base = event_base_new_with_config(config);
+	event_config_free(config);
+	a->tick = a->base ? evtimer_new(a->base, on_tick, a) : NULL;
+	for (unsigned i = 0; i < 2 && a->tick; i++) {
+		a->signals[i] = evsignal_new(a->base, numbers[i], on_signal, a);
+		if (!a->signals[i] || event_add(a->signals[i], NULL))
+			return ft_err_set(err, ENOMEM, "event loop: out of memory");
+	}
+	signal(SIGPIPE, SIG_IGN);
+	return a->tick ? 0 : ft_err_set(err, ENOMEM, "event loop: out of memory");
+}
+
+static int make_arbiter(struct agent *a, struct ft_err *err)
+{
+	switch (a->config.arbiter.type) {
+	case CONFIG_ARBITER_NONE:
+		a->arbiter = ft_arbiter_none_new(a->config.arbiter.survivor, a->incoming ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
+		return a->arbiter ? 0 : ft_err_set(err, ENOMEM, "arbiter: out of memory");
+	case CONFIG_ARBITER_FILE:
+		a->arbiter = ft_arbiter_file_new(a->config.arbiter.dir, a->config.name, err);
+		return a->arbiter ? 0 : -err->code;
+	case CONFIG_ARBITER_ETCD:
+		break;
+	}
+	return ft_err_set(err, ENOTSUP, "arbiter etcd: not available in this version: none and file are");
+}
+
+static int make_tls(struct agent *a, struct ft_err *err)
+{
+	struct tls_files files = {.ca = a->config.tls.ca, .cert = a->config.tls.cert, .key = a->config.tls.key,
+				  .peer = a->config.tls.peer[0] ? a->config.tls.peer : NULL};
+
+	return files.ca[0] ? tls_config_load(&files, &a->tls, err) : 0;
+}
+
+static int make_engine(struct agent *a, struct ft_err *err)
+{
+	const struct ft_config *c = &a->config;
+	struct ft_engine_config e = {
+		.policy = {.trigger = c->ft.trigger, .interval_ns = c->ft.interval_ms * 1000000ull,
+			   .max_downtime_ns = c->ft.max_downtime_ms * 1000000ull, .max_overhead = c->ft.max_overhead},
+		.heartbeat_ms = c->ft.heartbeat_ms,
+		.takeover_ms = c->ft.takeover_ms,
+		.takeover_manual = c->ft.takeover_manual,
+		.staging_bytes = c->ft.staging_bytes,
+		.delta_base_bytes = c->ft.delta_base_bytes,
+		.overflow = &spill_ops,
+	};
+	struct memory m;
+
+	memory_load(a->run_dir, c->name, &m);
+	e.generation = m.generation;
+	snprintf(e.name, sizeof e.name, "%s", c->name);
+	snprintf(e.host_id, sizeof e.host_id, "%s", a->host_id);
+	for (unsigned i = 0; i < AGENT_SPILLS; i++) {
+		a->spills[i] = (struct spill){.dir = a->run_dir, .fd = -1};
+		e.overflow_ctx[i] = &a->spills[i];
+	}
+	return ft_engine_new(&e, &agent_env, a, a->arbiter, &a->engine, err);
+}
+
+int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
+{
+	struct ctl_server_ops ctl = agent_ctl_ops;
+	int rc;
+
+	a->incoming = incoming != NULL;
+	a->wait_fd = -1;
+	a->state_told = FT_STARTING;
+	ctl.ctx = a;
+	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
+	if (!rc)
+		rc = make_loop(a, err);
+	if (!rc)
+		rc = ctl_server_new(a->base, a->run_dir, a->config.name, &ctl, &a->ctl, err);
+	if (!rc)
+		rc = taps_listen(a, err);
+	if (!rc)
+		rc = make_tls(a, err);
+	if (!rc)
+		rc = make_arbiter(a, err);
+	if (!rc)
+		rc = make_engine(a, err);
+	if (!rc && incoming)
+		rc = peer_listen(a, incoming, err);
+	if (!rc && !incoming)
+		rc = guest_start(a, err);
+	if (rc)
+		return rc;
+	if (incoming)
+		ft_engine_start_standby(a->engine);
+	else
+		ft_engine_start_solo(a->engine, a->vmm);
+	return 0;
+}
+
+void agent_run(struct agent *a)
+{
+	if (!event_base_got_break(a->base))
+		event_base_dispatch(a->base);
+}
+
+void agent_end(struct agent *a, enum agent_exit code)
+{
+	if (a->exit_code == AGENT_OK)
+		a->exit_code = code;
+	event_base_loopexit(a->base, &(struct timeval){0});
+}
+
+void agent_stop(struct agent *a, const char *why)
+{
+	ft_engine_stop(a->engine, why);
+	if (a->vmm && a->vm_ours)
+		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED && !a->incoming, AGENT_POWERDOWN_MS);
+	agent_end(a, AGENT_OK);
+}
+
+void agent_free(struct agent *a)
+{
+	peer_hang_up(a);
+	listener_close(a->listener);
+	if (a->engine)
+		taps_free(a);
+	if (a->engine && a->vmm && a->exit_code != AGENT_OK)
+		vmm_quit(a->vmm, false, 0);
+	if (a->engine && a->vmm)
+		guest_release(a);
+	for (unsigned i = 0; i < a->stores_n; i++)
+		store_free(a->stores[i]);
+	if (a->pio_tap)
+		a->pio_tap->ops->free(a->pio_tap);
+	ctl_server_free(a->ctl);
+	ft_engine_free(a->engine);
+	if (a->arbiter)
+		a->arbiter->ops->free(a->arbiter);
+	tls_config_free(a->tls);
+	for (unsigned i = 0; i < AGENT_SPILLS; i++)
+		if (a->spills[i].fd > 0)
+			close(a->spills[i].fd);
+	for (unsigned i = 0; i < 2; i++) {
+		if (a->signals[i])
+			event_free(a->signals[i]);
+		if (a->dials[i].soon)
+			event_free(a->dials[i].soon);
+	}
+	if (a->waiting)
+		event_free(a->waiting);
+	if (a->tick)
+		event_free(a->tick);
+	if (a->base)
+		event_base_free(a->base);
+	if (a->wait_fd >= 0)
+		close(a->wait_fd);
+	keeper_stop(a->keeper);
+}

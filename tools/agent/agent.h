@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One agent: the engine's host. Everything is on one thread, that of the event base, but for what taps, stores and the pocket machine do on
+ * threads of their own.
+ *
+ *   agent.c     life: from configuration to event loop to orderly end           requests.c  what operators ask
+ *   env.c       the engine's environment: time, VM, stores                        status.c    what operators see
+ *   guest.c     making VMs: start, attach, adopt, arm                             peer.c      listener and dials
+ *   taps.c      the guest's taps and where the VM finds them                      memory.c    what survives a restart; overflow.c  staging beyond RAM
+ *   bridge.c    tap interfaces on the operator's bridge                           notify.c    systemd */
+#ifndef TOOLS_AGENT_AGENT_H
+#define TOOLS_AGENT_AGENT_H
+
+#include <event2/event.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "eventtap/store.h"
+#include "ft/engine.h"
+#include "tools/agent/config.h"
+#include "tools/agent/ctl_server.h"
+#include "transport/connector.h"
+#include "transport/listener.h"
+#include "transport/tls_config.h"
+#include "transport/uri.h"
+#include "vmm-glue/keeper.h"
+#include "vmm-glue/vmm.h"
+
+enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_GUEST_LOST = 3 };
+
+#define AGENT_CALLS_MAX	   CTL_CLIENTS_MAX
+#define AGENT_POWERDOWN_MS 3000 /* what a guest gets to shut down by itself */
+#define AGENT_SPILLS	   3	/* see ft_engine_config.overflow_ctx */
+
+struct agent;
+
+/* An operator's request that the engine answers later. */
+struct agent_call {
+	struct agent *agent;
+	struct ctl_call *call; /* NULL: free, or its client left */
+	bool used, verify;
+	uint64_t epoch;
+};
+
+struct agent_dial {
+	struct agent *agent;
+	bool heartbeat;
+	struct connector *connector;
+	struct event *soon;	/* failures are told from the loop, never from inside dial() */
+	struct ft_err why;
+};
+
+struct spill {
+	const char *dir;
+	int fd; /* -1: none yet */
+};
+
+struct agent {
+	struct ft_config config;
+	char run_dir[CONFIG_PATH_MAX], host_id[FT_HOST_ID_MAX];
+	bool incoming;
+	enum agent_exit exit_code;
+
+	struct event_base *base;
+	struct event *tick, *vm_event, *waiting, *signals[2];
+	int wait_fd; /* eventfd: some tap has something to tell */
+	atomic_bool output, pressure;
+
+	struct keeper *keeper;
+	struct ft_arbiter *arbiter;
+	struct ft_engine *engine;
+	struct vmm *vmm;
+	bool vm_ours; /* we started it: stop ends it. Attached guests run on. */
+	struct vmm_info vm_info;
+	char vm_lost_why[FT_REASON_MAX];
+
+	/* taps, by kind and device; the chain is the engine's */
+	bool taps_made;
+	struct tap *disk_taps[VMM_DISKS_MAX], *nic_taps[VMM_NICS_MAX], *console_tap, *pio_tap;
+	struct vmm_tap_points points;
+
+	struct store *stores[VMM_DISKS_MAX];
+	unsigned stores_n;
+
+	struct tls_config *tls;
+	struct listener *listener;
+	struct uri peer;
+	bool has_peer;
+	struct agent_dial dials[2];
+
+	struct ctl_server *ctl;
+	struct agent_call calls[AGENT_CALLS_MAX];
+	struct spill spills[AGENT_SPILLS];
+	enum ft_state state_told;
+
+	/* describe(): strings that the engine's message borrows */
+	char **command_line;
+	Ft__Disk setup_disks[VMM_DISKS_MAX];
+	Ft__Disk *setup_disk_ptrs[VMM_DISKS_MAX];
+};
+
+/* agent.c */
+int agent_start(struct agent *a, const char *incoming, struct ft_err *err);
+/* Runs until the guest or the operator ends it. */
+void agent_run(struct agent *a);
+void agent_stop(struct agent *a, const char *why);
+void agent_free(struct agent *a);
+void agent_end(struct agent *a, enum agent_exit code);
+
+/* env.c */
+extern const struct ft_env_ops agent_env;
+int agent_start_engine(struct agent *a, struct ft_err *err);
+uint64_t agent_now_ns(void);
+
+/* guest.c */
+int guest_start(struct agent *a, struct ft_err *err);
+int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
+/* Ends an armed or running VM by force and frees it. */
+void guest_end(struct agent *a);
+/* Connects the VM object to the loop and to the engine. */
+void guest_adopt(struct agent *a, struct vmm *vmm);
+void guest_release(struct agent *a);
+
+/* taps.c */
+/* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or shared images of a running VM; an armed VM
+ * has its images itself, so its taps are those that replay. */
+int taps_make(struct agent *a, bool disks, struct ft_err *err);
+void taps_free(struct agent *a);
+struct tap_notify taps_notify(struct agent *a);
+/* Waits until what the taps let go is with the VM. */
+#define TAPS_SETTLE_MS 200
+void taps_settle(struct agent *a);
+enum store_mode taps_disk_mode(struct agent *a, const char *id);
+/* Start-up: how taps' threads reach the loop. */
+int taps_listen(struct agent *a, struct ft_err *err);
+
+/* peer.c */
+int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
+int peer_set(struct agent *a, const char *uri, struct ft_err *err);
+void peer_dial(struct agent *a, bool heartbeat);
+void peer_hang_up(struct agent *a);
+
+/* requests.c, status.c */
+extern const struct ctl_server_ops agent_ctl_ops;
+void status_reply(struct agent *a, struct ctl_call *call);
+
+/* memory.c: RUN/NAME.memory, one line a fact; replaced whole. Losing it costs nothing that an arbiter does not know. */
+struct memory {
+	uint64_t generation;
+	int64_t vmm_pid;		/* 0: none */
+	uint64_t vmm_start;		/* its start time, so that a reused pid is not taken for it */
+	char qmp[CONFIG_PATH_MAX];
+};
+int memory_load(const char *run_dir, const char *name, struct memory *m);
+int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);
+
+/* overflow.c */
+extern const struct ft_overflow_ops spill_ops;
+
+/* bridge.c */
+/* Creates the persistent tap interface if it is absent, puts it on the bridge, brings it up. */
+int bridge_tap_make(const char *ifname, const char *bridge, struct ft_err *err);
+void bridge_tap_name(const char *guest, unsigned nic, char out[16]);
+void bridge_tap_remove(const char *ifname);
+
+/* notify.c: sd_notify(3)'s protocol, without the library: one datagram. */
+void notify_systemd(const char *state);
+
+#endif

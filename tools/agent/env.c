@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The engine's environment: time, the VM and its taps where the guest runs, armed VM and disk stores where it may run next. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "eventtap/block/disk_tap.h"
+#include "ft/log.h"
+#include "tools/agent/agent.h"
+#include "vmm-glue/qemu/qemu.h"
+
+uint64_t agent_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+static uint64_t env_now_ns(void *ctx)
+{
+	(void)ctx;
+	return agent_now_ns();
+}
+
+static void env_wake_at(void *ctx, uint64_t when_ns)
+{
+	struct agent *a = ctx;
+	uint64_t now = agent_now_ns(), in = when_ns > now ? when_ns - now : 0;
+	struct timeval tv = {.tv_sec = (time_t)(in / 1000000000), .tv_usec = (suseconds_t)(in % 1000000000 / 1000)};
+
+	if (when_ns == UINT64_MAX)
+		evtimer_del(a->tick);
+	else
+		evtimer_add(a->tick, &tv);
+}
+
+static uint64_t env_random(void *ctx)
+{
+	uint64_t value = 0;
+
+	(void)ctx;
+	if (getrandom(&value, sizeof value, 0) != sizeof value)
+		value = agent_now_ns();
+	return value;
+}
+
+static void env_dial(void *ctx, bool heartbeat)
+{
+	peer_dial(ctx, heartbeat);
+}
+
+static void env_hang_up(void *ctx)
+{
+	peer_hang_up(ctx);
+}
+
+/* ---- where the guest runs ---- */
+
+static int env_taps_in(void *ctx, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc = taps_make(a, true, err);
+
+	if (rc)
+		return rc;
+	rc = vmm_taps_in(a->vmm, &a->points, err);
+	if (rc)
+		taps_free(a);
+	return rc;
+}
+
+static int env_taps_out(void *ctx, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc;
+
+	if (!a->taps_made)
+		return 0;
+	/* What was let go is on its way through the filter: it must be through before the filter goes. */
+	taps_settle(a);
+	rc = a->vmm ? vmm_taps_out(a->vmm, err) : 0;
+	taps_free(a);
+	return rc;
+}
+
+static void env_firing(void *ctx, bool on)
+{
+	struct agent *a = ctx;
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i])
+			disk_tap_firing(a->disk_taps[i], on);
+}
+
+static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc = 0;
+
+	vmm_info(a->vmm, &a->vm_info);
+	setup->vmm = (char *)(uintptr_t)a->vm_info.kind;
+	setup->ram_bytes = a->vm_info.ram_bytes;
+	setup->uuid = a->vm_info.uuid[0] ? a->vm_info.uuid : a->config.uuid;
+	setup->nics = a->vm_info.nics_n;
+	for (unsigned i = 0; i < a->vm_info.disks_n; i++) {
+		a->setup_disks[i] = (Ft__Disk)FT__DISK__INIT;
+		a->setup_disks[i].id = a->vm_info.disks[i].id;
+		a->setup_disks[i].image = a->vm_info.disks[i].image;
+		a->setup_disks[i].bytes = a->vm_info.disks[i].bytes;
+		a->setup_disks[i].shared = taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
+		a->setup_disk_ptrs[i] = &a->setup_disks[i];
+	}
+	setup->n_disks = a->vm_info.disks_n;
+	setup->disks = a->setup_disk_ptrs;
+	if (a->config.source != CONFIG_LAUNCH) {
+		qemu_command_line_free(a->command_line);
+		a->command_line = NULL;
+		rc = qemu_command_line(a->vmm, &a->command_line, err);
+		if (rc)
+			return rc;
+		setup->command_line = a->command_line;
+		while (a->command_line[setup->n_command_line])
+			setup->n_command_line++;
+	}
+	return rc;
+}
+
+static void env_disks_all_behind(void *ctx)
+{
+	struct agent *a = ctx;
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i])
+			disk_tap_mark_all_behind(a->disk_taps[i]);
+}
+
+static int env_disk_next(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk, struct ft_err *err)
+{
+	struct agent *a = ctx;
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
+		int rc;
+
+		if (!a->disk_taps[i])
+			continue;
+		rc = disk_tap_sync_next(a->disk_taps[i], data, data_max, &chunk->offset, &chunk->bytes, &chunk->zero, err);
+		if (rc) {
+			chunk->disk = i;
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static uint64_t env_disks_behind(void *ctx)
+{
+	struct agent *a = ctx;
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i])
+			sum += disk_tap_behind_bytes(a->disk_taps[i]);
+	return sum;
+}
+
+static void env_guard(void *ctx, bool on)
+{
+	struct agent *a = ctx;
+
+	keeper_set_protected(a->keeper, on);
+}
+
+static void env_vm_end(void *ctx)
+{
+	struct agent *a = ctx;
+
+	taps_free(a);
+	guest_end(a);
+}
+
+/* ---- standby ---- */
+
+static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
+{
+	return guest_arm(ctx, setup, err);
+}
+
+static void stores_free(struct agent *a)
+{
+	for (unsigned i = 0; i < a->stores_n; i++)
+		store_free(a->stores[i]);
+	a->stores_n = 0;
+}
+
+static void env_disarm(void *ctx)
+{
+	struct agent *a = ctx;
+
+	taps_free(a);
+	guest_end(a);
+	stores_free(a);
+}
+
+static int find_store(struct agent *a, unsigned disk, struct store **store, struct ft_err *err)
+{
+	if (disk >= a->stores_n)
+		return ft_err_set(err, EPROTO, "disk %u: the guest has %u", disk, a->stores_n);
+	*store = a->stores[disk];
+	return 0;
+}
+
+static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err)
+{
+	struct store *store;
+	int rc = find_store(ctx, chunk->disk, &store, err);
+
+	return rc ? rc : store_sync_write(store, chunk->offset, data, chunk->bytes, chunk->zero, err);
+}
+
+static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	struct store *store;
+	int rc = find_store(ctx, rec->device, &store, err);
+
+	return rc ? rc : store_apply(store, rec, err);
+}
+
+static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc = 0;
+
+	for (unsigned i = 0; i < a->stores_n && !rc; i++)
+		rc = store_commit(a->stores[i], generation, epoch, err);
+	return rc;
+}
+
+static void env_store_released(void *ctx, uint64_t epoch)
+{
+	struct agent *a = ctx;
+
+	for (unsigned i = 0; i < a->stores_n; i++)
+		store_drop_pending(a->stores[i], epoch);
+}
+
+static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc = 0;
+
+	for (unsigned i = 0; i < a->stores_n && !rc; i++)
+		rc = store_activate(a->stores[i], generation, epoch, err);
+	if (!rc)
+		stores_free(a);
+	return rc;
+}
+
+static int env_store_outdate(void *ctx, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc = 0;
+
+	for (unsigned i = 0; i < a->stores_n && !rc; i++)
+		rc = store_outdate(a->stores[i], err);
+	return rc;
+}
+
+/* ---- both ---- */
+
+static void env_generation(void *ctx, uint64_t generation)
+{
+	struct agent *a = ctx;
+	struct ft_err err = {0};
+	struct memory m;
+
+	memory_load(a->run_dir, a->config.name, &m);
+	m.generation = generation;
+	if (memory_save(a->run_dir, a->config.name, &m, &err))
+		ft_warn("%s: %s", a->config.name, err.text);
+}
+
+static void env_changed(void *ctx)
+{
+	struct agent *a = ctx;
+	enum ft_state now;
+
+	if (!a->engine || !a->ctl)
+		return;
+	now = ft_engine_state(a->engine);
+	if (now != a->state_told) {
+		a->state_told = now;
+		ctl_server_state_changed(a->ctl, now, ft_engine_reason(a->engine));
+	}
+	if (now == FT_FAILED)
+		agent_end(a, AGENT_GUEST_LOST);
+	else if (now == FT_STOPPED)
+		agent_end(a, AGENT_OK);
+}
+
+const struct ft_env_ops agent_env = {
+	.now_ns = env_now_ns,
+	.wake_at = env_wake_at,
+	.random = env_random,
+	.dial = env_dial,
+	.hang_up = env_hang_up,
+	.taps_in = env_taps_in,
+	.taps_out = env_taps_out,
+	.firing = env_firing,
+	.describe = env_describe,
+	.disks_all_behind = env_disks_all_behind,
+	.disk_next = env_disk_next,
+	.disks_behind = env_disks_behind,
+	.guard = env_guard,
+	.vm_end = env_vm_end,
+	.arm = env_arm,
+	.disarm = env_disarm,
+	.store_sync = env_store_sync,
+	.store_apply = env_store_apply,
+	.store_commit = env_store_commit,
+	.store_released = env_store_released,
+	.store_activate = env_store_activate,
+	.store_outdate = env_store_outdate,
+	.generation = env_generation,
+	.changed = env_changed,
+};

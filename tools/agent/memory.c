@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+/* RUN/NAME.memory: what a restarted agent has to know. Text, replaced whole by rename, so it is never half. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tools/agent/agent.h"
+
+#define MEMORY_PATH_MAX (CONFIG_PATH_MAX + CTL_NAME_MAX + 16)
+
+static void path_of(char out[MEMORY_PATH_MAX], const char *run_dir, const char *name, const char *suffix)
+{
+	snprintf(out, MEMORY_PATH_MAX, "%s/%s.memory%s", run_dir, name, suffix);
+}
+
+int memory_load(const char *run_dir, const char *name, struct memory *m)
+{
+	char path[MEMORY_PATH_MAX], line[CONFIG_PATH_MAX + 32];
+	FILE *f;
+
+	memset(m, 0, sizeof *m);
+	path_of(path, run_dir, name, "");
+	f = fopen(path, "re");
+	if (!f)
+		return -errno;
+	while (fgets(line, sizeof line, f)) {
+		line[strcspn(line, "\n")] = 0;
+		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 || sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
+		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
+			continue;
+		if (!strncmp(line, "qmp ", 4))
+			snprintf(m->qmp, sizeof m->qmp, "%s", line + 4);
+	}
+	fclose(f);
+	return 0;
+}
+
+int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err)
+{
+	char path[MEMORY_PATH_MAX], temporary[MEMORY_PATH_MAX];
+	bool bad;
+	FILE *f;
+
+	path_of(path, run_dir, name, "");
+	path_of(temporary, run_dir, name, ".new");
+	f = fopen(temporary, "we");
+	if (!f)
+		return ft_err_set(err, errno, "%s: cannot write: %s", temporary, strerror(errno));
+	fprintf(f, "generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64 "\nqmp %s\n", m->generation, m->vmm_pid, m->vmm_start,
+		m->qmp);
+	bad = fflush(f) || fsync(fileno(f));
+	bad = fclose(f) || bad;
+	if (bad || rename(temporary, path))
+		return ft_err_set(err, errno, "%s: cannot write: %s", path, strerror(errno));
+	return 0;
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The guest's taps. Disk and NIC taps exist only while they are needed; the console tap lives as long as the VM, because the agent is the
+ * console's server, and joins the chain with the others. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "eventtap/block/disk_tap.h"
+#include "eventtap/net/net_tap.h"
+#include "ft/log.h"
+#include "tools/agent/agent.h"
+
+#define NIC_HELD_BYTES	  (16u << 20) /* of frames waiting for their checkpoint; beyond, frames are dropped as networks do */
+#define DISK_LOG_BYTES_MAX (32u << 20)
+
+/* Any thread. */
+static void wake(struct agent *a)
+{
+	uint64_t one = 1;
+
+	(void)!write(a->wait_fd, &one, sizeof one);
+}
+
+static void on_output(void *ctx)
+{
+	struct agent *a = ctx;
+
+	if (!atomic_exchange(&a->output, true))
+		wake(a);
+}
+
+static void on_pressure(void *ctx)
+{
+	struct agent *a = ctx;
+
+	if (!atomic_exchange(&a->pressure, true))
+		wake(a);
+}
+
+struct tap_notify taps_notify(struct agent *a)
+{
+	return (struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = a};
+}
+
+enum store_mode taps_disk_mode(struct agent *a, const char *id)
+{
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		if (!strcmp(a->config.disks[i].id, id))
+			return a->config.disks[i].mode;
+	return STORE_REPLICATED;
+}
+
+static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
+{
+	struct disk_tap_config config = {
+		.id = a->vm_info.disks[i].id,
+		.device = (uint8_t)i,
+		.image = a->vm_info.disks[i].image,
+		.shared = taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED,
+		.uuid = a->config.uuid,
+		.socket = a->points.disks[i].nbd,
+		.log_bytes_max = a->config.ft.staging_bytes / 4 < DISK_LOG_BYTES_MAX ? a->config.ft.staging_bytes / 4 : DISK_LOG_BYTES_MAX,
+		.spill_dir = a->run_dir,
+		/* The VM has it open as raw already; a guest may write what it likes into it. */
+		.format_raw = true,
+	};
+	int rc;
+
+	snprintf(a->points.disks[i].nbd, sizeof a->points.disks[i].nbd, "%s/%s.nbd%u", a->run_dir, a->config.name, i);
+	rc = disk_tap_open(&config, &a->disk_taps[i], err);
+	if (rc)
+		return ft_err_context(err, "disk %s", config.id);
+	a->disk_taps[i]->notify = taps_notify(a);
+	tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
+	return 0;
+}
+
+static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
+{
+	struct net_tap_config config = {
+		.id = a->vm_info.nics[i].id,
+		.device = (uint8_t)i,
+		.out_path = a->points.nics[i].out,
+		.in_path = a->points.nics[i].in,
+		.held_bytes_max = NIC_HELD_BYTES,
+	};
+	int rc;
+
+	snprintf(a->points.nics[i].out, sizeof a->points.nics[i].out, "%s/%s.net%u.out", a->run_dir, a->config.name, i);
+	snprintf(a->points.nics[i].in, sizeof a->points.nics[i].in, "%s/%s.net%u.in", a->run_dir, a->config.name, i);
+	rc = net_tap_open(&config, &a->nic_taps[i], err);
+	if (rc)
+		return ft_err_context(err, "nic %s", config.id);
+	a->nic_taps[i]->notify = taps_notify(a);
+	tap_chain_add(ft_engine_chain(a->engine), a->nic_taps[i]);
+	return 0;
+}
+
+int taps_make(struct agent *a, bool disks, struct ft_err *err)
+{
+	int rc = 0;
+
+	if (a->taps_made)
+		return 0;
+	a->taps_made = true;
+	vmm_info(a->vmm, &a->vm_info);
+	for (unsigned i = 0; disks && !rc && i < a->vm_info.disks_n; i++)
+		rc = make_disk(a, i, err);
+	for (unsigned i = 0; !rc && i < a->vm_info.nics_n; i++)
+		rc = make_nic(a, i, err);
+	if (!rc && a->console_tap)
+		tap_chain_add(ft_engine_chain(a->engine), a->console_tap);
+	if (!rc && a->pio_tap)
+		tap_chain_add(ft_engine_chain(a->engine), a->pio_tap);
+	if (rc)
+		taps_free(a);
+	return rc;
+}
+
+void taps_free(struct agent *a)
+{
+	/* Those that outlive protection leave the chain; the others end. */
+	ft_engine_chain(a->engine)->first = NULL;
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
+		if (a->disk_taps[i])
+			a->disk_taps[i]->ops->free(a->disk_taps[i]);
+		a->disk_taps[i] = NULL;
+	}
+	for (unsigned i = 0; i < VMM_NICS_MAX; i++) {
+		if (a->nic_taps[i])
+			a->nic_taps[i]->ops->free(a->nic_taps[i]);
+		a->nic_taps[i] = NULL;
+	}
+	if (a->console_tap)
+		a->console_tap->next = NULL;
+	if (a->pio_tap)
+		a->pio_tap->next = NULL;
+	a->taps_made = false;
+}
+
+void taps_settle(struct agent *a)
+{
+	for (unsigned i = 0; i < VMM_NICS_MAX; i++)
+		if (a->nic_taps[i])
+			net_tap_settle(a->nic_taps[i], TAPS_SETTLE_MS);
+}
+
+static void on_waiting(evutil_socket_t fd, short what, void *ctx)
+{
+	struct agent *a = ctx;
+	uint64_t n;
+
+	(void)what;
+	(void)!read(fd, &n, sizeof n);
+	if (atomic_exchange(&a->pressure, false))
+		ft_engine_pressure(a->engine);
+	if (atomic_exchange(&a->output, false))
+		ft_engine_output(a->engine);
+}
+
+int taps_listen(struct agent *a, struct ft_err *err)
+{
+	a->wait_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (a->wait_fd < 0)
+		return ft_err_set(err, errno, "eventfd: %s", strerror(errno));
+	a->waiting = event_new(a->base, a->wait_fd, EV_READ | EV_PERSIST, on_waiting, a);
+	if (!a->waiting || event_add(a->waiting, NULL))
+		return ft_err_set(err, ENOMEM, "event loop: out of memory");
+	return 0;
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+/* ft-agent: one process per guest per host. Options and exit codes; the rest is tools/agent. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ft/log.h"
+#include "tools/agent/agent.h"
+
+#define SETS_MAX 64
+
+static const char usage[] =
+	"usage: ft-agent --guest FILE [--incoming URI] [--run-dir DIR] [--set KEY=VALUE]...\n"
+	"                [--foreground] [--log-level LEVEL]\n"
+	"\n"
+	"Fault tolerance for one QEMU guest on this host. Without --incoming it starts the\n"
+	"guest (or finds it running, or attaches to it) and controls it; with --incoming it\n"
+	"is a standby and waits for a primary.\n"
+	"\n"
+	"  --guest FILE       what the guest is: kemari-guest(5)\n"
+	"  --incoming URI     kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT or kemari:unix:PATH\n"
+	"  --run-dir DIR      sockets and logs (default: environment KEMARI_RUN_DIR, else\n"
+	"                     " CTL_RUN_DIR_DEFAULT ")\n"
+	"  --set KEY=VALUE    replaces a value of the guest file: --set disk.root.image=/x.img\n"
+	"  --host-id NAME     what the arbiter and the peer call this host (default: its\n"
+	"                     machine id)\n"
+	"  --foreground       do not detach; log to standard error. Without it the agent\n"
+	"                     detaches once the guest runs (or the standby waits) and logs\n"
+	"                     to RUN-DIR/NAME.log\n"
+	"  --log-level LEVEL  error, warn, info or debug\n"
+	"  --help, --version\n"
+	"\n"
+	"Exit codes: 0 stopped by request, 1 configuration or usage error, 2 could not\n"
+	"start, 3 guest lost.\n";
+
+struct options {
+	const char *guest, *incoming, *run_dir, *host_id;
+	const char *sets[SETS_MAX];
+	unsigned sets_n;
+	bool foreground;
+};
+
+static int parse(int argc, char **argv, struct options *o)
+{
+	static const struct option longs[] = {
+		{"guest", required_argument, NULL, 'g'},     {"incoming", required_argument, NULL, 'i'},
+		{"run-dir", required_argument, NULL, 'r'},   {"set", required_argument, NULL, 's'},
+		{"host-id", required_argument, NULL, 'H'},   {"foreground", no_argument, NULL, 'f'},
+		{"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'v'},	     {0},
+	};
+	int c, level;
+
+	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+		switch (c) {
+		case 'g':
+			o->guest = optarg;
+			break;
+		case 'i':
+			o->incoming = optarg;
+			break;
+		case 'r':
+			o->run_dir = optarg;
+			break;
+		case 'H':
+			o->host_id = optarg;
+			break;
+		case 's':
+			if (o->sets_n == SETS_MAX) {
+				fprintf(stderr, "ft-agent: --set: more than %d\n", SETS_MAX);
+				return -1;
+			}
+			o->sets[o->sets_n++] = optarg;
+			break;
+		case 'f':
+			o->foreground = true;
+			break;
+		case 'l':
+			level = ft_log_level_parse(optarg);
+			if (level < 0) {
+				fprintf(stderr, "ft-agent: --log-level %s: error, warn, info or debug\n", optarg);
+				return -1;
+			}
+			ft_log_level_set((enum ft_log_level)level);
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			exit(0);
+		case 'v':
+			puts("ft-agent " FT_VERSION);
+			exit(0);
+		default:
+			return -1;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "ft-agent: %s: unexpected\n", argv[optind]);
+		return -1;
+	}
+	if (!o->guest) {
+		fputs("ft-agent: --guest FILE is missing; --help explains\n", stderr);
+		return -1;
+	}
+	return 0;
+}
+
+/* A name for this host that stays, and that two hosts do not share. */
+static void host_id(const char *given, char out[FT_HOST_ID_MAX])
+{
+	FILE *f;
+
+	snprintf(out, FT_HOST_ID_MAX, "%s", given ? given : "");
+	if (out[0])
+		return;
+	f = fopen("/etc/machine-id", "re");
+	if (f) {
+		if (fgets(out, FT_HOST_ID_MAX, f))
+			out[strcspn(out, "\n")] = 0;
+		fclose(f);
+	}
+	if (!out[0])
+		gethostname(out, FT_HOST_ID_MAX - 1);
+}
+
+/* The parent stays until the child knows whether it could start, and ends with its code: errors reach the operator's terminal. Returns, in the
+ * child, the descriptor to report to. */
+static int detach(void)
+{
+	int report[2];
+	uint8_t code = AGENT_NO_START;
+	pid_t pid;
+
+	if (pipe2(report, O_CLOEXEC))
+		return -1;
+	pid = fork();
+	if (pid < 0)
+		return -1;
+	if (pid > 0) {
+		close(report[1]);
+		/* Nothing to read: the child died before it could say. */
+		if (read(report[0], &code, 1) != 1)
+			code = AGENT_NO_START;
+		_exit(code);
+	}
+	close(report[0]);
+	setsid();
+	return report[1];
+}
+
+static void detached(int report, const struct agent *agent)
+{
+	char path[CONFIG_PATH_MAX + CTL_NAME_MAX + 8];
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC), log;
+	uint8_t ok = AGENT_OK;
+
+	snprintf(path, sizeof path, "%s/%s.log", agent->run_dir, agent->config.name);
+	log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	dup2(null, STDIN_FILENO);
+	dup2(null, STDOUT_FILENO);
+	dup2(log >= 0 ? log : null, STDERR_FILENO);
+	(void)!write(report, &ok, 1);
+	close(report);
+	close(null);
+	if (log >= 0)
+		close(log);
+}
+
+int main(int argc, char **argv)
+{
+	static struct agent agent;
+	struct options o = {0};
+	struct ft_err err = {0};
+	const char *run_dir;
+	int report = -1;
+
+	if (parse(argc, argv, &o))
+		return AGENT_BAD_CONFIG;
+	if (config_load(o.guest, o.sets, o.sets_n, &agent.config, &err)) {
+		fprintf(stderr, "ft-agent: %s\n", err.text);
+		return AGENT_BAD_CONFIG;
+	}
+	run_dir = o.run_dir ? o.run_dir : getenv(CTL_RUN_DIR_ENV);
+	snprintf(agent.run_dir, sizeof agent.run_dir, "%s", run_dir ? run_dir : CTL_RUN_DIR_DEFAULT);
+	host_id(o.host_id, agent.host_id);
+	if (!o.foreground) {
+		report = detach();
+		if (report < 0) {
+			ft_error("%s: cannot detach: %s", agent.config.name, strerror(errno));
+			return AGENT_NO_START;
+		}
+	}
+	if (agent_start(&agent, o.incoming, &err)) {
+		ft_error("%s: cannot start: %s", agent.config.name, err.text);
+		agent.exit_code = AGENT_NO_START;
+		agent_free(&agent);
+		return AGENT_NO_START;
+	}
+	if (report >= 0)
+		detached(report, &agent);
+	notify_systemd("READY=1");
+	agent_run(&agent);
+	notify_systemd("STOPPING=1");
+	agent_free(&agent);
+	return (int)agent.exit_code;
+}
