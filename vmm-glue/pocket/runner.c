@@ -201,6 +201,10 @@ int runner_park(struct runner *r, unsigned within_ms)
 void runner_go(struct runner *r)
 {
 	pthread_mutex_lock(&r->lock);
+	if (r->paused && r->has_thread) {
+		r->clock_ns = psock_now();
+		r->clock_stale = false;
+	}
 	r->paused = false;
 	pthread_cond_broadcast(&r->change);
 	pthread_mutex_unlock(&r->lock);
