@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -188,11 +189,15 @@ static void world_out(struct console_tap *t, const uint8_t *data, size_t len)
 	log_out(t, data, len);
 	for (int i = 0; i < CONSOLE_TAP_OPERATORS_MAX; i++) {
 		struct pump_source *op = &t->operators[i];
+		ssize_t n;
 
-		if (op->fd < 0 ||
-		    send(op->fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)len)
+		if (op->fd < 0)
 			continue;
-		ft_warn("%s: an operator does not keep up and is dropped", t->tap.id);
+		n = send(op->fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (n == (ssize_t)len)
+			continue;
+		if (n >= 0 || errno == EAGAIN)
+			ft_warn("%s: an operator does not keep up and is dropped", t->tap.id);
 		pump_close(&t->pump, op);
 	}
 }
@@ -418,6 +423,7 @@ static int console_tap_replay(struct tap *tap, const struct tap_record *rec, str
 	struct console_tap *t = console_tap(tap);
 	int rc = 0;
 
+	assert(rec->kind == TAP_CONSOLE);
 	if (rec->len > READ_BYTES)
 		return ft_err_set(err, EPROTO, "replay: %u bytes: no tap makes such a record",
 				  rec->len);
@@ -505,7 +511,7 @@ static int open_listener(struct console_tap *t, const char *path, struct ft_err 
 
 	if (rc < 0)
 		return rc;
-	strcpy(t->socket_path, path); // fits: it was bound
+	snprintf(t->socket_path, sizeof t->socket_path, "%s", path);
 	t->listener.fd = rc;
 	rc = pump_watch(&t->pump, &t->listener, EPOLLIN);
 	return rc ? ft_err_set(err, -rc, "%s: epoll: %s", path, strerror(-rc)) : 0;
@@ -543,8 +549,8 @@ int console_tap_open(const struct console_tap_config *config, struct tap **out, 
 		return ft_err_set(err, ENOMEM, "%s: out of memory", config->id);
 	t->tap.ops = &console_tap_ops;
 	t->tap.device = config->device;
-	strncpy(t->tap.id, config->id, sizeof t->tap.id - 1);
-	strcpy(t->vmm_path, config->vmm_path);
+	snprintf(t->tap.id, sizeof t->tap.id, "%s", config->id);
+	snprintf(t->vmm_path, sizeof t->vmm_path, "%s", config->vmm_path);
 	t->held_bytes_max = config->held_bytes_max;
 	t->log_fd = -1;
 	init_sources(t);

@@ -7,8 +7,8 @@
 #include <endian.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "eventtap/queue.h"
 
@@ -218,7 +218,7 @@ int pio_tap_open(const struct pio_tap_config *config, struct tap **out, struct f
 		return ft_err_set(err, ENOMEM, "%s: out of memory", config->id);
 	t->tap.ops = &pio_tap_ops;
 	t->tap.device = config->device;
-	strncpy(t->tap.id, config->id, sizeof t->tap.id - 1);
+	snprintf(t->tap.id, sizeof t->tap.id, "%s", config->id);
 	t->deliver = config->deliver;
 	t->ctx = config->ctx;
 	rc = queue_new(config->held_bytes_max, &t->queue, err);

@@ -24,7 +24,7 @@
 #define DEADLINE_MS    10000
 
 struct lab {
-	char folder[64], vmm_path[128], log_path[128], socket_path[128];
+	char folder[32], vmm_path[64], log_path[64], socket_path[64];
 	struct tap *tap;
 	int listener, vmm; // the VMM's side
 	off_t log_at;
@@ -43,7 +43,7 @@ static struct sockaddr_un address(const char *path)
 {
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 
-	strcpy(sun.sun_path, path);
+	snprintf(sun.sun_path, sizeof sun.sun_path, "%s", path);
 	return sun;
 }
 
