@@ -128,7 +128,7 @@ static int address(struct sockaddr_un *sun, const char *path, struct ft_err *err
 	if (!*path || strlen(path) >= sizeof sun->sun_path)
 		return ft_err_set(err, ENAMETOOLONG, "%s: a socket's path has 1 to %zu characters",
 				  path, sizeof sun->sun_path - 1);
-	strcpy(sun->sun_path, path);
+	memcpy(sun->sun_path, path, strlen(path) + 1);
 	return 0;
 }
 

@@ -57,7 +57,7 @@ enum tap_mode { TAP_PASS, TAP_TRACK, TAP_HOLD };
 
 struct tap_stats {
 	uint64_t held_outputs, held_bytes;  /* now, all epochs, memory included that commit has not freed yet */
-	uint64_t outputs, bytes, dropped;   /* since start; dropped: only a network frame over the bound */
+	uint64_t outputs, bytes, dropped;   /* since start; dropped: only network frames: over the bound, on their way when the VMM went, discarded */
 	uint64_t behind_bytes;		    /* disks in TRACK: what the peer still lacks */
 };
 

@@ -8,6 +8,7 @@
 #include <endian.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -430,6 +431,7 @@ static int net_tap_replay(struct tap *tap, const struct tap_record *rec, struct 
 	struct net_tap *t = net_tap(tap);
 	int rc = 0;
 
+	assert(rec->kind == TAP_NET);
 	pthread_mutex_lock(&t->lock);
 	if (queue_holds(t->queue)) {
 		rc = ft_err_set(err, EBUSY, "replay: outputs are held");
@@ -496,7 +498,7 @@ static int listen_on(struct net_tap *t, struct pump_source *listener, char *kept
 
 	if (rc < 0)
 		return rc;
-	strcpy(kept, path); // fits: it was bound
+	memcpy(kept, path, strlen(path) + 1); // fits: it was bound
 	listener->fd = rc;
 	rc = pump_watch(&t->pump, listener, EPOLLIN);
 	return rc ? ft_err_set(err, -rc, "%s: epoll: %s", path, strerror(-rc)) : 0;
@@ -512,7 +514,7 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 		return ft_err_set(err, ENOMEM, "%s: out of memory", config->id);
 	t->tap.ops = &net_tap_ops;
 	t->tap.device = config->device;
-	strncpy(t->tap.id, config->id, sizeof t->tap.id - 1);
+	snprintf(t->tap.id, sizeof t->tap.id, "%s", config->id);
 	t->out = t->in = t->out_listener = t->in_listener = none;
 	pthread_mutex_init(&t->lock, NULL);
 	rc = config->held_bytes_max < NET_TAP_HELD_BYTES_MIN
@@ -532,7 +534,7 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 	pthread_mutex_unlock(&t->lock);
 	if (rc) {
 		net_tap_free(&t->tap);
-		return ft_err_context(err, "%s", config->id), rc;
+		goto refused;
 	}
 	*out = &t->tap;
 	return 0;
@@ -542,6 +544,7 @@ no_pump:
 no_queue:
 	pthread_mutex_destroy(&t->lock);
 	free(t);
+refused:
 	ft_err_context(err, "%s", config->id);
 	return rc;
 }

@@ -51,7 +51,7 @@ static int dial(const char *path)
 	struct sockaddr_un sun = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	strcpy(sun.sun_path, path);
+	snprintf(sun.sun_path, sizeof sun.sun_path, "%s", path);
 	assert_int_equal(connect(fd, (struct sockaddr *)&sun, sizeof sun), 0);
 	return fd;
 }
@@ -188,7 +188,7 @@ static void expect(int fd, uint32_t number, uint32_t len)
 	read_all(fd, frame, len);
 	memcpy(&got, frame, 4);
 	assert_int_equal(got, number);
-	if (len > 4 && (frame[4] != (uint8_t)number || memcmp(frame + 4, frame + 5, len - 5)))
+	if (len > 4 && (frame[4] != (uint8_t)number || memcmp(frame + 4, frame + 5, len - 5) != 0))
 		fail_msg("frame %u: its bytes are not its own", number);
 }
 

@@ -158,7 +158,7 @@ static void fake_free(struct tap *tap)
 
 #define FAKE_OPS(name)                                                                             \
 	{                                                                                          \
-		.kind = name, .set_mode = fake_set_mode, .close_epoch = fake_close,                \
+		.kind = (name), .set_mode = fake_set_mode, .close_epoch = fake_close,              \
 		.export = fake_export, .release = fake_release, .discard = fake_discard,           \
 		.replay = fake_replay, .stats = fake_stats, .free = fake_free,                     \
 	}
@@ -173,7 +173,7 @@ static struct fake *add(struct tap_chain *chain, const struct tap_ops *ops, cons
 	assert_non_null(f);
 	f->tap.ops = ops;
 	f->tap.device = device;
-	strcpy(f->tap.id, id);
+	snprintf(f->tap.id, sizeof f->tap.id, "%s", id);
 	tap_chain_add(chain, &f->tap);
 	return f;
 }
