@@ -125,11 +125,12 @@ static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_gr
 	struct ft_engine *e = ctx;
 
 	answered(e, answer);
+	if (answer == FT_ARBITER_GRANTED)
+		set_generation(e, now->generation);
 	if (e->primary.phase != PRIMARY_LOST)
 		return;
 	switch (answer) {
 	case FT_ARBITER_GRANTED:
-		set_generation(e, now->generation);
 		primary_end(e, e->primary.auto_retry, "peer lost: goes on alone, granted by the arbiter");
 		return;
 	case FT_ARBITER_LOST: {

@@ -157,6 +157,8 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 	if (to_standby && hello->generation < e->generation)
 		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
 				  (unsigned long long)e->generation);
+	if (to_standby && e->asking)
+		return ft_err_set(err, EBUSY, "hello: this side is asking the arbiter for the guest");
 	if (to_standby && e->state.now == FT_TAKEOVER)
 		return ft_err_set(err, EBUSY, "hello: this side is taking over");
 	return 0;

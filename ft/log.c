@@ -12,6 +12,13 @@
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 static _Atomic int level_max = FT_LOG_INFO;
 
+static void (*replacement)(enum ft_log_level level, const char *line);
+
+void ft_log_sink_set(void (*sink)(enum ft_log_level level, const char *line))
+{
+	replacement = sink;
+}
+
 void ft_log_level_set(enum ft_log_level level)
 {
 	level_max = (int)level;
@@ -36,6 +43,14 @@ void ft_log(enum ft_log_level level, const char *fmt, ...)
 
 	if ((int)level > level_max)
 		return;
+	if (replacement) {
+		va_start(ap, fmt);
+		vsnprintf(line, sizeof line, fmt, ap);
+		va_end(ap);
+		replacement(level, line);
+		errno = saved;
+		return;
+	}
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
 	n = snprintf(line, sizeof line, "%02d:%02d:%02d.%06ld %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,

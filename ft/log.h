@@ -10,6 +10,9 @@ void ft_log_level_set(enum ft_log_level level);
 /* "error" | "warn" | "info" | "debug"; returns -1 for anything else. */
 int ft_log_level_parse(const char *text);
 
+/* Lines go to sink instead of stderr (NULL: stderr again), without time and level. Tests and the simulator. */
+void ft_log_sink_set(void (*sink)(enum ft_log_level level, const char *line));
+
 void ft_log(enum ft_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define ft_error(...) ft_log(FT_LOG_ERROR, __VA_ARGS__)

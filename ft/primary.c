@@ -135,7 +135,8 @@ static bool can_resume(struct ft_engine *e, const Ft__Hello *hello)
 {
 	const struct ft_primary *p = &e->primary;
 
-	return p->phase == PRIMARY_LOST && p->session && hello->session == p->session && p->first_commit_done &&
+	/* While the arbiter is being asked, its answer decides. */
+	return p->phase == PRIMARY_LOST && !e->asking && p->session && hello->session == p->session && p->first_commit_done &&
 	       (hello->committed == e->committed || (p->ship.phase != SHIP_IDLE && hello->committed == p->ship.epoch));
 }
 

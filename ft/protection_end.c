@@ -26,6 +26,8 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	engine_hang_up(e);
 	/* From here on the guest is this host's alone, whatever happens to this process. */
 	e->env->guard(e->env_ctx, false);
+	if (e->state.now != FT_SOLO)
+		engine_set_state(e, FT_SOLO, "%s", reason.text);
 	tap_chain_set_mode(&e->chain, TAP_PASS);
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
@@ -41,8 +43,6 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	p->first_commit_done = p->sync_claimed = p->want_switch = false;
 	p->phase = retry ? PRIMARY_RETRY : PRIMARY_IDLE;
 	p->deadline_ns = retry ? engine_now(e) + FT_REDIAL_MS * NS_PER_MS : 0;
-	if (e->state.now != FT_SOLO)
-		engine_set_state(e, FT_SOLO, "%s", reason.text);
 	done_call(&p->protect_done, &reason, 0);
 	done_call(&p->switch_done, &reason, 0);
 	ft_engine_tick(e);

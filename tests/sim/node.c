@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+/* A host: the engine's environment over the simulated world. A crash ends the process (and the machine, where a keeper would), the disk
+ * stays. */
+#include "tests/sim/world.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CONNECT_US_MIN 100
+#define CONNECT_US_MAX 2000
+#define CONNECT_TIMEOUT (3 * S)
+
+static struct node *other(struct node *n)
+{
+	return &n->world->nodes[1 - n->id];
+}
+
+/* ---- arbiter: one record, reached with latency ---- */
+
+struct question {
+	struct node *from;
+	bool swap;
+	uint64_t expected;
+	struct ft_grant_record want;
+	ft_arbiter_fn *fn;
+	void *ctx;
+};
+
+static void answer(void *ctx, uint64_t arg)
+{
+	struct question *q = ctx;
+	struct world *w = q->from->world;
+	struct ft_grant_record now = w->arbiter;
+	enum ft_arbiter_answer a = FT_ARBITER_GRANTED;
+
+	if (arg) {
+		a = FT_ARBITER_UNREACHABLE;
+	} else if (q->swap && !w->options.arbiter_file) {
+		bool primary = ft_engine_state(q->from->engine) != FT_STANDBY;
+
+		a = (w->options.survivor == FT_SURVIVOR_PRIMARY && primary) || (w->options.survivor == FT_SURVIVOR_STANDBY && !primary)
+			    ? FT_ARBITER_GRANTED
+			    : FT_ARBITER_UNDECIDED;
+		now = q->want;
+	} else if (q->swap) {
+		bool same = q->want.generation == q->expected;
+
+		if (w->arbiter.generation != q->expected || (same && strcmp(w->arbiter.holder, q->want.holder)))
+			a = w->mutant == MUTANT_GRANT_ALL ? FT_ARBITER_GRANTED : FT_ARBITER_LOST;
+		if (a == FT_ARBITER_GRANTED) {
+			w->arbiter = q->want;
+			now = q->want;
+		}
+	}
+	world_log(w, "%s: arbiter %s generation %llu: %s", q->from->name, q->swap ? "swap to" : "read",
+		  (unsigned long long)(q->swap ? q->want.generation : now.generation),
+		  (const char *[]){"granted", "lost", "unreachable", "undecided"}[a]);
+	q->fn(q->ctx, a, &now, a == FT_ARBITER_UNREACHABLE ? "no route" : "");
+	free(q);
+}
+
+static void ask(struct ft_arbiter *a, bool swap, uint64_t expected, const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+{
+	struct node *n = (struct node *)((char *)a - offsetof(struct node, arbiter));
+	struct question *q = calloc(1, sizeof *q);
+	bool down = n->world->arbiter_down;
+
+	if (!q)
+		abort();
+	*q = (struct question){.from = n, .swap = swap, .expected = expected, .fn = fn, .ctx = ctx};
+	if (want)
+		q->want = *want;
+	world_after(n->world, down ? FT_ARBITER_DEADLINE_MS * MS : world_range(n->world, 100, 5000) * US, n, answer, q, down);
+}
+
+static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
+{
+	ask(a, false, 0, NULL, fn, ctx);
+}
+
+static void arbiter_swap(struct ft_arbiter *a, uint64_t expected, const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+{
+	ask(a, true, expected, want, fn, ctx);
+}
+
+static void arbiter_free(struct ft_arbiter *a)
+{
+	(void)a;
+}
+
+static const struct ft_arbiter_ops arbiter_file = {.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
+static const struct ft_arbiter_ops arbiter_none = {.type = "none", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
+
+/* ---- environment ---- */
+
+static uint64_t env_now(void *ctx)
+{
+	return ((struct node *)ctx)->world->now;
+}
+
+static void on_wake(void *ctx, uint64_t number)
+{
+	struct node *n = ctx;
+
+	if (number == n->wake_seq && n->engine)
+		ft_engine_tick(n->engine);
+}
+
+static void env_wake_at(void *ctx, uint64_t when)
+{
+	struct node *n = ctx;
+	struct world *w = n->world;
+
+	n->wake_seq++;
+	if (when != UINT64_MAX)
+		world_after(w, when > w->now ? when - w->now : 10 * US, n, on_wake, n, n->wake_seq);
+}
+
+static uint64_t env_random(void *ctx)
+{
+	return world_random(((struct node *)ctx)->world);
+}
+
+static void on_dial(void *ctx, uint64_t number)
+{
+	struct node *n = ctx;
+	bool heartbeat = n->dial_number[1] == number;
+	struct ft_err err = {.code = ECONNREFUSED, .text = "connection refused"};
+	struct ft_link *link;
+
+	if (!heartbeat && n->dial_number[0] != number)
+		return; /* hung up */
+	n->dial_number[heartbeat] = 0;
+	link = net_connect(n, other(n));
+	if (!n->engine)
+		return;
+	ft_engine_dialed(n->engine, heartbeat, link, link ? NULL : &err);
+}
+
+static void env_dial(void *ctx, bool heartbeat)
+{
+	struct node *n = ctx;
+	struct world *w = n->world;
+	bool silent = w->link_cut || other(n)->frozen;
+
+	if (n->dial_number[heartbeat])
+		return;
+	n->dial_number[heartbeat] = ++w->seq;
+	world_after(w, silent ? CONNECT_TIMEOUT : world_range(w, CONNECT_US_MIN, CONNECT_US_MAX) * US, n, on_dial, n, n->dial_number[heartbeat]);
+}
+
+static void env_hang_up(void *ctx)
+{
+	struct node *n = ctx;
+
+	n->dial_number[0] = n->dial_number[1] = 0;
+}
+
+static int env_taps_in(void *ctx, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	(void)err;
+	n->disk_tap = sim_disk_tap(n);
+	n->net_tap = sim_net_tap(n);
+	tap_chain_add(ft_engine_chain(n->engine), n->disk_tap);
+	tap_chain_add(ft_engine_chain(n->engine), n->net_tap);
+	return 0;
+}
+
+static void taps_free(struct node *n)
+{
+	if (n->engine)
+		tap_chain_free(ft_engine_chain(n->engine));
+	n->disk_tap = n->net_tap = NULL;
+}
+
+static int env_taps_out(void *ctx, struct ft_err *err)
+{
+	(void)err;
+	taps_free(ctx);
+	return 0;
+}
+
+static void env_firing(void *ctx, bool on)
+{
+	(void)ctx;
+	(void)on;
+}
+
+static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
+{
+	(void)ctx;
+	(void)err;
+	setup->vmm = (char *)(uintptr_t)"sim";
+	setup->ram_bytes = SIM_PAGES * VMM_PAGE_BYTES;
+	return 0;
+}
+
+static void env_disks_all_behind(void *ctx)
+{
+	sim_disk_tap_all_behind(((struct node *)ctx)->disk_tap);
+}
+
+static int env_disk_next(void *ctx, uint8_t *data, uint32_t max, struct ft_disk_chunk *chunk, struct ft_err *err)
+{
+	(void)max;
+	(void)err;
+	return sim_disk_tap_next(((struct node *)ctx)->disk_tap, chunk, data);
+}
+
+static uint64_t env_disks_behind(void *ctx)
+{
+	return sim_disk_tap_behind(((struct node *)ctx)->disk_tap);
+}
+
+static void env_guard(void *ctx, bool on)
+{
+	((struct node *)ctx)->guarded = on;
+}
+
+static void env_vm_end(void *ctx)
+{
+	struct node *n = ctx;
+
+	taps_free(n);
+	if (n->machine)
+		n->machine->vmm.ops->free(&n->machine->vmm);
+	n->machine = NULL;
+	ft_engine_set_vmm(n->engine, NULL);
+}
+
+static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	if (strcmp(setup->vmm, "sim"))
+		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
+	n->machine = machine_new(n, true);
+	ft_engine_set_vmm(n->engine, &n->machine->vmm);
+	return env_taps_in(n, err);
+}
+
+static void env_disarm(void *ctx)
+{
+	env_vm_end(ctx);
+}
+
+static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len, struct ft_err *err)
+{
+	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
+		return ft_err_set(err, EPROTO, "disk: bad range");
+	memcpy(n->disk.blocks[offset / SIM_BLOCK], data, len);
+	return 0;
+}
+
+static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err)
+{
+	return write_disk(ctx, chunk->offset, data, chunk->bytes, err);
+}
+
+static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	return write_disk(ctx, rec->arg, rec->data, rec->len, err);
+}
+
+static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	(void)ctx;
+	(void)generation;
+	(void)epoch;
+	(void)err;
+	return 0;
+}
+
+static void env_store_released(void *ctx, uint64_t epoch)
+{
+	(void)ctx;
+	(void)epoch;
+}
+
+static int env_store_outdate(void *ctx, struct ft_err *err)
+{
+	(void)ctx;
+	(void)err;
+	return 0;
+}
+
+static void env_generation(void *ctx, uint64_t generation)
+{
+	((struct node *)ctx)->remembered_generation = generation;
+}
+
+static void env_changed(void *ctx)
+{
+	struct node *n = ctx;
+
+	if (n->engine && ft_engine_state(n->engine) != (enum ft_state)n->state_told) {
+		n->state_told = (int)ft_engine_state(n->engine);
+		world_log(n->world, "%s: %s: %s", n->name, ft_state_name(ft_engine_state(n->engine)), ft_engine_reason(n->engine));
+	}
+}
+
+const struct ft_env_ops node_env = {
+	.now_ns = env_now, .wake_at = env_wake_at, .random = env_random, .dial = env_dial, .hang_up = env_hang_up,
+	.taps_in = env_taps_in, .taps_out = env_taps_out, .firing = env_firing, .describe = env_describe,
+	.disks_all_behind = env_disks_all_behind, .disk_next = env_disk_next, .disks_behind = env_disks_behind, .guard = env_guard,
+	.vm_end = env_vm_end, .arm = env_arm, .disarm = env_disarm, .store_sync = env_store_sync, .store_apply = env_store_apply,
+	.store_commit = env_store_commit, .store_released = env_store_released, .store_activate = env_store_commit,
+	.store_outdate = env_store_outdate, .generation = env_generation, .changed = env_changed,
+};
+
+/* ---- staging beyond its bound ---- */
+
+static int overflow_write(void *ctx, uint64_t at, const uint8_t *data, size_t len)
+{
+	struct overflow *o = ctx;
+
+	if (at + len > o->room) {
+		o->room = (at + len) * 2;
+		o->bytes = realloc(o->bytes, o->room);
+		if (!o->bytes)
+			abort();
+	}
+	memcpy(o->bytes + at, data, len);
+	return 0;
+}
+
+static int overflow_read(void *ctx, uint64_t at, uint8_t *out, size_t len)
+{
+	struct overflow *o = ctx;
+
+	if (at + len > o->room)
+		return -EIO;
+	memcpy(out, o->bytes + at, len);
+	return 0;
+}
+
+static void overflow_reset(void *ctx)
+{
+	struct overflow *o = ctx;
+
+	free(o->bytes);
+	*o = (struct overflow){0};
+}
+
+static const struct ft_overflow_ops overflow_ops = {.write = overflow_write, .read = overflow_read, .reset = overflow_reset};
+
+/* ---- life ---- */
+
+static void on_output(void *ctx, uint64_t arg)
+{
+	struct node *n = ctx;
+
+	(void)arg;
+	n->output_told = false;
+	if (n->engine)
+		ft_engine_output(n->engine);
+}
+
+void node_output_soon(struct node *n)
+{
+	if (n->output_told)
+		return;
+	n->output_told = true;
+	world_after(n->world, 20 * US, n, on_output, n, 0);
+}
+
+void node_start(struct node *n, bool primary)
+{
+	const struct options *o = &n->world->options;
+	struct ft_err err = {0};
+	struct ft_engine_config config = {
+		.policy = {.trigger = o->trigger, .interval_ns = o->interval_ms * MS, .max_downtime_ns = 30 * MS, .max_overhead = 0.5},
+		.heartbeat_ms = o->heartbeat_ms,
+		.takeover_ms = o->takeover_ms,
+		.staging_bytes = o->staging_bytes,
+		.delta_base_bytes = 16 * 4096,
+		.generation = n->remembered_generation,
+		.overflow = &overflow_ops,
+		.overflow_ctx = {&n->overflow[0], &n->overflow[1], &n->overflow[2]},
+	};
+
+	snprintf(config.name, sizeof config.name, "guest");
+	snprintf(config.host_id, sizeof config.host_id, "%s", n->name);
+	n->arbiter.ops = o->arbiter_file ? &arbiter_file : &arbiter_none;
+	n->crashed = n->frozen = false;
+	n->state_told = -1;
+	if (ft_engine_new(&config, &node_env, n, &n->arbiter, &n->engine, &err)) {
+		world_violation(n->world, "%s: cannot start: %s", n->name, err.text);
+		return;
+	}
+	if (primary) {
+		n->machine = machine_new(n, false);
+		ft_engine_start_solo(n->engine, &n->machine->vmm);
+	} else {
+		ft_engine_start_standby(n->engine);
+	}
+}
+
+void node_crash(struct node *n, bool silent)
+{
+	if (n->crashed)
+		return;
+	world_log(n->world, "%s: CRASH%s", n->name, silent ? ", silently" : "");
+	net_node_gone(n, silent);
+	n->crashed = true;
+	n->crashed_ns = n->world->now;
+	n->incarnation++;
+	n->dial_number[0] = n->dial_number[1] = 0;
+	n->output_told = false;
+	if (n->engine) {
+		taps_free(n);
+		ft_engine_free(n->engine);
+	}
+	n->engine = NULL;
+	for (unsigned i = 0; i < 3; i++)
+		overflow_reset(&n->overflow[i]);
+	if (n->machine)
+		n->machine->vmm.ops->free(&n->machine->vmm);
+	n->machine = NULL;
+}
+
+void node_freeze(struct node *n, bool frozen)
+{
+	world_log(n->world, "%s: %s", n->name, frozen ? "FROZEN" : "thaws");
+	n->frozen = frozen;
+}
+
+void node_vm_dies(struct node *n)
+{
+	if (!n->machine || n->crashed || n->machine->dead)
+		return;
+	world_log(n->world, "%s: VM DIES", n->name);
+	n->machine->running = false;
+	n->machine->dead = true;
+	ft_engine_vm_lost(n->engine, false, "VM process died");
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The deterministic simulator: two production engines in one process and one thread, in a world whose clock, links, arbiter, machines, disks
+ * and faults all come from one seed. Same seed in, same run out, to the last event.
+ *
+ *   world.c   clock, queue of events, random numbers, timeline       machine.c  a small guest: RAM, state, disk, a chain of answers
+ *   net.c     connections with latency, cuts, losses of connection   tap.c      its outputs by epoch
+ *   node.c    a host: engine, environment, machine                    check.c    the promises, checked at every output and at the end
+ *   main.c    options from the seed, faults, phases
+ *
+ * The guest's answers carry a hash chain with a random input in each link, so that an execution that is repeated after a rollback
+ * differs from the one before: an output that was released too early shows as a fork. */
+#ifndef TESTS_SIM_WORLD_H
+#define TESTS_SIM_WORLD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ft/engine.h"
+
+#define US 1000ull
+
+#define MS 1000000ull
+#define S  1000000000ull
+
+#define SIM_NODES      2
+#define SIM_PAGES      24
+#define SIM_BLOCKS     32 /* disk, 512 bytes each */
+#define SIM_BLOCK      512
+#define SIM_OPS_MAX    20000
+#define SIM_LINKS_MAX  64
+
+struct world;
+struct node;
+struct sim_link;
+
+/* ---- clock ---- */
+typedef void event_fn(void *ctx, uint64_t arg);
+uint64_t world_random(struct world *w);
+uint64_t world_range(struct world *w, uint64_t lo, uint64_t hi); /* inclusive */
+bool world_chance(struct world *w, unsigned percent);
+/* Runs fn at now + in. owner: events of a frozen node wait until it thaws, those of a crashed one are dropped; NULL: nobody's. */
+void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx, uint64_t arg);
+bool world_step(struct world *w, uint64_t until);
+void world_log(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void world_violation(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- machine: what a guest is ---- */
+struct machine_state {
+	uint32_t magic;
+	uint32_t running_on; /* epoch count of boots, not compared */
+	uint64_t ops;	     /* requests served */
+	uint64_t chain;	     /* hash over all of them */
+	uint64_t next_block;
+};
+
+struct machine {
+	struct vmm vmm;
+	struct node *node;
+	uint8_t *ram; /* SIM_PAGES pages */
+	uint8_t dirty[SIM_PAGES];
+	bool tracking, running, armed, dead;
+	struct machine_state state;
+};
+struct machine *machine_new(struct node *node, bool armed);
+uint64_t machine_hash(const struct machine *m, const struct machine_state *state);
+/* One request: RAM, disk and chain change, an answer goes out. */
+void machine_request(struct machine *m, uint64_t request);
+
+/* ---- tap ---- */
+struct tap *sim_net_tap(struct node *node);
+struct tap *sim_disk_tap(struct node *node);
+void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data, uint32_t len);
+bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data);
+void sim_disk_tap_all_behind(struct tap *tap);
+uint64_t sim_disk_tap_behind(struct tap *tap);
+
+/* ---- disk of one host ---- */
+struct disk {
+	uint8_t blocks[SIM_BLOCKS][SIM_BLOCK];
+	bool active; /* a VM may write */
+};
+
+struct overflow {
+	uint8_t *bytes;
+	size_t room;
+};
+
+/* ---- node ---- */
+struct node {
+	struct world *world;
+	unsigned id;
+	char name[16];
+	struct ft_engine *engine;
+	struct ft_arbiter arbiter;
+	struct machine *machine;
+	struct disk disk;
+	struct tap *net_tap, *disk_tap;
+	bool crashed, frozen, guarded, arbiter_cut;
+	uint64_t incarnation; /* of the process: events of an older one are dropped */
+	struct overflow overflow[3];
+	uint64_t wake_seq;
+	uint64_t remembered_generation;
+	uint64_t dial_number[2]; /* of the dial under way, 0 = none */
+	bool output_told;
+	int state_told;
+	uint64_t crashed_ns;
+};
+/* From inside the guest: the engine hears of it in a turn of its own. */
+void node_output_soon(struct node *n);
+void node_start(struct node *n, bool primary);
+void node_crash(struct node *n, bool vm_too);
+void node_freeze(struct node *n, bool frozen);
+void node_vm_dies(struct node *n);
+/* The node as an environment. */
+extern const struct ft_env_ops node_env;
+
+/* ---- net ---- */
+struct ft_link *net_connect(struct node *from, struct node *to); /* NULL: refused */
+void net_node_gone(struct node *n, bool silent);
+/* Both ends of the node's connections see a reset. */
+void net_reset_data(struct node *n);
+void net_free(struct world *w);
+
+/* ---- the seed's options ---- */
+struct options {
+	uint64_t seed;
+	bool arbiter_file;
+	enum ft_survivor survivor;
+	enum ft_trigger trigger;
+	uint64_t latency_us_min, latency_us_max;
+	uint64_t request_us;
+	unsigned interval_ms, takeover_ms, heartbeat_ms;
+	unsigned faults; /* how many */
+	uint64_t staging_bytes;
+};
+
+enum mutant {
+	MUTANT_NONE,
+	MUTANT_RELEASE_EARLY,	/* outputs leave when the epoch closes */
+	MUTANT_SKIP_SCAN,	/* a dirty page is now and then not harvested */
+	MUTANT_FORGET_WRITE,	/* a disk write is not recorded */
+	MUTANT_GRANT_ALL,	/* the arbiter grants whoever asks */
+	MUTANT_LATE_CLOSE,	/* the epoch closes before the guest stands still */
+	MUTANT_ABORT_FORGETS,	/* a failed checkpoint forgets its pages */
+	MUTANT_NO_REPLAY,	/* outputs of the last checkpoint are not sent again */
+	MUTANT_STATE_OLD,	/* the state of the checkpoint before is resumed */
+	MUTANT_N
+};
+
+/* One operation as some machine executed it; chains are unique, so this is a tree of all histories. */
+struct link_of_chain {
+	uint64_t op, chain, parent;
+};
+
+struct captured {
+	uint64_t epoch, hash, ops, chain;
+};
+#define SIM_CAPTURED 64 /* the last checkpoints of each host */
+
+struct world {
+	struct options options;
+	enum mutant mutant;
+	uint64_t now, rng, seq;
+	struct event *heap;
+	unsigned heap_n, heap_max;
+	struct node nodes[SIM_NODES];
+	struct ft_grant_record arbiter;
+	bool link_cut, arbiter_down;
+	struct sim_link *links;
+	struct link_of_chain *history;
+	unsigned history_n, history_max;
+	struct captured captured[SIM_NODES][SIM_CAPTURED];
+	/* what the client knows */
+	uint64_t answers, answered_max, duplicates;
+	uint64_t seen_chain[SIM_OPS_MAX]; /* chain after operation i, 0 = no answer seen */
+	bool verbose, violated;
+	char violation[256];
+	bool faults_over;
+	uint64_t last_answer_ns;
+	unsigned takeovers, switches;
+	bool checkpoint_fails_next[SIM_NODES];
+};
+
+/* ---- checks ---- */
+/* An answer reached the client. */
+void check_output(struct node *n, const struct tap_record *rec);
+/* A machine executed an operation, whether or not anyone will ever hear of it. */
+void check_executed(struct world *w, uint64_t op, uint64_t chain, uint64_t parent);
+void check_captured(struct node *n, const struct machine_state *state);
+void check_takeover(struct node *n, const struct machine_state *state);
+
+extern const struct ft_arbiter_ops sim_arbiter_ops;
+
+/* Runs one seed. True: all promises were kept. */
+bool simulate(uint64_t seed, enum mutant mutant, bool verbose);
+const char *mutant_name(enum mutant m);
+
+#endif
