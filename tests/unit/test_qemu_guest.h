@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -92,7 +93,7 @@ static inline void guest_setup(void)
 		printf("skipped: no network namespace: %s\n", strerror(errno));
 		exit(77);
 	}
-	strcpy(guest_run, "/tmp/ft-qemu-XXXXXX");
+	strcpy(guest_run, "/dev/shm/ft-qemu-XXXXXX");
 	if (!mkdtemp(guest_run))
 		exit(1);
 	signal(SIGPIPE, SIG_IGN);
@@ -173,9 +174,10 @@ static inline const char *file_text(const char *path)
 static inline int last_tick(const char *console)
 {
 	int tick = 0, at;
+	char end;
 
 	for (const char *t = file_text(console); (t = strstr(t, "tick ")); t++)
-		if (sscanf(t, "tick %d\r\n", &at) == 1)
+		if (sscanf(t, "tick %d%c", &at, &end) == 2)
 			tick = at;
 	return tick;
 }
@@ -242,6 +244,28 @@ static inline int unix_connect(const char *path)
 
 	snprintf(addr.sun_path, sizeof addr.sun_path, "%s", path);
 	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof addr), 0);
+	return fd;
+}
+
+static inline void *tty_drain(void *fd)
+{
+	char text[4096];
+
+	while (read((int)(intptr_t)fd, text, sizeof text) > 0)
+		;
+	close((int)(intptr_t)fd);
+	return NULL;
+}
+
+/* A terminal at a serial port: somebody has to read what comes, or the guest waits for its output.
+ * End it with shutdown(). */
+static inline int tty_open(const char *path)
+{
+	int fd = unix_connect(path);
+	pthread_t thread;
+
+	assert_int_equal(pthread_create(&thread, NULL, tty_drain, (void *)(intptr_t)fd), 0);
+	pthread_detach(thread);
 	return fd;
 }
 

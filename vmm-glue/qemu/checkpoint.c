@@ -4,7 +4,7 @@
 //	fire -> first byte: vCPUs stopped, disks drained -> hooks: the epoch's outputs are closed
 //	     -> scan: what the guest and its devices wrote -> copy, while QEMU serialises on
 //	     -> QEMU is blocked in its last write: if it still serialised after the scan, a second,
-//small scan and copy
+// small scan and copy
 //	     -> take the rest: QEMU lets the guest run
 //
 // Nothing is allocated between fire and the end.

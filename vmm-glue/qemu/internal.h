@@ -20,9 +20,10 @@
 #include "vmm-glue/tracker.h"
 
 #define QEMU_START_MS 10000
-#define QEMU_NODE_MAX 32	/* QEMU: node names have at most 31 characters */
-#define QEMU_OURS     "kemari-" /* every object that we put into a QEMU is named so, and nothing else \
-				 */
+#define QEMU_NODE_MAX 32 /* QEMU: node names have at most 31 characters */
+#define QEMU_OURS                                                                                  \
+	"kemari-" /* every object that we put into a QEMU is named so, and nothing else            \
+		   */
 
 struct qemu_disk {
 	char id[VMM_NAME_MAX]; /* drive id, or else the node's name */
@@ -44,6 +45,9 @@ struct qemu_nic {
 	bool tapped;
 };
 
+#define QEMU_JOB QEMU_OURS "mirror"
+enum qemu_job { QEMU_JOB_NONE, QEMU_JOB_RUNS, QEMU_JOB_READY, QEMU_JOB_DONE, QEMU_JOB_FAILED };
+
 struct qemu {
 	struct vmm vmm;
 	char name[VMM_NAME_MAX], run_dir[VMM_PATH_MAX], log[VMM_PATH_MAX + 80], machine[64],
@@ -64,6 +68,8 @@ struct qemu {
 	int epoll_fd, wake_fd; /* wake: an event was met while something else was waited for */
 	uint64_t stop_us, resume_us; /* QEMU's time of its last STOP and RESUME events */
 	unsigned resumes;	     /* RESUME events so far */
+	enum qemu_job job;	     /* the one block job of ours, by its events */
+	char job_error[128];
 	struct tracker *tracker;
 	struct ft_bitmap late; /* pages of a second scan */
 	struct save save;
@@ -99,6 +105,9 @@ bool qemu_kvm_works(void);
 int qemu_name_check(const char *what, const char *name, size_t max, struct ft_err *err);
 int qemu_config_argv(const struct qemu_config *c, enum qemu_purpose purpose, struct argv *argv,
 		     struct ft_err *err);
+/* What every QEMU of ours has, however its machine is described: RAM, monitor, no screen, and
+ * waiting if it is to wait. */
+void qemu_common_argv(struct argv *a, enum qemu_purpose purpose, uint64_t memory_bytes);
 #define QEMU_FD_QMP SPAWN_FD_FIRST	 /* the monitor's listening socket */
 #define QEMU_FD_RAM (SPAWN_FD_FIRST + 1) /* a memfd */
 #define QEMU_FD_NIC (SPAWN_FD_FIRST + 2) /* trials: taps that lead nowhere */
@@ -142,6 +151,10 @@ int nic_tap_in(struct qemu *vm, struct qemu_nic *nic, const char *out, const cha
 int nic_tap_out(struct qemu *vm, struct qemu_nic *nic, struct ft_err *err);
 int disk_tap_in(struct qemu *vm, unsigned i, const char *nbd, struct ft_err *err);
 int disk_tap_out(struct qemu *vm, unsigned i, struct ft_err *err);
+/* RUN/NAME.taps says how tapped disks go back; there is none while no disk is tapped. Recall: disks
+ * that are found on an NBD node of ours become `tapped` again as that file says. */
+int disk_taps_record(struct qemu *vm, struct ft_err *err);
+int disk_taps_recall(struct qemu *vm, struct ft_err *err);
 
 /* check.c */
 int qemu_check(struct vmm *vmm, struct ft_err *err);

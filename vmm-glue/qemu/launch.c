@@ -162,6 +162,24 @@ static int add_console(const struct qemu_config *c, enum qemu_purpose purpose, s
 	return 0;
 }
 
+void qemu_common_argv(struct argv *a, enum qemu_purpose purpose, uint64_t memory_bytes)
+{
+	argv_opt(a, "-m", "%" PRIu64 "K", memory_bytes / 1024);
+	argv_json(a, "-object", "{s:s, s:s, s:I, s:s, s:b}", "qom-type", "memory-backend-file",
+		  "id", "ram0", "size", (json_int_t)memory_bytes, "mem-path", "/proc/self/fd/4",
+		  "share", purpose != QEMU_TRIAL);
+	static_assert(QEMU_FD_RAM == 4, "mem-path above");
+	argv_add(a, "-no-user-config");
+	argv_opt(a, "-display", "none");
+	argv_opt(a, "-vga", "none");
+	argv_opt(a, "-chardev", "socket,id=%sqmp,fd=%d,server=on,wait=off", QEMU_OURS, QEMU_FD_QMP);
+	argv_opt(a, "-mon", "chardev=%sqmp,mode=control", QEMU_OURS);
+	if (purpose != QEMU_RUN)
+		argv_opt(a, "-incoming", "defer");
+	if (purpose == QEMU_TRIAL)
+		argv_add(a, "-S");
+}
+
 static void add_base(const struct qemu_config *c, const char *machine, enum qemu_purpose purpose,
 		     struct argv *a)
 {
@@ -173,28 +191,15 @@ static void add_base(const struct qemu_config *c, const char *machine, enum qemu
 		argv_opt(a, "-uuid", "%s", c->uuid);
 	argv_opt(a, "-machine", "%s,accel=%s,memory-backend=ram0", machine, kvm ? "kvm" : "tcg");
 	argv_opt(a, "-cpu", "%s", c->cpu ? c->cpu : CPU);
-	argv_opt(a, "-m", "%" PRIu64 "K", c->memory_bytes / 1024);
 	argv_opt(a, "-smp", "%u", c->cpus);
-	argv_json(a, "-object", "{s:s, s:s, s:I, s:s, s:b}", "qom-type", "memory-backend-file",
-		  "id", "ram0", "size", (json_int_t)c->memory_bytes, "mem-path", "/proc/self/fd/4",
-		  "share", purpose != QEMU_TRIAL);
-	static_assert(QEMU_FD_RAM == 4, "mem-path above");
 	argv_add(a, "-nodefaults");
-	argv_add(a, "-no-user-config");
-	argv_opt(a, "-display", "none");
-	argv_opt(a, "-vga", "none");
-	argv_opt(a, "-chardev", "socket,id=%sqmp,fd=%d,server=on,wait=off", QEMU_OURS, QEMU_FD_QMP);
-	argv_opt(a, "-mon", "chardev=%sqmp,mode=control", QEMU_OURS);
 	if (c->kernel)
 		argv_opt(a, "-kernel", "%s", c->kernel);
 	if (c->initrd)
 		argv_opt(a, "-initrd", "%s", c->initrd);
 	if (c->append)
 		argv_opt(a, "-append", "%s", c->append);
-	if (purpose != QEMU_RUN)
-		argv_opt(a, "-incoming", "defer");
-	if (purpose == QEMU_TRIAL)
-		argv_add(a, "-S");
+	qemu_common_argv(a, purpose, c->memory_bytes);
 }
 
 int qemu_config_argv(const struct qemu_config *c, enum qemu_purpose purpose, struct argv *a,

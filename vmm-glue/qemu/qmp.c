@@ -74,6 +74,18 @@ static bool deliver_event(struct qmp *q, const json_t *object)
 	return true;
 }
 
+/* Nothing stays in the buffer that poll(2) on the socket would not tell of. Only late replies can
+ * be among it: dropped. */
+static void deliver_rest(struct qmp *q)
+{
+	json_t *object;
+
+	while ((object = next_object(q))) {
+		deliver_event(q, object);
+		json_decref(object);
+	}
+}
+
 /* The next object that is not an event. */
 static int next_reply(struct qmp *q, int watch_fd, uint64_t deadline_ns, json_t **object,
 		      struct ft_err *err)
@@ -230,6 +242,7 @@ int qmp_reply(struct qmp *q, uint64_t id, const char *command, json_t **ret, uns
 			break;
 		json_decref(reply);
 	}
+	deliver_rest(q);
 	why = json_string_value(json_object_get(json_object_get(reply, "error"), "desc"));
 	if (why)
 		r = ft_err_set(err, EIO, "qmp: %s: %s", command, why);
@@ -296,15 +309,11 @@ int qmp_human(struct qmp *q, char **text, struct ft_err *err, const char *line)
 
 int qmp_poll(struct qmp *q)
 {
-	json_t *object;
 	int r;
 
 	do {
 		r = take(q, NULL);
-		while ((object = next_object(q))) {
-			deliver_event(q, object); /* a late reply is dropped */
-			json_decref(object);
-		}
+		deliver_rest(q);
 	} while (r == 0);
 	return r == -EAGAIN ? 0 : r;
 }

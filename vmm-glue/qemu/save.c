@@ -13,7 +13,7 @@
 //	first byte      pipe 4 KiB, full      QEMU is in write #0. Short: it is the last.
 //	                pipe 32 KiB           #0 fits; QEMU serialises #1 and blocks in its write
 //	blocked again   read 32 KiB           #1 fits; ... until the write that it is blocked in is
-//short
+// short
 //
 // The command is primed: QMP reads one byte per turn of the main loop, so that a whole command
 // costs QEMU a millisecond before anything happens (facts A8). All of it but the last `}` is sent

@@ -73,6 +73,25 @@ static uint64_t event_time_us(const json_t *event)
 	       (uint64_t)json_integer_value(json_object_get(t, "microseconds"));
 }
 
+/* BLOCK_JOB_READY, BLOCK_JOB_COMPLETED, BLOCK_JOB_CANCELLED, BLOCK_JOB_ERROR (which a retry may
+ * follow, so it is no end). */
+static void on_job_event(struct qemu *vm, const char *name, const json_t *data)
+{
+	const char *id = json_string_value(json_object_get(data, "device"));
+	const char *error = json_string_value(json_object_get(data, "error"));
+
+	if (!id || strcmp(id, QEMU_JOB))
+		return;
+	if (!strcmp(name, "BLOCK_JOB_READY"))
+		vm->job = QEMU_JOB_READY;
+	else if (!strcmp(name, "BLOCK_JOB_COMPLETED"))
+		vm->job = error ? QEMU_JOB_FAILED : QEMU_JOB_DONE;
+	else if (!strcmp(name, "BLOCK_JOB_CANCELLED"))
+		vm->job = QEMU_JOB_FAILED;
+	if (error)
+		snprintf(vm->job_error, sizeof vm->job_error, "%s", error);
+}
+
 static void on_event(void *ctx, const char *name, const json_t *event)
 {
 	struct qemu *vm = ctx;
@@ -84,6 +103,8 @@ static void on_event(void *ctx, const char *name, const json_t *event)
 		vm->resume_us = event_time_us(event);
 		vm->resumes++;
 		vm->status = "running";
+	} else if (!strncmp(name, "BLOCK_JOB_", 10)) {
+		on_job_event(vm, name, json_object_get(event, "data"));
 	} else if (!strcmp(name, "GUEST_PANICKED")) {
 		vm->status = "guest-panicked";
 		ft_warn("qemu: %s: the guest panicked", vm->name);
