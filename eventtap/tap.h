@@ -35,7 +35,8 @@ enum tap_kind {
 };
 
 #define TAP_RECORD_HEADER   16
-#define TAP_RECORD_DATA_MAX (32u << 20) /* an NBD write is at most 32 MiB; a network frame with TSO 64 KiB + headers */
+#define TAP_RECORD_DATA_MAX (32u << 20) /* an NBD write is at most 32 MiB */
+#define TAP_NET_FRAME_MAX   (128u << 10) /* with TSO 64 KiB + headers; what is longer is no frame */
 
 /* On the wire little endian: u8 kind, u8 device, u16 flags (0), u32 data length, u64 arg, data. */
 struct tap_record {
@@ -47,8 +48,9 @@ struct tap_record {
 };
 
 void tap_record_put_header(uint8_t out[TAP_RECORD_HEADER], const struct tap_record *rec);
-/* Length of the whole record, 0 = more bytes are needed, -EPROTO = never. Only the header is looked at when len is short:
- * *need (may be NULL) then gets the whole length once it is known. */
+/* Length of the whole record, 0 = more bytes are needed, -EPROTO = never (unknown kind, flags, a length that its kind cannot have).
+ * Only the header is looked at when len is short: *need (may be NULL) then gets the whole length once it is known, until then
+ * TAP_RECORD_HEADER. rec->data points into buf. Input is hostile. */
 long tap_record_parse(const uint8_t *buf, size_t len, struct tap_record *rec, size_t *need);
 
 enum tap_mode { TAP_PASS, TAP_TRACK, TAP_HOLD };
@@ -71,13 +73,14 @@ struct tap_cursor { uint64_t at, offset; void *record; }; /* zeroed = start */
 
 /* Every call is on the engine's thread. */
 struct tap_ops {
-	const char *kind;
+	const char *kind; /* "disk" | "console" | "pio" | "net": which records are its own, and its place in the chain */
 	/* To HOLD: takes effect at the next close_epoch(), i.e. with the guest paused; what came before is passed on. To PASS: at
 	 * once, everything still held is let go in order (only after a solo grant, or when protection ended by agreement).
 	 * TRACK: at once; every byte the peer lacks is marked as behind by the caller beforehand. */
 	void (*set_mode)(struct tap *tap, enum tap_mode mode);
 	/* Guest paused. Ends the open epoch `epoch`; the next one is epoch + 1. A disk that was TRACK and becomes HOLD here puts
-	 * what is still behind into `epoch`, so that the checkpoint is whole. 0, or -errno: then this checkpoint must fail. */
+	 * what is still behind into `epoch`, so that the checkpoint is whole. 0, or -errno: then this checkpoint must fail. After a
+	 * checkpoint that failed the same epoch may be closed again: what came since joins it. */
 	int (*close_epoch)(struct tap *tap, uint64_t epoch, struct ft_err *err);
 	/* Serialised records of a closed epoch, in order, as many bytes as fit (records may be cut; the next call goes on).
 	 * Returns bytes written, 0 = end. */
@@ -99,11 +102,12 @@ struct tap {
 	struct tap_notify notify; /* set by the owner before the first set_mode() */
 	uint8_t device;
 	char id[64];
-	struct tap *next; /* in the chain: disks first, then console, then nets, so that release() speaks last */
+	struct tap *next; /* in the chain: disk, console, pio, net: what is durable first, who speaks to the world last */
 };
 
 /* The chain: every link in order. Stops at the first error, which names the tap. */
 struct tap_chain { struct tap *first; };
+/* Puts the tap where its kind belongs, behind others of its kind. The chain owns it from now on. */
 void tap_chain_add(struct tap_chain *chain, struct tap *tap);
 void tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode);
 int tap_chain_close_epoch(struct tap_chain *chain, uint64_t epoch, struct ft_err *err);
