@@ -151,7 +151,7 @@ static int parse_attach(const char *attach, struct sockaddr_in *sa, struct ft_er
 
 static int open_nic(struct pocket_io *io, bool take_over, struct ft_err *err)
 {
-	struct sockaddr_in sa;
+	struct sockaddr_in sa = {0};
 	int on = 1, rc = parse_attach(io->config->nic_attach, &sa, err);
 
 	if (rc)

@@ -92,13 +92,14 @@ unmap:
 	munmap(p->ram, p->config.memory_bytes);
 	close(p->memfd);
 free_p:
+	assert(rc);
 	free(p);
 	return rc;
 }
 
 int pocket_start(const struct pocket_config *config, struct vmm **out, struct ft_err *err)
 {
-	struct pocket *p;
+	struct pocket *p = NULL;
 	int rc = make(config, &p, err);
 
 	if (rc)
@@ -118,7 +119,7 @@ int pocket_start(const struct pocket_config *config, struct vmm **out, struct ft
 
 int pocket_arm(const struct pocket_config *config, struct vmm **out, struct ft_err *err)
 {
-	struct pocket *p;
+	struct pocket *p = NULL;
 	int rc = make(config, &p, err);
 
 	if (rc)

@@ -14,9 +14,10 @@
 
 #include "vmm-glue/pocket/machine.h"
 
-#define MAGIC	     "POCKETST"
 #define VERSION	     1u
 #define HEADER_BYTES 24u
+
+static const char magic[8] = {'P', 'O', 'C', 'K', 'E', 'T', 'S', 'T'};
 
 _Static_assert(sizeof(struct machine_state) + HEADER_BYTES < MACHINE_SAVED_MAX,
 	       "no field grows when it is saved");
@@ -96,7 +97,7 @@ size_t machine_save(const struct machine *m, uint8_t *out)
 	visit(&v, &s);
 	len = htole32((uint32_t)(v.at - out - HEADER_BYTES));
 	sum = htole64(XXH3_64bits(out + HEADER_BYTES, (size_t)(v.at - out) - HEADER_BYTES));
-	memcpy(out, MAGIC, 8);
+	memcpy(out, magic, sizeof magic);
 	memcpy(out + 8, &version, 4);
 	memcpy(out + 12, &len, 4);
 	memcpy(out + 16, &sum, 8);
@@ -113,7 +114,7 @@ static int check_header(const uint8_t *in, size_t len, struct ft_err *err)
 	memcpy(&version, in + 8, 4);
 	memcpy(&body, in + 12, 4);
 	memcpy(&sum, in + 16, 8);
-	if (memcmp(in, MAGIC, 8) != 0)
+	if (memcmp(in, magic, sizeof magic) != 0)
 		return ft_err_set(err, EPROTO, "pocket state: no magic");
 	if (le32toh(version) != VERSION)
 		return ft_err_set(err, EPROTO, "pocket state: version %u, this is %u",
