@@ -351,12 +351,11 @@ static void service_client(struct pocket_io *io)
 
 // ---- doorbells
 
-static void doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
+static int doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
 {
 	const struct pocket_config *c = ((struct pocket_io *)ctx)->config;
 
-	if (c->emit)
-		c->emit(c->emit_ctx, kind, addr, value, width);
+	return c->emit ? c->emit(c->emit_ctx, kind, addr, value, width) : 0;
 }
 
 // ---- all together

@@ -84,6 +84,10 @@ static void visit(struct visitor *v, struct machine_state *s)
 	number(v, &s->console.len);
 	number(v, &s->console.bytes_out);
 	bytes(v, s->console.line, sizeof s->console.line);
+	number(v, &s->stalled.kind);
+	number(v, &s->stalled.addr);
+	number(v, &s->stalled.value);
+	number(v, &s->stalled.width);
 }
 
 size_t machine_save(const struct machine *m, uint8_t *out)
@@ -126,6 +130,11 @@ static int check_header(const uint8_t *in, size_t len, struct ft_err *err)
 	return 0;
 }
 
+static bool valid_width(uint64_t width)
+{
+	return width == 1 || width == 2 || width == 4 || width == 8;
+}
+
 // What every later step relies on, for a checksum only says that nobody garbled it on the way.
 static int check_fields(const struct machine_state *s, struct ft_err *err)
 {
@@ -138,6 +147,9 @@ static int check_fields(const struct machine_state *s, struct ft_err *err)
 		return ft_err_set(err, EPROTO, "pocket state: nic: receive ring");
 	if (!s->timer.period_ns && s->timer.next_ns != MACHINE_NEVER)
 		return ft_err_set(err, EPROTO, "pocket state: timer: armed without a period");
+	if (s->stalled.kind && (!valid_width(s->stalled.width) ||
+				(s->stalled.kind != TAP_PIO && s->stalled.kind != TAP_MMIO)))
+		return ft_err_set(err, EPROTO, "pocket state: doorbell");
 	if (s->console.len >= MACHINE_LINE_MAX)
 		return ft_err_set(err, EPROTO, "pocket state: console: line");
 	if (first > pages || s->cpu.reg[REG_SET_PAGES] > pages - first ||
