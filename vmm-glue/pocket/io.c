@@ -173,7 +173,7 @@ static int open_nic(struct pocket_io *io, bool take_over, struct ft_err *err)
 
 uint16_t pocket_io_port(const struct pocket_io *io)
 {
-	struct sockaddr_in sa;
+	struct sockaddr_in sa = {0};
 	socklen_t len = sizeof sa;
 
 	return io->udp >= 0 && !getsockname(io->udp, (struct sockaddr *)&sa, &len)

@@ -104,6 +104,7 @@ int pocket_start(const struct pocket_config *config, struct vmm **out, struct ft
 
 	if (rc)
 		return rc;
+	assert(p);
 	p->phase = PHASE_LIVE;
 	if (!config->world)
 		rc = pocket_io_open(&p->io, false, err);
@@ -124,6 +125,7 @@ int pocket_arm(const struct pocket_config *config, struct vmm **out, struct ft_e
 
 	if (rc)
 		return rc;
+	assert(p);
 	p->phase = PHASE_ARMED;
 	*out = &p->vmm;
 	return 0;
