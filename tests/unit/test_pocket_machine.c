@@ -31,6 +31,7 @@ struct bench {
 	uint64_t last_addr, last_value;
 	char console[4096];
 	int disk_error;
+	bool no_room;
 };
 
 static const uint8_t peer[POCKET_FRAME_ADDR] = {127, 0, 0, 1, 0x12, 0x34};
@@ -82,16 +83,18 @@ static int on_flush(void *ctx, unsigned disk)
 	return b->disk_error;
 }
 
-static void on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value,
-			unsigned width)
+static int on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
 {
 	struct bench *b = ctx;
 
+	if (b->no_room)
+		return -ENOBUFS;
 	assert_int_equal(kind, addr == POCKET_PORT_TICK ? TAP_PIO : TAP_MMIO);
 	b->doorbells++;
 	b->last_addr = addr;
 	b->last_value = value;
 	b->last_width = width;
+	return 0;
 }
 
 static struct bench *bench_new(enum pocket_program program, uint64_t rate)
@@ -476,6 +479,33 @@ static void ticks_ring_all_widths(void **state)
 	bench_free(b);
 }
 
+// A doorbell that finds no room stops the machine, moves with it, and rings once when there is.
+static void full_doorbell_stalls_the_machine(void **state)
+{
+	struct bench *b = bench_new(POCKET_KV, 1000), *c = bench_new(POCKET_KV, 0);
+	uint8_t bytes[MACHINE_SAVED_MAX];
+
+	(void)state;
+	settle(b);
+	b->no_room = true;
+	assert_non_null(strstr(ask(b, "PUT 1 1 a b"), "OK 1 1 1 "));
+	assert_string_equal(ask(b, "PUT 1 2 a b"), "");
+	b->m.s.cpu.time_ns += 5000000000;
+	assert_false(machine_step(&b->m));
+	assert_int_equal(machine_wake(&b->m), b->m.s.cpu.time_ns + 1000000);
+	memcpy(c->ram, b->ram, RAM);
+	assert_int_equal(machine_load(&c->m, bytes, machine_save(&b->m, bytes), NULL), 0);
+	assert_int_equal(machine_verify(&c->m, NULL), 0);
+	assert_true(machine_step(&c->m));
+	assert_int_equal(c->doorbells, 1);
+	assert_int_equal(c->last_addr, POCKET_MMIO_COUNTER);
+	assert_int_equal(c->last_value, 1);
+	settle(c);
+	assert_non_null(strstr(c->answer, "OK 1 2 2 "));
+	bench_free(b);
+	bench_free(c);
+}
+
 static void bad_configs_are_named(void **state)
 {
 	struct pocket_config config = {.memory_bytes = 4096, .program = POCKET_KV};
@@ -523,6 +553,7 @@ int main(void)
 		cmocka_unit_test(verify_sees_a_stale_page),
 		cmocka_unit_test(dirtier_keeps_its_rate),
 		cmocka_unit_test(ticks_ring_all_widths),
+		cmocka_unit_test(full_doorbell_stalls_the_machine),
 		cmocka_unit_test(bad_configs_are_named),
 		cmocka_unit_test(answers_parse),
 	};

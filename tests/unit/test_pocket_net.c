@@ -505,6 +505,68 @@ static void standby_takes_the_address_over(void **state)
 	close(c.fd);
 }
 
+// Taps go in while it still waits: frames of the last checkpoint that are given to them leave when
+// it runs, its disk is behind the tap from its first write on.
+static void armed_machine_resumes_behind_taps(void **state)
+{
+	struct pocket_config config;
+	struct vmm *old, *standby;
+	uint8_t *bytes = malloc(VMM_STATE_BYTES_MAX), frame[4 + POCKET_FRAME_MAX];
+	uint64_t pfns[RAM / 4096];
+	char request[KV_REQUEST_MAX];
+	struct kv_answer a;
+	struct ft_err err = {0};
+	struct client c;
+	struct relay r;
+	size_t n;
+
+	(void)state;
+	if (access("/usr/bin/qemu-nbd", X_OK)) {
+		print_message("skipped: no qemu-nbd\n");
+		skip();
+	}
+	config_for(&config, 0);
+	old = start(&config);
+	client_open(&c, pocket_port(old));
+	client_put(&c);
+	snprintf(config.nic_attach, sizeof config.nic_attach, "udp:127.0.0.1:%u", pocket_port(old));
+	relay_open(&r);
+	assert_int_equal(old->ops->taps_in(old, &r.points, &err), 0);
+	relay_accept(&r);
+	client_say(&c, request, sizeof request);
+	n = relay_take(&r, frame); // held, and in the checkpoint
+	assert_int_equal(old->ops->stop(old, &err), 0);
+	assert_int_equal(pocket_arm(&config, &standby, &err), 0);
+	for (unsigned i = 0; i < RAM / 4096; i++)
+		pfns[i] = i;
+	assert_int_equal(
+		old->ops->read_pages(old, pfns, RAM / 4096, standby->ops->image(standby), &err), 0);
+	(void)pocket_state(old, bytes);
+	pocket_crash(old);
+	close(r.out);
+	close(r.in);
+	if (standby->ops->taps_in(standby, &r.points, &err))
+		fail_msg("%s", err.text);
+	relay_accept(&r);
+	assert_int_equal(psock_write_all(r.in, frame, n, psock_deadline(100)), 0);
+	assert_false(client_answered(&c, &a, 20));
+	if (standby->ops->resume(standby, bytes, pocket_state(old, bytes), &err))
+		fail_msg("%s", err.text);
+	assert_true(client_answered(&c, &a, DEADLINE_MS));
+	client_check(&c, request, &a);
+	client_say(&c, request, sizeof request);
+	n = relay_take(&r, frame);
+	assert_int_equal(psock_write_all(r.in, frame, n, psock_deadline(100)), 0);
+	assert_true(client_answered(&c, &a, DEADLINE_MS));
+	client_check(&c, request, &a);
+	assert_journal(&c);
+	old->ops->free(old);
+	standby->ops->free(standby);
+	relay_close(&r);
+	free(bytes);
+	close(c.fd);
+}
+
 // ---- an NBD server that says what it likes
 
 struct liar {
@@ -607,6 +669,7 @@ int main(void)
 		cmocka_unit_test(taps_hold_and_release),
 		cmocka_unit_test(broken_tap_stops_the_network_only),
 		cmocka_unit_test(standby_takes_the_address_over),
+		cmocka_unit_test(armed_machine_resumes_behind_taps),
 		cmocka_unit_test(lying_nbd_server_is_survived),
 	};
 

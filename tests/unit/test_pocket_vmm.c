@@ -80,10 +80,10 @@ static int on_flush(void *ctx, unsigned disk)
 	return 0;
 }
 
-static void on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value,
-			unsigned width)
+static int on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
 {
 	(void)ctx, (void)kind, (void)addr, (void)value, (void)width;
+	return 0;
 }
 
 static void on_lost(void *ctx, const char *why)
@@ -311,7 +311,8 @@ static void assert_journal(const struct host *h, const struct client *c)
 
 	for (size_t at = 0; at < DISK && c->put_number; at += sizeof rec) {
 		memcpy(&rec, h->disk + at, sizeof rec);
-		if (kv_record_valid(&rec) && rec.number == c->put_number && rec.chain == c->put_chain)
+		if (kv_record_valid(&rec) && rec.number == c->put_number &&
+		    rec.chain == c->put_chain)
 			return;
 	}
 	assert_int_equal(c->put_number, 0);

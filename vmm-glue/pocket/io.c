@@ -151,7 +151,7 @@ static int parse_attach(const char *attach, struct sockaddr_in *sa, struct ft_er
 
 static int open_nic(struct pocket_io *io, bool take_over, struct ft_err *err)
 {
-	struct sockaddr_in sa;
+	struct sockaddr_in sa = {0};
 	int on = 1, rc = parse_attach(io->config->nic_attach, &sa, err);
 
 	if (rc)
@@ -173,7 +173,7 @@ static int open_nic(struct pocket_io *io, bool take_over, struct ft_err *err)
 
 uint16_t pocket_io_port(const struct pocket_io *io)
 {
-	struct sockaddr_in sa;
+	struct sockaddr_in sa = {0};
 	socklen_t len = sizeof sa;
 
 	return io->udp >= 0 && !getsockname(io->udp, (struct sockaddr *)&sa, &len)
@@ -351,12 +351,11 @@ static void service_client(struct pocket_io *io)
 
 // ---- doorbells
 
-static void doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
+static int doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
 {
 	const struct pocket_config *c = ((struct pocket_io *)ctx)->config;
 
-	if (c->emit)
-		c->emit(c->emit_ctx, kind, addr, value, width);
+	return c->emit ? c->emit(c->emit_ctx, kind, addr, value, width) : 0;
 }
 
 // ---- all together

@@ -71,6 +71,12 @@ static uint64_t keys_max(uint64_t ram_bytes)
 	       sizeof(struct key);
 }
 
+// How many of them may be used.
+static uint64_t keys_limit(const struct machine *m)
+{
+	return keys_max(m->s.ram_bytes) / 4 * 3;
+}
+
 static uint64_t kv_heap(uint64_t ram_bytes)
 {
 	return CLIENTS * sizeof(struct client) + keys_max(ram_bytes) * sizeof(struct key);
@@ -183,7 +189,7 @@ static void begin(struct machine *m)
 		return;
 	}
 	key = key_find(m, req.key, req.key_len);
-	if (!key || (req.put && !key->key_len && v->keys >= keys_max(m->s.ram_bytes) / 4 * 3)) {
+	if (!key || (req.put && !key->key_len && v->keys >= keys_limit(m))) {
 		reply_error(m, &req, "full");
 		return;
 	}
@@ -297,8 +303,7 @@ static void kv_boot(struct machine *m)
 
 	v->magic = VARS_MAGIC;
 	v->chain = KV_CHAIN_START;
-	machine_print(m, "kv: ready, room for %llu keys\n",
-		      (unsigned long long)(keys_max(m->s.ram_bytes) / 4 * 3));
+	machine_print(m, "kv: ready, room for %llu keys\n", (unsigned long long)keys_limit(m));
 }
 
 static bool kv_idle(struct machine *m)

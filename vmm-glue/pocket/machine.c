@@ -9,7 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TICK_NS 1000000000ull
+#define TICK_NS	 1000000000ull
+#define STALL_NS 1000000ull
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "guest RAM holds host-order numbers");
 _Static_assert(MACHINE_RX_AT + MACHINE_RX_SLOTS * MACHINE_RX_BYTES <= MACHINE_HEAP_AT, "map");
@@ -145,6 +146,28 @@ static uint64_t narrow(uint64_t value, unsigned width)
 	return width == 8 ? value : value & ((1ull << (8 * width)) - 1);
 }
 
+// A step rings once at most, so one place to wait is enough.
+static void doorbell(struct machine *m, enum tap_kind kind, uint64_t addr, uint64_t value,
+		     unsigned width)
+{
+	assert(!m->s.stalled.kind);
+	if (!m->world->doorbell(m->world->ctx, kind, addr, value, width))
+		return;
+	m->s.stalled.kind = kind;
+	m->s.stalled.addr = addr;
+	m->s.stalled.value = value;
+	m->s.stalled.width = width;
+}
+
+static bool ring_again(struct machine *m)
+{
+	if (m->world->doorbell(m->world->ctx, (enum tap_kind)m->s.stalled.kind, m->s.stalled.addr,
+			       m->s.stalled.value, (unsigned)m->s.stalled.width))
+		return false;
+	memset(&m->s.stalled, 0, sizeof m->s.stalled);
+	return true;
+}
+
 void machine_store(struct machine *m, uint64_t addr, uint64_t value, unsigned width)
 {
 	uint64_t disks_end = MACHINE_DISK(m->s.disks_n);
@@ -157,7 +180,7 @@ void machine_store(struct machine *m, uint64_t addr, uint64_t value, unsigned wi
 	else if (addr == MACHINE_TIMER_PERIOD)
 		timer_store(m, value);
 	else
-		m->world->doorbell(m->world->ctx, TAP_MMIO, addr, value, width);
+		doorbell(m, TAP_MMIO, addr, value, width);
 }
 
 void machine_out(struct machine *m, uint16_t port, uint64_t value, unsigned width)
@@ -166,7 +189,7 @@ void machine_out(struct machine *m, uint16_t port, uint64_t value, unsigned widt
 	if (port == MACHINE_CONSOLE_PORT)
 		console_put(m, (char)value);
 	else
-		m->world->doorbell(m->world->ctx, TAP_PIO, port, value, width);
+		doorbell(m, TAP_PIO, port, value, width);
 }
 
 void machine_print(struct machine *m, const char *fmt, ...)
@@ -240,7 +263,9 @@ bool machine_step(struct machine *m)
 
 	if (m->s.cpu.pc == PC_HALT)
 		return false;
-	if (m->s.cpu.pc == PC_BOOT) {
+	if (m->s.stalled.kind) {
+		worked = ring_again(m);
+	} else if (m->s.cpu.pc == PC_BOOT) {
 		machine_store(m, MACHINE_TIMER_PERIOD, TICK_NS, 8);
 		m->s.cpu.reg[REG_SINCE_NS] = m->s.cpu.time_ns;
 		m->s.cpu.pc = PC_IDLE;
@@ -261,6 +286,8 @@ uint64_t machine_wake(const struct machine *m)
 
 	if (m->s.cpu.pc == PC_HALT)
 		return MACHINE_NEVER;
+	if (m->s.stalled.kind)
+		return m->s.cpu.time_ns + STALL_NS;
 	if (m->s.cpu.pc != PC_IDLE)
 		return m->s.cpu.time_ns;
 	return wake < m->s.timer.next_ns ? wake : m->s.timer.next_ns;

@@ -99,6 +99,10 @@ struct machine_state {
 		uint64_t len, bytes_out;
 		char line[MACHINE_LINE_MAX];
 	} console;
+	/* A doorbell that the world had no room for. Until it has, no other step is made. */
+	struct {
+		uint64_t kind, addr, value, width; /* kind 0: none */
+	} stalled;
 };
 
 struct machine {

@@ -5,7 +5,6 @@
 
 #include <endian.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>

@@ -92,17 +92,19 @@ unmap:
 	munmap(p->ram, p->config.memory_bytes);
 	close(p->memfd);
 free_p:
+	assert(rc);
 	free(p);
 	return rc;
 }
 
 int pocket_start(const struct pocket_config *config, struct vmm **out, struct ft_err *err)
 {
-	struct pocket *p;
+	struct pocket *p = NULL;
 	int rc = make(config, &p, err);
 
 	if (rc)
 		return rc;
+	assert(p);
 	p->phase = PHASE_LIVE;
 	if (!config->world)
 		rc = pocket_io_open(&p->io, false, err);
@@ -118,11 +120,12 @@ int pocket_start(const struct pocket_config *config, struct vmm **out, struct ft
 
 int pocket_arm(const struct pocket_config *config, struct vmm **out, struct ft_err *err)
 {
-	struct pocket *p;
+	struct pocket *p = NULL;
 	int rc = make(config, &p, err);
 
 	if (rc)
 		return rc;
+	assert(p);
 	p->phase = PHASE_ARMED;
 	*out = &p->vmm;
 	return 0;

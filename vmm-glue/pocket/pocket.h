@@ -55,9 +55,11 @@ struct pocket_world {
 	int (*disk_write)(void *ctx, unsigned disk, uint64_t offset, const uint8_t *data,
 			  size_t len);
 	int (*disk_flush)(void *ctx, unsigned disk);
-	/* kind: TAP_PIO or TAP_MMIO; width: 1, 2, 4 or 8 bytes, value has no bits beyond. */
-	void (*doorbell)(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value,
-			 unsigned width);
+	/* kind: TAP_PIO or TAP_MMIO; width: 1, 2, 4 or 8 bytes, value has no bits beyond. 0 or
+	 * -errno, e.g. -ENOBUFS: there is no room for it. The machine then stalls and tries again,
+	 * once a millisecond, for a port loses nothing. */
+	int (*doorbell)(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value,
+			unsigned width);
 	void *ctx;
 };
 
@@ -84,7 +86,7 @@ struct pocket_config {
 	char console_socket[VMM_PATH_MAX]; /* "" = none */
 	/* As pocket_world.doorbell; NULL: doorbells go nowhere. On the machine's thread; must not
 	 * call back. */
-	void (*emit)(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width);
+	int (*emit)(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width);
 	void *emit_ctx;
 
 	/* For simulators and tests. A world given here (it outlives the machine) replaces the

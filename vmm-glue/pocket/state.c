@@ -14,9 +14,10 @@
 
 #include "vmm-glue/pocket/machine.h"
 
-#define MAGIC	     "POCKETST"
 #define VERSION	     1u
 #define HEADER_BYTES 24u
+
+static const char magic[8] = {'P', 'O', 'C', 'K', 'E', 'T', 'S', 'T'};
 
 _Static_assert(sizeof(struct machine_state) + HEADER_BYTES < MACHINE_SAVED_MAX,
 	       "no field grows when it is saved");
@@ -83,6 +84,10 @@ static void visit(struct visitor *v, struct machine_state *s)
 	number(v, &s->console.len);
 	number(v, &s->console.bytes_out);
 	bytes(v, s->console.line, sizeof s->console.line);
+	number(v, &s->stalled.kind);
+	number(v, &s->stalled.addr);
+	number(v, &s->stalled.value);
+	number(v, &s->stalled.width);
 }
 
 size_t machine_save(const struct machine *m, uint8_t *out)
@@ -96,7 +101,7 @@ size_t machine_save(const struct machine *m, uint8_t *out)
 	visit(&v, &s);
 	len = htole32((uint32_t)(v.at - out - HEADER_BYTES));
 	sum = htole64(XXH3_64bits(out + HEADER_BYTES, (size_t)(v.at - out) - HEADER_BYTES));
-	memcpy(out, MAGIC, 8);
+	memcpy(out, magic, sizeof magic);
 	memcpy(out + 8, &version, 4);
 	memcpy(out + 12, &len, 4);
 	memcpy(out + 16, &sum, 8);
@@ -113,7 +118,7 @@ static int check_header(const uint8_t *in, size_t len, struct ft_err *err)
 	memcpy(&version, in + 8, 4);
 	memcpy(&body, in + 12, 4);
 	memcpy(&sum, in + 16, 8);
-	if (memcmp(in, MAGIC, 8) != 0)
+	if (memcmp(in, magic, sizeof magic) != 0)
 		return ft_err_set(err, EPROTO, "pocket state: no magic");
 	if (le32toh(version) != VERSION)
 		return ft_err_set(err, EPROTO, "pocket state: version %u, this is %u",
@@ -123,6 +128,11 @@ static int check_header(const uint8_t *in, size_t len, struct ft_err *err)
 	if (le64toh(sum) != XXH3_64bits(in + HEADER_BYTES, len - HEADER_BYTES))
 		return ft_err_set(err, EPROTO, "pocket state: checksum does not match");
 	return 0;
+}
+
+static bool valid_width(uint64_t width)
+{
+	return width == 1 || width == 2 || width == 4 || width == 8;
 }
 
 // What every later step relies on, for a checksum only says that nobody garbled it on the way.
@@ -137,6 +147,9 @@ static int check_fields(const struct machine_state *s, struct ft_err *err)
 		return ft_err_set(err, EPROTO, "pocket state: nic: receive ring");
 	if (!s->timer.period_ns && s->timer.next_ns != MACHINE_NEVER)
 		return ft_err_set(err, EPROTO, "pocket state: timer: armed without a period");
+	if (s->stalled.kind && (!valid_width(s->stalled.width) ||
+				(s->stalled.kind != TAP_PIO && s->stalled.kind != TAP_MMIO)))
+		return ft_err_set(err, EPROTO, "pocket state: doorbell");
 	if (s->console.len >= MACHINE_LINE_MAX)
 		return ft_err_set(err, EPROTO, "pocket state: console: line");
 	if (first > pages || s->cpu.reg[REG_SET_PAGES] > pages - first ||

@@ -30,10 +30,11 @@ static int null_flush(void *ctx, unsigned disk)
 	return 0;
 }
 
-static void null_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value,
-			  unsigned width)
+static int null_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value,
+			 unsigned width)
 {
 	(void)ctx, (void)kind, (void)addr, (void)value, (void)width;
+	return 0;
 }
 
 static const struct pocket_world null_world = {

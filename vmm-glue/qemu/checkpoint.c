@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// One checkpoint. The order is the point:
+//
+//	fire -> first byte: vCPUs stopped, disks drained -> hooks: the epoch's outputs are closed
+//	     -> scan: what the guest and its devices wrote -> copy, while QEMU serialises on
+//	     -> QEMU is blocked in its last write: if it still serialised after the scan, a second,
+// small scan and copy
+//	     -> take the rest: QEMU lets the guest run
+//
+// Nothing is allocated between fire and the end.
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "vmm-glue/qemu/clock.h"
+#include "vmm-glue/qemu/internal.h"
+
+#define COPY_BATCH 128 /* pages between two looks at QEMU: about 0.15 ms */
+#define FIRST_BYTE_MS                                                                              \
+	1000 /* draining a disk may take that long; the keeper's bound is VMM_HOLD_MAX_MS */
+#define LAST_WRITE_MS 500
+#define END_MS	      500
+
+int qemu_track_start(struct vmm *vmm, struct ft_err *err)
+{
+	struct qemu *vm = qemu_of(vmm);
+	struct tracker_region region = {vm->ram.hva, vm->ram.bytes};
+	int r = qemu_ready(vm, err);
+
+	assert(!vm->tracker && !vm->armed);
+	if (r < 0)
+		return r;
+	/* One save for nothing: a device that cannot be saved is found now and not at the first
+	 * checkpoint. */
+	r = save_setup(&vm->save, &vm->qmp, vm->process.pid, err);
+	if (r == 0)
+		r = save_prime(&vm->save, &vm->qmp, err);
+	if (r == 0)
+		r = save_discard(&vm->save, &vm->qmp, err);
+	if (r < 0)
+		return r;
+	if (ft_bitmap_init(&vm->late, vm->ram.bytes / VMM_PAGE_BYTES) < 0)
+		return ft_err_set(err, ENOMEM, "qemu: tracker: no memory");
+	r = tracker_open(vm->process.pid, vm->process.pidfd, &region, 1, &vm->tracker, err);
+	if (r < 0)
+		ft_bitmap_free(&vm->late);
+	return r;
+}
+
+void qemu_track_stop(struct vmm *vmm)
+{
+	struct qemu *vm = qemu_of(vmm);
+
+	if (!vm->tracker)
+		return;
+	tracker_close(vm->tracker);
+	vm->tracker = NULL;
+	ft_bitmap_free(&vm->late);
+}
+
+int qemu_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err)
+{
+	assert(qemu_of(vmm)->tracker);
+	return tracker_scan(qemu_of(vmm)->tracker, dirty, NULL, err);
+}
+
+long qemu_dirty_peek(struct vmm *vmm, long max)
+{
+	assert(qemu_of(vmm)->tracker);
+	return tracker_peek(qemu_of(vmm)->tracker, max);
+}
+
+int qemu_checkpoint_prepare(struct vmm *vmm, struct ft_err *err)
+{
+	struct qemu *vm = qemu_of(vmm);
+	int r;
+
+	if (vm->save.primed)
+		return 0;
+	r = qemu_ready(vm, err);
+	if (r == 0)
+		r = save_setup(&vm->save, &vm->qmp, vm->process.pid, err);
+	if (r == 0)
+		r = save_prime(&vm->save, &vm->qmp, err);
+	return r;
+}
+
+static int make_room(struct vmm_capture *capture, const struct vmm_hold_hooks *hooks,
+		     struct ft_err *err)
+{
+	int r = hooks->full ? hooks->full(hooks->ctx, capture) : -ENOSPC;
+
+	if (r < 0)
+		return ft_err_set(err, -r, "qemu: checkpoint: %zu pages of staging are full",
+				  capture->pages_max);
+	assert(capture->pages_n < capture->pages_max);
+	return 0;
+}
+
+static int copy_batch(struct qemu *vm, struct vmm_capture *capture, size_t n, struct ft_err *err)
+{
+	size_t at = capture->pages_n;
+
+	if (ram_copy(&vm->ram, capture->pfns + at, n, capture->pages + at * VMM_PAGE_BYTES) < 0)
+		return ft_err_set(err, EIO, "qemu: checkpoint: RAM of process %d cannot be read",
+				  vm->process.pid);
+	capture->pages_n += n;
+	return 0;
+}
+
+static int copy_pending(struct qemu *vm, const struct ft_bitmap *pending,
+			struct vmm_capture *capture, const struct vmm_hold_hooks *hooks,
+			struct ft_err *err)
+{
+	uint64_t pfn = ft_bitmap_next(pending, 0);
+	int r = 0;
+
+	while (pfn < pending->bits && r == 0) {
+		size_t n = 0;
+
+		if (capture->pages_n == capture->pages_max)
+			r = make_room(capture, hooks, err);
+		for (; r == 0 && pfn < pending->bits && n < COPY_BATCH &&
+		       capture->pages_n + n < capture->pages_max;
+		     n++) {
+			capture->pfns[capture->pages_n + n] = pfn;
+			pfn = ft_bitmap_next(pending, pfn + 1);
+		}
+		if (r == 0)
+			r = copy_batch(vm, capture, n, err);
+		if (r == 0)
+			r = save_step(&vm->save, vm->process.pid, err);
+	}
+	return r;
+}
+
+/* Slot of a page among the first n, which are in ascending order; n when it is not there. */
+static size_t find_slot(const struct vmm_capture *capture, size_t n, uint64_t pfn)
+{
+	size_t low = 0, high = n;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (capture->pfns[middle] < pfn)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low < n && capture->pfns[low] == pfn ? low : n;
+}
+
+/* What QEMU wrote into RAM while it serialised. A page that was copied is copied again, into its
+ * slot. */
+static int copy_late(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capture *capture,
+		     const struct vmm_hold_hooks *hooks, struct ft_err *err)
+{
+	size_t sorted = capture->pages_n;
+	int r = tracker_scan(vm->tracker, &vm->late, NULL, err);
+
+	for (uint64_t pfn = ft_bitmap_next(&vm->late, 0); pfn < vm->late.bits && r == 0;
+	     pfn = ft_bitmap_next(&vm->late, pfn + 1)) {
+		size_t slot = find_slot(capture, sorted, pfn);
+
+		if (slot < sorted) {
+			if (ram_copy(&vm->ram, &pfn, 1, capture->pages + slot * VMM_PAGE_BYTES) < 0)
+				r = ft_err_set(err, EIO,
+					       "qemu: checkpoint: RAM of process %d cannot be read",
+					       vm->process.pid);
+			continue;
+		}
+		if (capture->pages_n == capture->pages_max) {
+			r = make_room(capture, hooks, err);
+			sorted = 0;
+		}
+		if (r == 0) {
+			capture->pfns[capture->pages_n] = pfn;
+			r = copy_batch(vm, capture, 1, err);
+		}
+	}
+	ft_bitmap_merge(pending, &vm->late);
+	if (vm->late.count)
+		ft_bitmap_clear_all(&vm->late);
+	return r;
+}
+
+static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capture *capture,
+			const struct vmm_hold_hooks *hooks, struct ft_err *err)
+{
+	bool again;
+	int r;
+
+	hooks->stopped(hooks->ctx);
+	/* Known before the scan, or the scan does not count. */
+	r = save_step(&vm->save, vm->process.pid, err);
+	again = !vm->save.last;
+	if (r == 0)
+		r = tracker_scan(vm->tracker, pending, NULL, err);
+	if (r == 0)
+		r = copy_pending(vm, pending, capture, hooks, err);
+	if (r == 0)
+		r = save_to_last(&vm->save, vm->process.pid, LAST_WRITE_MS, err);
+	if (r == 0 && again)
+		r = copy_late(vm, pending, capture, hooks, err);
+	return r;
+}
+
+int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
+		    const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err)
+{
+	struct qemu *vm = qemu_of(vmm);
+	int r;
+
+	assert(vm->tracker && !vm->armed);
+	assert(pending->bits == vm->ram.bytes / VMM_PAGE_BYTES);
+	capture->pages_n = capture->state_len = 0;
+	r = keep_stopped ? vmm->ops->stop(vmm, err) : 0;
+	if (r == 0)
+		r = qemu_checkpoint_prepare(vmm, err);
+	if (r < 0)
+		return r;
+	if (vm->keeper)
+		keeper_hold_begin(vm->keeper);
+	r = save_begin(&vm->save, &vm->qmp, capture->state, VMM_STATE_BYTES_MAX, FIRST_BYTE_MS,
+		       err);
+	if (r == 0)
+		r = capture_held(vm, pending, capture, hooks, err);
+	if (r == 0)
+		r = save_end(&vm->save, &vm->qmp, END_MS, err);
+	if (r < 0)
+		save_abandon(&vm->save, &vm->qmp, END_MS);
+	if (vm->keeper)
+		keeper_hold_end(vm->keeper);
+	if (r < 0) {
+		if (keep_stopped)
+			vmm->ops->cont(vmm, NULL);
+		return ft_err_context(err, "checkpoint");
+	}
+	capture->state_len = vm->save.len;
+	capture->held_ns = vm->save.end_ns - vm->save.begin_ns;
+	capture->pause_ns = keep_stopped ? capture->held_ns : (vm->resume_us - vm->stop_us) * 1000;
+	return 0;
+}

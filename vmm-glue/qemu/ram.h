@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The guest's RAM in QEMU's address space, and how we read it.
+ *
+ * One block, one range of addresses, whatever the guest-physical layout (facts F1); page numbers
+ * count from its start. A shared backend (memfd, file with share=on) is mapped here too; plain -m
+ * memory and private backends are read with process_vm_readv(2). */
+#ifndef VMM_GLUE_QEMU_RAM_H
+#define VMM_GLUE_QEMU_RAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "ft/err.h"
+#include "vmm-glue/qemu/qmp.h"
+
+struct ram {
+	pid_t pid;
+	uint64_t hva; /* in QEMU */
+	uint64_t bytes;
+	uint8_t *map;	 /* here, NULL: private memory */
+	char region[64]; /* QEMU's name: "pc.ram", "ram0" */
+};
+
+/* Asks QEMU and /proc where the RAM is, and maps it unless r->map is set already. */
+int ram_find(struct ram *r, struct qmp *q, pid_t pid, struct ft_err *err);
+void ram_unmap(struct ram *r);
+/* Copies pages pfns[0..n) one after another to target. Never allocates. -EIO: the process is gone
+ * or has other memory there. */
+int ram_copy(const struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
+/* XXH3-64 over all of it. */
+int ram_digest(const struct ram *r, uint64_t *digest, struct ft_err *err);
+
+#endif

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+// xen-save-devices-state into a pipe of ours. QEMU stops the vCPUs, drains the disks, serialises,
+// and lets the guest run when the last byte is in the pipe; a full pipe blocks it in write(2) with
+// its big lock held (facts A3). So the guest is held exactly as long as the pipe has no room for
+// the rest.
+//
+// QEMU writes in pieces of 32 KiB and serialises a piece only when the one before has gone. The
+// last piece is shorter. To know that it is blocked in the last one (everything is serialised,
+// nothing can touch RAM any more) we ask the kernel which system call its main thread is in
+// (/proc/PID/syscall, then the iovec). While pieces are to come the pipe has room for exactly one,
+// so QEMU is always one piece ahead and blocked at the start of the next, however short that is:
+//
+//	first byte      pipe 4 KiB, full      QEMU is in write #0. Short: it is the last.
+//	                pipe 32 KiB           #0 fits; QEMU serialises #1 and blocks in its write
+//	blocked again   read 32 KiB           #1 fits; ... until the write that it is blocked in is
+// short
+//
+// The command is primed: QMP reads one byte per turn of the main loop, so that a whole command
+// costs QEMU a millisecond before anything happens (facts A8). All of it but the last `}` is sent
+// ahead.
+#include "vmm-glue/qemu/save.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "vmm-glue/qemu/clock.h"
+
+#define PIECE	     32768u /* QEMUFile's buffer (IO_BUF_SIZE), and at once a pipe of 8 whole pages */
+#define HOLD_PIPE    4096u
+#define RELEASE_PIPE 65536u	/* every process may have that much */
+#define DISCARD_PIPE (1u << 20) /* pipe-max-size: what an unprivileged process may have */
+#define IOVECS_MAX   64
+#define DISCARD_MS   1000
+
+void save_init(struct save *s)
+{
+	*s = (struct save){.pipe = -1, .fdset = -1, .syscall_fd = -1};
+}
+
+static void drop_pipe(struct save *s)
+{
+	if (s->pipe >= 0)
+		close(s->pipe);
+	s->pipe = -1;
+}
+
+static int pipe_resize(struct save *s, size_t bytes)
+{
+	int r = fcntl(s->pipe, F_SETPIPE_SZ, (int)bytes);
+
+	if (r < 0)
+		return -errno;
+	s->capacity = (size_t)r;
+	return 0;
+}
+
+static int hand_over(struct save *s, struct qmp *q, pid_t pid, int end, struct ft_err *err)
+{
+	char proc[32];
+	struct stat st;
+	json_t *ret;
+	int r, fd;
+
+	/* QEMU opens the pipe again by name, which the pipe's owner may do (facts A2). */
+	snprintf(proc, sizeof proc, "/proc/%d", pid);
+	if (stat(proc, &st) < 0 || fchown(end, st.st_uid, st.st_gid) < 0 || fstat(end, &st) < 0)
+		return ft_err_set(err, errno, "qemu: save: giving the pipe to QEMU's user: %s",
+				  strerror(errno));
+	s->inode = st.st_ino;
+	qmp_pass_fd(q, end);
+	r = qmp_call(q, &ret, err, "add-fd", "{s:s}", "opaque", "kemari-save");
+	if (r < 0)
+		return r;
+	r = json_unpack(ret, "{s:i, s:i}", "fdset-id", &s->fdset, "fd", &fd);
+	json_decref(ret);
+	if (r < 0)
+		return ft_err_set(err, EPROTO,
+				  "qemu: save: add-fd did not say where the descriptor is");
+	s->id = q->next_id++;
+	r = snprintf(s->command, sizeof s->command,
+		     "{\"execute\":\"xen-save-devices-state\",\"id\":%llu,\"arguments\":{\"live\":"
+		     "false,\"filename\":\"/proc/self/fd/%d\"}}",
+		     (unsigned long long)s->id, fd);
+	assert(r > 0 && (size_t)r < sizeof s->command);
+	s->command_len = (size_t)r;
+	return 0;
+}
+
+int save_setup(struct save *s, struct qmp *q, pid_t pid, struct ft_err *err)
+{
+	char path[40];
+	int ends[2], r;
+
+	if (s->pipe >= 0)
+		return 0;
+	snprintf(path, sizeof path, "/proc/%d/syscall", pid);
+	if (s->syscall_fd < 0)
+		s->syscall_fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (s->syscall_fd < 0)
+		return ft_err_set(err, errno, "qemu: save: %s: %s", path, strerror(errno));
+	if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+		return ft_err_set(err, errno, "qemu: save: pipe: %s", strerror(errno));
+	s->pipe = ends[0];
+	r = pipe_resize(s, HOLD_PIPE);
+	if (r < 0)
+		ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r));
+	else
+		r = hand_over(s, q, pid, ends[1], err);
+	close(ends[1]);
+	if (r < 0)
+		drop_pipe(s);
+	return r;
+}
+
+int save_prime(struct save *s, struct qmp *q, struct ft_err *err)
+{
+	int r;
+
+	assert(s->pipe >= 0 && !s->primed);
+	r = pipe_resize(s, HOLD_PIPE);
+	if (r < 0)
+		return ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r));
+	r = qmp_send(q, s->command, s->command_len - 1, err);
+	s->primed = r == 0;
+	return r;
+}
+
+static int fire(struct save *s, struct qmp *q, struct ft_err *err)
+{
+	assert(s->primed);
+	s->primed = false;
+	s->fired = true;
+	return qmp_send(q, "}", 1, err);
+}
+
+int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsigned within_ms,
+	       struct ft_err *err)
+{
+	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
+	int r;
+
+	s->state = state;
+	s->room = room;
+	s->len = s->write_start = s->write_len = 0;
+	s->writer_fd = ULONG_MAX;
+	s->last = false;
+	r = fire(s, q, err);
+	while (r == 0) {
+		struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN},
+				      {.fd = q->fd, .events = POLLIN}};
+
+		if (poll(p, 2, qemu_ms_left(deadline_ns)) == 0)
+			return ft_err_set(err, ETIMEDOUT, "qemu: save: no state within %u ms",
+					  within_ms);
+		if (p[0].revents & POLLIN) {
+			s->begin_ns = qemu_now_ns();
+			return 0;
+		}
+		if (p[1].revents && qmp_peek_error(q)) {
+			r = qmp_reply(q, s->id, "save", NULL, DISCARD_MS, err);
+			s->fired = r == -ETIMEDOUT;
+			return r < 0 ? r : ft_err_set(err, EIO, "qemu: save: no state");
+		}
+	}
+	return r;
+}
+
+static bool is_our_pipe(struct save *s, pid_t pid, unsigned long fd)
+{
+	char path[48];
+	struct stat st;
+
+	if (fd == s->writer_fd)
+		return true;
+	snprintf(path, sizeof path, "/proc/%d/fd/%lu", pid, fd);
+	if (stat(path, &st) < 0 || !S_ISFIFO(st.st_mode) || st.st_ino != s->inode)
+		return false;
+	s->writer_fd = fd;
+	return true;
+}
+
+/* Length of the write on our pipe that QEMU's main thread is blocked in; 0: it is in none. */
+static size_t blocked_in(struct save *s, pid_t pid)
+{
+	unsigned long number, fd, address, n;
+	struct iovec iov[IOVECS_MAX];
+	size_t sum = 0;
+	char text[192];
+	ssize_t got = pread(s->syscall_fd, text, sizeof text - 1, 0);
+
+	text[got > 0 ? got : 0] = '\0';
+	if (sscanf(text, "%lu %lx %lx %lx", &number, &fd, &address, &n) != 4)
+		return 0; /* "running" */
+	if ((number != SYS_writev && number != SYS_write) || !is_our_pipe(s, pid, fd))
+		return 0;
+	if (number == SYS_write)
+		return n;
+	if (n == 0 || n > IOVECS_MAX)
+		return 0;
+	if (process_vm_readv(pid, &(struct iovec){iov, n * sizeof *iov}, 1,
+			     &(struct iovec){(void *)(uintptr_t)address, n * sizeof *iov}, 1,
+			     0) != (ssize_t)(n * sizeof *iov))
+		return 0;
+	for (unsigned long i = 0; i < n; i++)
+		sum += iov[i].iov_len;
+	return sum;
+}
+
+static int take(struct save *s, size_t most, struct ft_err *err)
+{
+	size_t room = s->room - s->len;
+	ssize_t n;
+
+	if (room == 0)
+		return ft_err_set(err, E2BIG, "qemu: save: the state has more than %zu bytes",
+				  s->room);
+	n = read(s->pipe, s->state + s->len, most < room ? most : room);
+	if (n > 0)
+		s->len += (size_t)n;
+	else if (n < 0 && errno != EAGAIN && errno != EINTR)
+		return ft_err_set(err, errno, "qemu: save: pipe: %s", strerror(errno));
+	return 0;
+}
+
+int save_step(struct save *s, pid_t pid, struct ft_err *err)
+{
+	int unread = 0, r;
+	size_t n;
+
+	if (s->last || ioctl(s->pipe, FIONREAD, &unread) < 0 || (size_t)unread < s->capacity)
+		return 0;
+	n = blocked_in(s, pid);
+	if (n == 0)
+		return 0;
+	if (n > PIECE)
+		return ft_err_set(err, ENOTSUP,
+				  "qemu: save: this QEMU writes its state in pieces of %zu bytes",
+				  n);
+	s->write_start += s->write_len;
+	s->write_len = n;
+	s->last = n < PIECE;
+	if (s->last)
+		return 0;
+	if (s->write_start > 0)
+		return take(s, PIECE, err);
+	r = pipe_resize(s, PIECE);
+	return r < 0 ? ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r)) : 0;
+}
+
+int save_to_last(struct save *s, pid_t pid, unsigned within_ms, struct ft_err *err)
+{
+	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
+
+	/* Nothing tells when another process blocks, and the guest is held: look, and let QEMU have
+	 * the CPU. */
+	for (;;) {
+		int r = save_step(s, pid, err);
+
+		if (r < 0 || s->last)
+			return r;
+		if (qemu_now_ns() > deadline_ns)
+			return ft_err_set(err, EAGAIN,
+					  "qemu: save: QEMU did not come to the end of its state");
+		sched_yield();
+	}
+}
+
+int save_end(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err)
+{
+	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
+	size_t total = s->write_start + s->write_len;
+	uint8_t more;
+	int r = 0;
+
+	assert(s->last);
+	if (total > s->room)
+		return ft_err_set(err, E2BIG, "qemu: save: the state has more than %zu bytes",
+				  s->room);
+	/* One wake-up for all the rest is cheaper than one for each page. */
+	if (s->capacity < PIECE)
+		pipe_resize(s, RELEASE_PIPE);
+	while (s->len < total && r == 0) {
+		struct pollfd p = {.fd = s->pipe, .events = POLLIN};
+
+		r = take(s, total - s->len, err);
+		if (r == 0 && s->len < total && poll(&p, 1, qemu_ms_left(deadline_ns)) == 0)
+			r = ft_err_set(err, ETIMEDOUT, "qemu: save: the state stopped coming");
+	}
+	if (r < 0)
+		return r;
+	s->end_ns = qemu_now_ns();
+	r = qmp_reply(q, s->id, "save", NULL, within_ms, err);
+	s->fired = r == -ETIMEDOUT;
+	if (r == 0 && read(s->pipe, &more, 1) > 0)
+		r = ft_err_set(
+			err, EAGAIN,
+			"qemu: save: the state went on after what looked like its last write");
+	return r;
+}
+
+void save_abandon(struct save *s, struct qmp *q, unsigned within_ms)
+{
+	drop_pipe(s);
+	s->primed = false;
+	if (s->fired)
+		qmp_reply(q, s->id, "save", NULL, within_ms, NULL);
+	s->fired = false;
+	if (s->fdset >= 0)
+		qmp_call(q, NULL, NULL, "remove-fd", "{s:i}", "fdset-id", s->fdset);
+	s->fdset = -1;
+}
+
+int save_discard(struct save *s, struct qmp *q, struct ft_err *err)
+{
+	uint8_t scratch[4096];
+	int r;
+
+	if (!s->primed)
+		return 0;
+	pipe_resize(s, DISCARD_PIPE);
+	r = fire(s, q, err);
+	if (r == 0) {
+		r = qmp_reply(q, s->id, "save", NULL, DISCARD_MS, err);
+		s->fired = r == -ETIMEDOUT;
+	}
+	if (r < 0) {
+		save_abandon(s, q, DISCARD_MS);
+		return r;
+	}
+	while (read(s->pipe, scratch, sizeof scratch) > 0)
+		;
+	return 0;
+}
+
+void save_free(struct save *s)
+{
+	drop_pipe(s);
+	if (s->syscall_fd >= 0)
+		close(s->syscall_fd);
+	save_init(s);
+}
