@@ -21,6 +21,7 @@
 #include "transport/tls_internal.h"
 
 #define NAME_MAX_LEN 255
+#define SEEN_MAX     192
 
 struct channel_tls {
 	struct channel channel;
@@ -32,6 +33,7 @@ struct channel_tls {
 	enum channel_status inner_status; /* of the last inner call that was not DONE */
 	struct ft_err inner_err;
 	char name[NAME_MAX_LEN + 1]; /* whom we expect; "" = anyone whom our CA signed */
+	char seen[SEEN_MAX];	     /* names in a certificate that was for another */
 };
 
 static struct channel_tls *of(struct channel *c)
@@ -139,7 +141,7 @@ static enum channel_status status(struct channel_tls *t, int ret, struct ft_err 
 			ERR_clear_error();
 			return closed(t, err);
 		}
-		tls_explain(t->ssl, t->name[0] ? t->name : NULL, err);
+		tls_explain(t->ssl, t->name, t->seen, err);
 		return CHANNEL_ERROR;
 	}
 }
@@ -248,6 +250,18 @@ static const struct channel_ops tls_ops = {
 	.close = tls_close,
 };
 
+/* OpenSSL drops a certificate that does not verify, but people need to know whose it was. */
+static int verify(int ok, X509_STORE_CTX *store)
+{
+	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
+	struct channel_tls *t = SSL_get_app_data(ssl);
+	X509 *cert = X509_STORE_CTX_get0_cert(store);
+
+	if (!ok && cert)
+		tls_names(cert, t->seen, sizeof t->seen);
+	return ok;
+}
+
 /* Subject common names count for nothing; a wildcard covers one whole label; the zone of an IPv6
  * address is no part of it. */
 static int pin(struct channel_tls *t, const char *name)
@@ -278,6 +292,8 @@ struct channel *channel_tls_new(const struct tls_config *config, struct channel 
 	SSL_set_bio(t->ssl, bio, bio);
 	if (expected && (strlen(expected) > NAME_MAX_LEN || !pin(t, expected)))
 		goto fail;
+	SSL_set_app_data(t->ssl, t);
+	SSL_set_verify(t->ssl, SSL_get_verify_mode(t->ssl), verify);
 	if (role == TLS_CONNECT)
 		SSL_set_connect_state(t->ssl);
 	else

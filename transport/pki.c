@@ -23,8 +23,9 @@
 
 #define DAY_S	    86400
 #define SERIAL_BITS 127 /* random: no counter to keep; positive, within RFC 5280's 20 bytes */
-#define SKEW_S	    DAY_S /* clocks of hosts differ; a new certificate should be valid on all of them \
-			   */
+#define SKEW_S                                                                                     \
+	DAY_S /* clocks of hosts differ; a new certificate should be valid on all of them          \
+	       */
 #define DNS_MAX 253
 
 struct pki_files {

@@ -10,8 +10,6 @@
 
 #include "transport/tls_internal.h"
 
-#define NAMES_MAX 192
-
 struct reason {
 	int reason;
 	int code;
@@ -90,11 +88,9 @@ char *tls_names(X509 *cert, char *out, size_t size)
 }
 
 /* The peer's certificate did not verify. */
-static int explain_certificate(SSL *ssl, long verdict, const char *name, struct ft_err *err)
+static int explain_certificate(long verdict, const char *expected, const char *seen,
+			       struct ft_err *err)
 {
-	X509 *cert = SSL_get0_peer_certificate(ssl);
-	char names[NAMES_MAX];
-
 	switch (verdict) {
 	case X509_V_ERR_CERT_HAS_EXPIRED:
 		return ft_err_set(err, EACCES, "peer's certificate has expired");
@@ -104,8 +100,7 @@ static int explain_certificate(SSL *ssl, long verdict, const char *name, struct 
 	case X509_V_ERR_HOSTNAME_MISMATCH:
 	case X509_V_ERR_IP_ADDRESS_MISMATCH:
 		return ft_err_set(err, EACCES, "peer's certificate is not for %s but for %s",
-				  name ? name : "the expected name",
-				  cert ? tls_names(cert, names, sizeof names) : "another");
+				  expected, seen);
 	case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
 	case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
 	case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
@@ -119,14 +114,14 @@ static int explain_certificate(SSL *ssl, long verdict, const char *name, struct 
 	}
 }
 
-int tls_explain(SSL *ssl, const char *name, struct ft_err *err)
+int tls_explain(SSL *ssl, const char *expected, const char *seen, struct ft_err *err)
 {
 	int reason = ERR_GET_REASON(ERR_peek_last_error());
 	char buf[128];
 
 	if (reason == SSL_R_CERTIFICATE_VERIFY_FAILED) {
 		ERR_clear_error();
-		return explain_certificate(ssl, SSL_get_verify_result(ssl), name, err);
+		return explain_certificate(SSL_get_verify_result(ssl), expected, seen, err);
 	}
 	for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
 		if (reasons[i].reason == reason) {

@@ -17,8 +17,8 @@ struct tls_config {
 /* The names in a certificate, "DNS:a, IP:10.0.0.1", cut to size. Returns out. */
 char *tls_names(X509 *cert, char *out, size_t size);
 /* Why a handshake or a transfer failed, as one line. Empties OpenSSL's error queue of this thread.
- * name: whom we expected, or NULL. */
-int tls_explain(SSL *ssl, const char *name, struct ft_err *err);
+ * expected: whom we wanted; seen: the names in a certificate that was for another. */
+int tls_explain(SSL *ssl, const char *expected, const char *seen, struct ft_err *err);
 /* The latest reason in OpenSSL's error queue, which it empties; "unknown error" if there is none.
  * Static storage or `buf`. */
 const char *tls_queue_reason(char *buf, size_t size);

@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "tools/agent/config.h"
+#include "tools/agent/config_parts.h"
 
 static char dir[64];
 static struct ft_config config; /* large */
@@ -185,7 +186,7 @@ static void test_names(void **state)
 	(void)state;
 	good("name = web1 nic a { attach = \"tap:t0\" } nic b { attach = \"tap:t1\" }");
 	assert_string_equal(config.uuid, "9b32af52-df3d-59c4-a679-b75f851fda98");
-	strcpy(mac, config.nics[0].mac);
+	snprintf(mac, sizeof mac, "%s", config.nics[0].mac);
 	assert_int_equal(strncmp(mac, "52:54:00:", 9), 0);
 	assert_int_equal(strlen(mac), 17);
 	assert_string_not_equal(mac, config.nics[1].mac);
@@ -438,6 +439,39 @@ static void test_set_mistakes(void **state)
 	assert_string_equal(config.name, "b");
 }
 
+/* What is delivered with the program: the example is a good file, and the manual names every key.
+ */
+static void test_documents(void **state)
+{
+	const char *source = getenv("FT_SOURCE_DIR");
+	char path[PATH_MAX], line[256], empty[] = "", *at;
+	unsigned found[CONFIG_KEYS_MAX] = {0};
+	FILE *manual;
+
+	(void)state;
+	if (!source)
+		fail_msg("FT_SOURCE_DIR is not set");
+	snprintf(path, sizeof path, "%s/tools/examples/guest.conf", source);
+	if (config_load(path, NULL, 0, &config, &err))
+		fail_msg("%s", err.text);
+	snprintf(path, sizeof path, "%s/tools/man/kemari-guest.5", source);
+	manual = fopen(path, "r");
+	assert_non_null(manual);
+	while (fgets(line, sizeof line, manual)) {
+		bool keys = !strncmp(line, ".It Ic ", 7);
+
+		for (char *word = strtok_r(keys ? line + 7 : empty, " ,\n", &at); word;
+		     word = strtok_r(NULL, " ,\n", &at))
+			for (unsigned i = 0; i < config_keys_n; i++)
+				found[i] += !strcmp(word, config_keys[i].name);
+	}
+	fclose(manual);
+	for (unsigned i = 0; i < config_keys_n; i++)
+		if (!found[i])
+			fail_msg("%s.%s is not in kemari-guest(5)", config_keys[i].section,
+				 config_keys[i].name);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -445,7 +479,7 @@ int main(void)
 		cmocka_unit_test(test_sources),	     cmocka_unit_test(test_names),
 		cmocka_unit_test(test_mistakes),     cmocka_unit_test(test_bounds),
 		cmocka_unit_test(test_no_file),	     cmocka_unit_test(test_set),
-		cmocka_unit_test(test_set_mistakes),
+		cmocka_unit_test(test_set_mistakes), cmocka_unit_test(test_documents),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

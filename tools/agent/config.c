@@ -42,6 +42,17 @@ int config_blame(const struct config_origins *origins, int line, const char *sec
 	return ft_err_context(err, "%s: %s", origins->file, key);
 }
 
+/* Sections of which there are several, told apart by their titles. */
+static bool is_titled(const char *section)
+{
+	return !strcmp(section, "disk") || !strcmp(section, "nic");
+}
+
+static char *item_id(struct ft_config *config, bool disk, unsigned i)
+{
+	return disk ? config->disks[i].id : config->nics[i].id;
+}
+
 /* The disk or NIC of that name, 0 for every other section; a new one is appended when `add`.
  * -errno. */
 static int find_item(struct loader *l, const char *section, const char *title, bool add)
@@ -49,19 +60,19 @@ static int find_item(struct loader *l, const char *section, const char *title, b
 	bool disk = !strcmp(section, "disk");
 	unsigned *n = disk ? &l->config->disks_n : &l->config->nics_n;
 
-	if (!disk && strcmp(section, "nic"))
+	if (!is_titled(section))
 		return 0;
 	for (unsigned i = 0; i < *n; i++)
-		if (!strcmp(disk ? l->config->disks[i].id : l->config->nics[i].id, title))
+		if (!strcmp(item_id(l->config, disk, i), title))
 			return (int)i;
 	if (!add)
 		return ft_err_set(l->err, ENOENT, "%s has no %s '%s'", l->origins.file, section,
 				  title);
 	if (!ctl_name_ok(title))
 		return ft_err_set(l->err, EINVAL, "'%s' is not a name (%s)", title, CTL_NAME_RULE);
-	if (*n == (disk ? VMM_DISKS_MAX : VMM_NICS_MAX))
+	if (*n == CONFIG_ITEMS_MAX)
 		return ft_err_set(l->err, E2BIG, "more than %u of them", *n);
-	strcpy(disk ? l->config->disks[*n].id : l->config->nics[*n].id, title);
+	snprintf(item_id(l->config, disk, *n), VMM_NAME_MAX, "%s", title);
 	return (int)(*n)++;
 }
 
@@ -109,7 +120,7 @@ static int take_value(struct loader *l, const struct config_key *key, cfg_t *cfg
 
 	if (item < 0)
 		return item;
-	if (*key->section && cfg_title(cfg) && l->closed[!strcmp(key->section, "nic")][item])
+	if (is_titled(key->section) && l->closed[!strcmp(key->section, "nic")][item])
 		return ft_err_set(l->err, EEXIST, "this %s is there already", key->section);
 	line = &l->origins.line[key - config_keys][item];
 	if (key->list) {
@@ -218,7 +229,7 @@ static void make_options(struct options *o)
 		add_option(options_of(o, key->section), key->list ? list : one, on_value);
 	}
 	for (unsigned i = 0; o->names[i]; i++) {
-		bool titled = !strcmp(o->names[i], "disk") || !strcmp(o->names[i], "nic");
+		bool titled = is_titled(o->names[i]);
 		cfg_opt_t section = CFG_SEC(o->names[i], o->section[i],
 					    titled ? CFGF_MULTI | CFGF_TITLE : CFGF_NONE);
 
@@ -288,7 +299,7 @@ static int apply_set(struct loader *l, const char *set)
 	ret = snprintf(dotted, sizeof dotted, "%.*s", (int)(equal - set), set);
 	if (ret < (int)sizeof dotted && !split_key(dotted, section, title, &name))
 		key = config_key_find(section, name);
-	if (!key || (!strcmp(section, "disk") || !strcmp(section, "nic")) != (*title != 0))
+	if (!key || is_titled(section) != (*title != 0))
 		return ft_err_set(l->err, ENOENT, "--set %s: no such key", dotted);
 	item = find_item(l, section, title, false);
 	if (item < 0)
@@ -312,9 +323,9 @@ static void set_defaults(struct ft_config *c)
 	memset(c, 0, sizeof *c);
 	c->memory_bytes = 256u << 20;
 	c->cpus = 1;
-	strcpy(c->machine, "pc");
-	strcpy(c->cpu, "max");
-	strcpy(c->qemu.binary, "qemu-system-x86_64");
+	snprintf(c->machine, sizeof c->machine, "%s", "pc");
+	snprintf(c->cpu, sizeof c->cpu, "%s", "max");
+	snprintf(c->qemu.binary, sizeof c->qemu.binary, "%s", "qemu-system-x86_64");
 	c->ft.trigger = FT_TRIGGER_OUTPUT;
 	c->ft.interval_ms = 50;
 	c->ft.max_downtime_ms = 30;

@@ -191,9 +191,9 @@ static int digest(const uint8_t *salt, size_t salt_len, const char *text, uint8_
 	size_t len = strlen(text);
 	unsigned n = 20;
 
-	assert(salt_len + len <= sizeof buf);
+	assert(salt_len + len < sizeof buf);
 	memcpy(buf, salt, salt_len);
-	memcpy(buf + salt_len, text, len);
+	memcpy(buf + salt_len, text, len + 1);
 	return EVP_Digest(buf, salt_len + len, out, &n, EVP_sha1(), NULL) == 1 && n == 20 ? 0
 											  : -EIO;
 }

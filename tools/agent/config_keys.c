@@ -27,7 +27,7 @@ static int parse_string(const struct config_key *key, const char *dir, const cha
 	for (const char *p = text; *p; p++)
 		if (iscntrl((unsigned char)*p))
 			return ft_err_set(err, EINVAL, "contains a control character");
-	strcpy(to, text);
+	memcpy(to, text, strlen(text) + 1);
 	return 0;
 }
 
@@ -56,10 +56,10 @@ static int parse_binary(const struct config_key *key, const char *dir, const cha
 static int parse_name(const struct config_key *key, const char *dir, const char *text, void *to,
 		      struct ft_err *err)
 {
-	(void)key, (void)dir;
+	(void)dir;
 	if (!ctl_name_ok(text))
 		return ft_err_set(err, EINVAL, "'%s' is not a name (%s)", text, CTL_NAME_RULE);
-	strcpy(to, text);
+	snprintf(to, key->room, "%s", text);
 	return 0;
 }
 
@@ -192,12 +192,13 @@ static int parse_share(const struct config_key *key, const char *dir, const char
 static int parse_bool(const struct config_key *key, const char *dir, const char *text, void *to,
 		      struct ft_err *err)
 {
-	bool value = !strcmp(text, "true") || !strcmp(text, "yes") || !strcmp(text, "on");
+	bool yes = !strcmp(text, "true") || !strcmp(text, "yes") || !strcmp(text, "on");
+	bool no = !strcmp(text, "false") || !strcmp(text, "no") || !strcmp(text, "off");
 
 	(void)key, (void)dir;
-	if (!value && strcmp(text, "false") && strcmp(text, "no") && strcmp(text, "off"))
+	if (!yes && !no)
 		return ft_err_set(err, EINVAL, "'%s' is neither true nor false", text);
-	*(bool *)to = value;
+	*(bool *)to = yes;
 	return 0;
 }
 
@@ -270,7 +271,7 @@ static int parse_ifname(const char *text, const char *name, char out[IFNAMSIZ], 
 		if (*p == '/' || *p == ':' || *p == ',' || isspace((unsigned char)*p))
 			return ft_err_set(err, EINVAL, "'%s': interface name contains '%c'", text,
 					  *p);
-	strcpy(out, name);
+	memcpy(out, name, len + 1);
 	return 0;
 }
 
@@ -347,7 +348,7 @@ static const struct config_word survivor_words[] = {{"standby", FT_SURVIVOR_STAN
 #define AT_NIC(field)  .offset = offsetof(struct config_nic, field), .room = sizeof(((struct config_nic *)0)->field)
 #define AT_LIST(field) .offset = offsetof(struct ft_config, field), .room = CONFIG_TEXT_MAX, .list = true
 #define MS		.min = 1, .max = 60000
-#define MIB(low, high)	.min = low, .max = high
+#define MIB(low, high)	.min = (low), .max = (high)
 
 const struct config_key config_keys[] = {
 	{"", "name", parse_name, AT(name)},

@@ -13,9 +13,9 @@
 #include "tools/agent/config.h"
 
 #define CONFIG_KEYS_MAX	 64
-#define CONFIG_ITEMS_MAX 8
-_Static_assert(VMM_DISKS_MAX <= CONFIG_ITEMS_MAX && VMM_NICS_MAX <= CONFIG_ITEMS_MAX,
-	       "origins have room");
+#define CONFIG_ITEMS_MAX 8 /* disks, and NICs */
+_Static_assert(VMM_DISKS_MAX == CONFIG_ITEMS_MAX && VMM_NICS_MAX == CONFIG_ITEMS_MAX,
+	       "one bound for both");
 
 struct config_word {
 	const char *name;
@@ -46,8 +46,8 @@ extern const unsigned config_keys_n;
 const struct config_key *config_key_find(const char *section, const char *name);
 
 /* Where each value came from. */
-#define CONFIG_DEFAULT 0  /* nowhere */
-#define CONFIG_BY_SET  -1 /* --set; lines of the file are positive */
+#define CONFIG_DEFAULT 0    /* nowhere */
+#define CONFIG_BY_SET  (-1) /* --set; lines of the file are positive */
 struct config_origins {
 	const char *file;
 	int line[CONFIG_KEYS_MAX][CONFIG_ITEMS_MAX];

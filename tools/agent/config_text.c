@@ -126,25 +126,24 @@ static int read_all(int fd, const char *file, char *text, size_t *len, struct ft
 
 int config_text_read(const char *file, char **text, struct ft_err *err)
 {
-	char *buf = malloc(CONFIG_FILE_MAX + 2);
 	int fd = open(file, O_RDONLY | O_CLOEXEC), ret;
 	size_t len = 0;
+	char *buf;
 
-	if (fd < 0) {
-		ret = ft_err_set(err, errno, "%s: cannot open: %s", file, strerror(errno));
-	} else if (!buf) {
-		ret = ft_err_set(err, ENOMEM, "%s: out of memory", file);
-	} else {
-		ret = read_all(fd, file, buf, &len, err);
-		if (!ret && memchr(buf, 0, len))
-			ret = ft_err_set(err, EINVAL, "%s: not a text file", file);
-	}
-	if (!ret) {
-		buf[len] = 0;
-		ret = blank_comments(file, buf, err);
-	}
-	if (fd >= 0)
+	if (fd < 0)
+		return ft_err_set(err, errno, "%s: cannot open: %s", file, strerror(errno));
+	buf = malloc(CONFIG_FILE_MAX + 2);
+	if (!buf) {
 		close(fd);
+		return ft_err_set(err, ENOMEM, "%s: out of memory", file);
+	}
+	ret = read_all(fd, file, buf, &len, err);
+	close(fd);
+	buf[len] = 0;
+	if (!ret && strlen(buf) != len)
+		ret = ft_err_set(err, EINVAL, "%s: not a text file", file);
+	if (!ret)
+		ret = blank_comments(file, buf, err);
 	if (ret)
 		free(buf);
 	else
