@@ -7,10 +7,13 @@
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
+#include <linux/sockios.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -490,6 +493,29 @@ static const struct tap_ops net_tap_ops = {
 	.stats = net_tap_stats,
 	.free = net_tap_free,
 };
+
+bool net_tap_settle(struct tap *tap, unsigned within_ms)
+{
+	struct net_tap *t = net_tap(tap);
+	struct queue_stats q;
+	bool settled = false;
+
+	/* The socket's reader is another process, and the kernel does not tell when it has read: so this looks, each
+	 * millisecond. */
+	for (unsigned ms = 0; !settled && ms <= within_ms; ms++) {
+		int unread = 0;
+
+		if (ms)
+			poll(NULL, 0, 1);
+		pthread_mutex_lock(&t->lock);
+		queue_stats(t->queue, &q);
+		if (t->in.fd >= 0 && ioctl(t->in.fd, SIOCOUTQ, &unread) < 0)
+			unread = 0;
+		settled = t->in.fd < 0 || (!q.held_outputs && !unread);
+		pthread_mutex_unlock(&t->lock);
+	}
+	return settled;
+}
 
 static int listen_on(struct net_tap *t, struct pump_source *listener, char *kept, const char *path,
 		     struct ft_err *err)

@@ -2,6 +2,7 @@
 /* An agent's life: everything is made in one order, undone in the reverse, and the loop runs in between. */
 #include "tools/agent/agent.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -93,6 +94,17 @@ static int make_engine(struct agent *a, struct ft_err *err)
 		e.overflow_ctx[i] = &a->spills[i];
 	}
 	return ft_engine_new(&e, &agent_env, a, a->arbiter, &a->engine, err);
+}
+
+void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffix)
+{
+	size_t dir = strnlen(a->run_dir, VMM_PATH_MAX), name = strlen(a->config.name), tail = strlen(suffix);
+
+	assert(dir + 1 + name + tail < VMM_PATH_MAX);
+	memcpy(out, a->run_dir, dir);
+	out[dir] = '/';
+	memcpy(out + dir + 1, a->config.name, name);
+	memcpy(out + dir + 1 + name, suffix, tail + 1);
 }
 
 int agent_start(struct agent *a, const char *incoming, struct ft_err *err)

@@ -106,6 +106,9 @@ void agent_stop(struct agent *a, const char *why);
 void agent_free(struct agent *a);
 void agent_end(struct agent *a, enum agent_exit code);
 
+/* RUN-DIR/NAME and a suffix. The run directory was checked to be short enough at start. */
+void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffix);
+
 /* env.c */
 extern const struct ft_env_ops agent_env;
 int agent_start_engine(struct agent *a, struct ft_err *err);
@@ -148,7 +151,6 @@ struct memory {
 	uint64_t generation;
 	int64_t vmm_pid;		/* 0: none */
 	uint64_t vmm_start;		/* its start time, so that a reused pid is not taken for it */
-	char qmp[CONFIG_PATH_MAX];
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);

@@ -214,7 +214,7 @@ static int find_store(struct agent *a, unsigned disk, struct store **store, stru
 
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err)
 {
-	struct store *store;
+	struct store *store = NULL;
 	int rc = find_store(ctx, chunk->disk, &store, err);
 
 	return rc ? rc : store_sync_write(store, chunk->offset, data, chunk->bytes, chunk->zero, err);
@@ -222,7 +222,7 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
-	struct store *store;
+	struct store *store = NULL;
 	int rc = find_store(ctx, rec->device, &store, err);
 
 	return rc ? rc : store_apply(store, rec, err);

@@ -8,12 +8,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventtap/block/image.h"
 #include "eventtap/console/console_tap.h"
 #include "eventtap/pio/pio_tap.h"
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 #include "vmm-glue/pocket/pocket.h"
 #include "vmm-glue/qemu/qemu.h"
+
+#define DOORBELL_BYTES	   (256u << 10)
+#define CONSOLE_HELD_BYTES (1u << 20)
 
 /* ---- configuration, translated ---- */
 
@@ -39,7 +43,7 @@ static void list(const struct config_list *from, const char **to)
 
 static void console_path(struct agent *a, char out[VMM_PATH_MAX])
 {
-	snprintf(out, VMM_PATH_MAX, "%s/%s.con", a->run_dir, a->config.name);
+	agent_path(a, out, ".con");
 }
 
 static int qemu_config_fill(struct agent *a, struct qemu_config *q, struct qemu_strings *s, struct ft_err *err)
@@ -90,12 +94,11 @@ static int qemu_config_fill(struct agent *a, struct qemu_config *q, struct qemu_
 	return 0;
 }
 
-static void on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
+static int on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t value, unsigned width)
 {
 	struct agent *a = ctx;
 
-	if (a->pio_tap)
-		pio_tap_emit(a->pio_tap, kind, addr, value, width);
+	return pio_tap_emit(a->pio_tap, kind, addr, value, width);
 }
 
 static void deliver_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, const uint8_t *data, unsigned width)
@@ -132,7 +135,7 @@ static int pocket_config_fill(struct agent *a, struct pocket_config *p, struct f
 	p->emit = on_doorbell;
 	p->emit_ctx = a;
 	if (!a->pio_tap) {
-		struct pio_tap_config pio = {.id = "doorbells", .deliver = deliver_doorbell, .ctx = a};
+		struct pio_tap_config pio = {.id = "doorbells", .held_bytes_max = DOORBELL_BYTES, .deliver = deliver_doorbell, .ctx = a};
 		int rc = pio_tap_open(&pio, &a->pio_tap, err);
 
 		if (rc)
@@ -204,6 +207,7 @@ static int console_open(struct agent *a, struct ft_err *err)
 		.vmm_path = path,
 		.log_path = or_null(a->config.console.log),
 		.socket_path = or_null(a->config.console.socket),
+		.held_bytes_max = CONSOLE_HELD_BYTES,
 	};
 	int rc;
 
@@ -264,13 +268,16 @@ static int images_check(struct agent *a, struct ft_err *err)
 {
 	for (unsigned i = 0; i < a->config.disks_n; i++) {
 		const struct config_disk *d = &a->config.disks[i];
+		struct image image;
 		int rc;
 
 		if (!d->image[0])
 			continue;
-		rc = image_ensure(d->image, d->size, err);
+		rc = store_check_startable(d->image, err);
 		if (!rc)
-			rc = store_check_startable(d->image, err);
+			rc = d->size ? image_open_or_create(d->image, false, d->size, &image, err) : image_open(d->image, false, &image, err);
+		if (!rc)
+			image_close(&image);
 		if (rc)
 			return ft_err_context(err, "disk %s", d->id);
 	}
@@ -286,7 +293,7 @@ static int find_again(struct agent *a, struct vmm **vmm, struct ft_err *err)
 
 	if (memory_load(a->run_dir, a->config.name, &m) || !m.vmm_pid || kill((pid_t)m.vmm_pid, 0))
 		return -ENOENT;
-	snprintf(qmp, sizeof qmp, "%s/%s.qmp", a->run_dir, a->config.name);
+	agent_path(a, qmp, ".qmp");
 	if (access(qmp, F_OK))
 		return -ENOENT;
 	rc = qemu_attach(qmp, a->config.name, a->run_dir, a->keeper, vmm, err);

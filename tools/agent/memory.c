@@ -8,7 +8,7 @@
 
 #include "tools/agent/agent.h"
 
-#define MEMORY_PATH_MAX (CONFIG_PATH_MAX + CTL_NAME_MAX + 16)
+#define MEMORY_PATH_MAX (2 * CONFIG_PATH_MAX)
 
 static void path_of(char out[MEMORY_PATH_MAX], const char *run_dir, const char *name, const char *suffix)
 {
@@ -17,7 +17,7 @@ static void path_of(char out[MEMORY_PATH_MAX], const char *run_dir, const char *
 
 int memory_load(const char *run_dir, const char *name, struct memory *m)
 {
-	char path[MEMORY_PATH_MAX], line[CONFIG_PATH_MAX + 32];
+	char path[MEMORY_PATH_MAX], line[128];
 	FILE *f;
 
 	memset(m, 0, sizeof *m);
@@ -30,8 +30,6 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 || sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
 		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
 			continue;
-		if (!strncmp(line, "qmp ", 4))
-			snprintf(m->qmp, sizeof m->qmp, "%s", line + 4);
 	}
 	fclose(f);
 	return 0;
@@ -48,8 +46,7 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 	f = fopen(temporary, "we");
 	if (!f)
 		return ft_err_set(err, errno, "%s: cannot write: %s", temporary, strerror(errno));
-	fprintf(f, "generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64 "\nqmp %s\n", m->generation, m->vmm_pid, m->vmm_start,
-		m->qmp);
+	fprintf(f, "generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64 "\n", m->generation, m->vmm_pid, m->vmm_start);
 	bad = fflush(f) || fsync(fileno(f));
 	bad = fclose(f) || bad;
 	if (bad || rename(temporary, path))

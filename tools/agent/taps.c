@@ -68,7 +68,7 @@ static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
 	};
 	int rc;
 
-	snprintf(a->points.disks[i].nbd, sizeof a->points.disks[i].nbd, "%s/%s.nbd%u", a->run_dir, a->config.name, i);
+	agent_path(a, a->points.disks[i].nbd, (const char[]){'.', 'n', 'b', 'd', (char)('0' + i), 0});
 	rc = disk_tap_open(&config, &a->disk_taps[i], err);
 	if (rc)
 		return ft_err_context(err, "disk %s", config.id);
@@ -88,8 +88,8 @@ static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
 	};
 	int rc;
 
-	snprintf(a->points.nics[i].out, sizeof a->points.nics[i].out, "%s/%s.net%u.out", a->run_dir, a->config.name, i);
-	snprintf(a->points.nics[i].in, sizeof a->points.nics[i].in, "%s/%s.net%u.in", a->run_dir, a->config.name, i);
+	agent_path(a, a->points.nics[i].out, (const char[]){'.', 'o', 'u', 't', (char)('0' + i), 0});
+	agent_path(a, a->points.nics[i].in, (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
 	rc = net_tap_open(&config, &a->nic_taps[i], err);
 	if (rc)
 		return ft_err_context(err, "nic %s", config.id);
