@@ -12,7 +12,8 @@
  * base that is not the same on both sides is found on the first record that uses it, and never silently applied.
  *
  * Record on the wire, little endian: u32 page number, u8 kind, u8 zero, u16 data length, u32 hash (low half of XXH3-64 of the
- * 4096 bytes), data. The layout of a delta's runs is described in codec.c and proto/PROTOCOL.md. */
+ * 4096 bytes), data. The layout of a delta's runs is described in codec.c and proto/PROTOCOL.md.
+ * codec.c is the sender's half, page_record.c the receiver's. */
 #ifndef FT_CODEC_H
 #define FT_CODEC_H
 
@@ -40,7 +41,9 @@ struct ft_codec *ft_codec_new(uint64_t pages_total, size_t base_bytes_max);
 void ft_codec_free(struct ft_codec *c);
 
 /* Encodes one page into out (room for FT_PAGE_RECORD_MAX bytes) and returns the record's length; 0 = unchanged, nothing to
- * send. The page becomes the base of later deltas, tagged with `epoch` until ft_codec_commit(). Never allocates. */
+ * send. The page becomes the base of later deltas, tagged with `epoch` until ft_codec_commit(). Records of one page build on
+ * each other: the standby applies them in the order of encoding. The page must not change during the call (a copy, not live
+ * guest memory), else its record's hash is wrong. Never allocates. */
 size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const uint8_t *page, uint8_t *out);
 
 /* The standby holds everything up to `epoch`. */

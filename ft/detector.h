@@ -22,7 +22,8 @@ bool ft_detector_due(struct ft_detector *d, uint64_t now_ns);
 /* True when the peer is suspected. A gap between calls (we were frozen, not the peer) of more than half the silence restarts the
  * silence: who was asleep may not accuse others before it has listened again. */
 bool ft_detector_suspect(struct ft_detector *d, uint64_t now_ns);
-/* When to call again at the latest. */
+/* When to call due() and suspect() again at the latest. In the future of their last calls; a loop that is late by up to a quarter of the
+ * silence is not taken for a frozen one. */
 uint64_t ft_detector_wake(const struct ft_detector *d);
 
 #endif

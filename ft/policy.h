@@ -26,7 +26,7 @@ struct ft_policy_input {
 	bool in_flight;		     /* a checkpoint is not acknowledged yet: at most one is */
 	uint64_t output_ns;	     /* when the oldest output of the open epoch was held, 0 = none */
 	bool pressure;		     /* a buffer is past its soft bound */
-	bool requested;		     /* an operator asks */
+	bool requested;		     /* an operator asks: a reason now, within the budget like any other */
 };
 
 struct ft_policy_verdict {

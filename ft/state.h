@@ -25,6 +25,7 @@ enum ft_state {
 const char *ft_state_name(enum ft_state state);
 /* -1 for no such name. */
 int ft_state_parse(const char *name);
+/* Staying is always valid. */
 bool ft_state_valid(enum ft_state from, enum ft_state to);
 
 struct ft_state_var {
@@ -35,7 +36,7 @@ struct ft_state_var {
 	void *ctx;
 };
 
-/* Asserts ft_state_valid(); same state again only replaces the reason. Logs one line. */
+/* Asserts ft_state_valid(); same state again only replaces the reason (since_ns stays, changed() is not called). Logs one line. */
 void ft_state_set(struct ft_state_var *var, enum ft_state to, uint64_t now_ns, const char *reason, ...)
 	__attribute__((format(printf, 4, 5)));
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Dirty page tracker: a userfaultfd of the guest's address space (another process's, or our own) in WP_ASYNC mode, harvested with the
- * PAGEMAP_SCAN ioctl on /proc/PID/pagemap (Linux 6.7+: Documentation/admin-guide/mm/pagemap.rst, userfaultfd.rst).
+/* Dirty page tracker: a userfaultfd of the guest's address space (another process's, or our own) in
+ * WP_ASYNC mode, harvested with the PAGEMAP_SCAN ioctl on /proc/PID/pagemap (Linux 6.7+:
+ * Documentation/admin-guide/mm/pagemap.rst, userfaultfd.rst).
  *
- * For another process the userfaultfd is made by the process itself: one of its threads is stopped with ptrace, executes userfaultfd(2)
- * through a `syscall` instruction of its own text, and we take the descriptor with pidfd_getfd(2). The window is well below 1 ms.
- * Page numbers count from the start of the first region on through all regions. One thread at a time. */
+ * For another process the userfaultfd is made by the process itself: one of its threads is stopped
+ * with ptrace, executes userfaultfd(2) through a `syscall` instruction of its own text, and we take
+ * the descriptor with pidfd_getfd(2). The window is well below 1 ms. Page numbers count from the
+ * start of the first region on through all regions. One thread at a time. */
 #ifndef VMM_GLUE_TRACKER_H
 #define VMM_GLUE_TRACKER_H
 
@@ -18,19 +20,22 @@
 #define TRACKER_REGIONS_MAX 16
 
 struct tracker_region {
-	uint64_t start;	 /* address in the tracked process, page aligned */
+	uint64_t start; /* address in the tracked process, page aligned */
 	uint64_t bytes;
 };
 
 struct tracker;
 
-/* Can this kernel, with these privileges, track that process (0 = ourselves)? Touches nothing. Errors are one line for an operator: kernel
- * without PAGEMAP_SCAN (before 6.7), no CAP_SYS_PTRACE, unprivileged userfaultfd, ptraced by somebody else. */
+/* Can this kernel, with these privileges, track that process (0 = ourselves)? Touches nothing.
+ * Errors are one line for an operator: kernel without PAGEMAP_SCAN (before 6.7), no CAP_SYS_PTRACE,
+ * unprivileged userfaultfd, ptraced by somebody else. */
 int tracker_check(pid_t pid, struct ft_err *err);
-/* pidfd: of pid, so that a reused pid is never touched; ignored for pid 0. All pages are write-protected when this returns; pages written
- * from now on are dirty. */
-int tracker_open(pid_t pid, int pidfd, const struct tracker_region *regions, unsigned regions_n, struct tracker **out, struct ft_err *err);
-/* dirty |= pages written since the last scan, and protects them again, atomically per page. *found (may be NULL): pages of this scan. */
+/* pidfd: of pid, so that a reused pid is never touched; ignored for pid 0. All pages are
+ * write-protected when this returns; pages written from now on are dirty. */
+int tracker_open(pid_t pid, int pidfd, const struct tracker_region *regions, unsigned regions_n,
+		 struct tracker **out, struct ft_err *err);
+/* dirty |= pages written since the last scan, and protects them again, atomically per page. *found
+ * (may be NULL): pages of this scan. */
 int tracker_scan(struct tracker *t, struct ft_bitmap *dirty, uint64_t *found, struct ft_err *err);
 /* min(pages that a scan would find, max); protects nothing. -errno. */
 long tracker_peek(struct tracker *t, long max);

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A userfaultfd for write protection, and the few things one does with it. The descriptor is of our
+ * own address space (uffd_own) or of another process's (inject.h); what follows is the same for
+ * both. Addresses are those of that process. Any thread. */
+#ifndef VMM_GLUE_UFFD_H
+#define VMM_GLUE_UFFD_H
+
+#include <stdint.h>
+
+#include "ft/err.h"
+
+/* userfaultfd(flags | O_CLOEXEC | O_NONBLOCK) of ourselves. The descriptor, the caller's, or
+ * -errno. */
+int uffd_own(int flags, struct ft_err *err);
+/* The handshake, once per descriptor, before anything else: UFFD_FEATURE_* that are wanted.
+ * -EINVAL: this kernel lacks one. */
+int uffd_api(int uffd, uint64_t features, struct ft_err *err);
+/* Write-protect mode for a mapped range. -EBUSY: it belongs to another userfaultfd already. */
+int uffd_register_wp(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err);
+/* Every page of a registered range is write-protected when this returns: 10 ms per GiB. */
+int uffd_protect(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err);
+/* Undoes register and protect. A process that is gone is fine. */
+void uffd_unregister(int uffd, uint64_t start, uint64_t bytes);
+
+#endif
