@@ -25,6 +25,8 @@ enum ft_arbiter_answer {
 	FT_ARBITER_UNDECIDED	/* arbiter none, survivor = manual: an operator must say */
 };
 
+/* now: never NULL; all zero when nothing is known. why: never NULL; "" when granted, else one line for people. Both are valid until the
+ * function returns, which may ask the arbiter again. */
 typedef void ft_arbiter_fn(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why);
 
 struct ft_arbiter;
@@ -45,14 +47,23 @@ enum ft_survivor { FT_SURVIVOR_STANDBY = 1, FT_SURVIVOR_PRIMARY, FT_SURVIVOR_MAN
 enum ft_side { FT_SIDE_PRIMARY = 1, FT_SIDE_STANDBY };
 
 /* arbiter none: a swap that makes the caller solo is granted iff `side` is the survivor that the operator named, else UNDECIDED. Both sides
- * give their own side; the file of the guest is the same on both. Swaps that change nothing but in_sync/partner are granted. */
+ * give their own side; the file of the guest is the same on both. Always granted:
+ *   - swaps that change nothing but in_sync/partner;
+ *   - a primary's swap when nobody else may be granted: from generation 0, or when its own record says that no standby is in sync;
+ *   - a primary's swap to another holder: it hands the guest over (planned switch) and counts as standby from then on.
+ * The record is this agent's memory of what it was granted, no more: an expected generation above it is believed (it came with the
+ * peer's frames), one below it is LOST. NULL when out of memory. */
 struct ft_arbiter *ft_arbiter_none_new(enum ft_survivor survivor, enum ft_side side);
 /* Roles change after a takeover or a planned switch. */
 void ft_arbiter_none_set_side(struct ft_arbiter *a, enum ft_side side);
 
 /* arbiter file: generation G of guest NAME is the file DIR/NAME.G, made whole by link(2) from a temporary (atomic, refuses if it exists,
- * safe on NFS); the highest is the record. A change of in_sync/partner replaces the file by rename(2), after a check that no higher
- * generation exists. fsync of file and folder before GRANTED. Older generations than the previous one are removed. */
+ * safe on NFS); the highest is the record. A change of in_sync/partner replaces the file by rename(2), before and after which no higher
+ * generation may exist. fsync of file and folder before GRANTED. Older generations than the previous one are removed. A record that
+ * cannot be read (torn, foreign) is UNREACHABLE and never granted over; so is a folder that is not there or hangs: the work is done by a
+ * thread, for which the engine's thread waits at most FT_ARBITER_DEADLINE_MS.
+ * Compares generations and holders only: who may ask (rule 4 of arbitration: in_sync and partner) is the caller's business.
+ * dir need not exist yet. NULL: guest is no file name, or too long (EINVAL, ENAMETOOLONG), or out of memory. */
 struct ft_arbiter *ft_arbiter_file_new(const char *dir, const char *guest, struct ft_err *err);
 
 #endif

@@ -48,14 +48,9 @@ static void fill_text(uint8_t *page)
 {
 	static const char *const words[] = {"the ", "guest ", "page ", "of ", "memory\n", "and "};
 
-	for (size_t at = 0; at < FT_PAGE_BYTES;) {
-		const char *word = words[rnd(6)];
-		size_t len = strlen(word);
-
-		len = len < FT_PAGE_BYTES - at ? len : FT_PAGE_BYTES - at;
-		memcpy(page + at, word, len);
-		at += len;
-	}
+	for (size_t at = 0; at < FT_PAGE_BYTES;)
+		for (const char *c = words[rnd(6)]; *c && at < FT_PAGE_BYTES; c++)
+			page[at++] = (uint8_t)*c;
 }
 
 /* Encodes, parses and applies to `image`, which must then equal the page. Returns the kind, 0 for

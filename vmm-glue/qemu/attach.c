@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventtap/block/disk_tap.h"
 #include "ft/log.h"
 #include "vmm-glue/qemu/internal.h"
 
@@ -146,6 +147,29 @@ static int remove_nic_taps(struct qmp *q, struct ft_err *err)
 	return r;
 }
 
+/* Requests of the guest wait for the dead agent's NBD server, and QEMU waits for them before it
+ * changes anything. So it gets a server again, for as long as that takes. */
+static int bring_back(struct qemu *vm, unsigned i, struct ft_err *err)
+{
+	struct qemu_disk *d = &vm->disks[i];
+	struct disk_tap_config config = {.id = d->id,
+					 .image = d->image,
+					 .format_raw = true,
+					 .socket = d->nbd,
+					 .log_bytes_max = DISK_TAP_LOG_BYTES,
+					 .spill_dir = vm->run_dir};
+	struct tap *tap;
+	int r = disk_tap_open(&config, &tap, err);
+
+	if (r < 0)
+		return ft_err_context(err, "qemu: attach");
+	r = disk_tap_out(vm, i, err);
+	if (r == 0)
+		ft_info("qemu: %s: disk %s is back on %s", vm->name, d->id, d->image);
+	tap->ops->free(tap);
+	return r;
+}
+
 static int clean_up(struct qemu *vm, struct ft_err *err)
 {
 	int r = remove_fdsets(&vm->qmp, err);
@@ -154,13 +178,9 @@ static int clean_up(struct qemu *vm, struct ft_err *err)
 		r = remove_nic_taps(&vm->qmp, err);
 	if (r == 0)
 		r = disk_taps_recall(vm, err);
-	for (unsigned i = 0; i < vm->disks_n && r == 0; i++) {
-		if (!vm->disks[i].tapped)
-			continue;
-		ft_info("qemu: %s: disk %s goes back to %s", vm->name, vm->disks[i].id,
-			vm->disks[i].image);
-		r = disk_tap_out(vm, i, err);
-	}
+	for (unsigned i = 0; i < vm->disks_n && r == 0; i++)
+		if (vm->disks[i].tapped)
+			r = bring_back(vm, i, err);
 	return r;
 }
 

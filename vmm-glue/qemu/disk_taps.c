@@ -23,6 +23,9 @@
 #include "vmm-glue/qemu/internal.h"
 
 #define JOB_MS 8000
+#define REOPEN_MS                                                                                  \
+	20000 /* it waits for requests, and they for a server that comes back: QEMU tries every 16 \
+		 s */
 #define RECONNECT_SECONDS                                                                          \
 	60 /* the guest's requests wait that long for a server that went away, then fail */
 
@@ -49,11 +52,12 @@ int disk_taps_record(struct qemu *vm, struct ft_err *err)
 
 		if (d->tapped)
 			json_array_append_new(
-				list, json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:b, s:s}",
-						"id", d->id, "node", d->node, "protocol",
-						d->protocol, "driver", d->driver, "image", d->image,
-						"direct", d->direct, "no-flush", d->no_flush,
-						"unmap", d->unmap, "aio", d->aio));
+				list,
+				json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:b, s:s, s:s}",
+					  "id", d->id, "node", d->node, "protocol", d->protocol,
+					  "driver", d->driver, "image", d->image, "direct",
+					  d->direct, "no-flush", d->no_flush, "unmap", d->unmap,
+					  "aio", d->aio, "nbd", d->nbd));
 	}
 	record_path(vm, path, sizeof path);
 	all = json_pack("{s:i, s:O}", "pid", (int)vm->process.pid, "disks", list);
@@ -68,17 +72,19 @@ int disk_taps_record(struct qemu *vm, struct ft_err *err)
 
 static void recall(struct qemu_disk *d, const json_t *entry)
 {
-	const char *id, *protocol, *driver, *image, *aio;
+	const char *id, *protocol, *driver, *image, *aio, *nbd;
 	int direct, no_flush, unmap;
 
-	if (json_unpack((json_t *)entry, "{s:s, s:s, s:s, s:s, s:b, s:b, s:b, s:s}", "id", &id,
+	if (json_unpack((json_t *)entry, "{s:s, s:s, s:s, s:s, s:b, s:b, s:b, s:s, s:s}", "id", &id,
 			"protocol", &protocol, "driver", &driver, "image", &image, "direct",
-			&direct, "no-flush", &no_flush, "unmap", &unmap, "aio", &aio) < 0)
+			&direct, "no-flush", &no_flush, "unmap", &unmap, "aio", &aio, "nbd",
+			&nbd) < 0)
 		return;
 	snprintf(d->protocol, sizeof d->protocol, "%s", protocol);
 	snprintf(d->driver, sizeof d->driver, "%s", driver);
 	snprintf(d->image, sizeof d->image, "%s", image);
 	snprintf(d->aio, sizeof d->aio, "%s", aio);
+	snprintf(d->nbd, sizeof d->nbd, "%s", nbd);
 	d->direct = direct;
 	d->no_flush = no_flush;
 	d->unmap = unmap;
@@ -155,8 +161,8 @@ static json_t *raw_options(const struct qemu_disk *d, const char *node, const ch
 
 static int reopen(struct qemu *vm, const struct qemu_disk *d, const char *child, struct ft_err *err)
 {
-	return qmp_call(&vm->qmp, NULL, err, "blockdev-reopen", "{s:[o]}", "options",
-			raw_options(d, d->node, child));
+	return qmp_call_args(&vm->qmp, NULL, err, REOPEN_MS, "blockdev-reopen",
+			     json_pack("{s:[o]}", "options", raw_options(d, d->node, child)));
 }
 
 static void delete_node(struct qemu *vm, const char *node)
@@ -265,6 +271,7 @@ int disk_tap_in(struct qemu *vm, unsigned i, const char *path, struct ft_err *er
 		delete_node(vm, nbd);
 		return ft_err_context(err, "disk %s: tap", d->id);
 	}
+	snprintf(d->nbd, sizeof d->nbd, "%s", path);
 	d->tapped = true;
 	/* A crash between the two is the only gap, and then the disk goes on through the socket as
 	 * soon as an agent serves it again. */

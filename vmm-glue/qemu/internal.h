@@ -37,6 +37,7 @@ struct qemu_disk {
 	bool read_only, direct, no_flush, unmap;
 	char aio[12], detect_zeroes[8]; /* "": QEMU's default */
 	bool tapped;
+	char nbd[VMM_PATH_MAX]; /* tapped: the socket of the server it hangs on */
 };
 
 struct qemu_nic {
