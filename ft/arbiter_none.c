@@ -33,7 +33,7 @@ static bool gives_away(const struct arbiter_none *none, uint64_t expected,
 {
 	return none->side == FT_SIDE_PRIMARY && expected > 0 &&
 	       expected == none->record.generation && want->generation > expected &&
-	       strcmp(want->holder, none->record.holder);
+	       strcmp(want->holder, none->record.holder) != 0;
 }
 
 /* May this side become, or stay, the only one that runs the guest? */
@@ -46,8 +46,8 @@ static enum ft_arbiter_answer decide(const struct arbiter_none *none, uint64_t e
 	if (expected < record->generation)
 		return FT_ARBITER_LOST;
 	if (want->generation == expected)
-		return known && strcmp(want->holder, record->holder) ? FT_ARBITER_LOST
-								     : FT_ARBITER_GRANTED;
+		return !known || strcmp(want->holder, record->holder) == 0 ? FT_ARBITER_GRANTED
+									   : FT_ARBITER_LOST;
 	/* What a primary gives away it takes from nobody. */
 	if (gives_away(none, expected, want))
 		return FT_ARBITER_GRANTED;

@@ -70,7 +70,7 @@ static bool line_read(const char **at, const char *key, char *value, size_t valu
 	const char *end = strchr(*at, '\n'), *start;
 	size_t len;
 
-	if (!end || strncmp(*at, key, strlen(key)))
+	if (!end || strncmp(*at, key, strlen(key)) != 0)
 		return false;
 	start = *at + strlen(key) + 1;
 	if (start > end)
@@ -129,7 +129,7 @@ static uint64_t name_generation(const struct folder *f, const char *name)
 	char canonical[NAME_SIZE];
 	uint64_t generation;
 
-	if (strncmp(name, f->guest, len) || name[len] != '.')
+	if (strncmp(name, f->guest, len) != 0 || name[len] != '.')
 		return 0;
 	generation = strtoull(name + len + 1, NULL, 10);
 	if (generation > GENERATION_MAX)
@@ -350,7 +350,7 @@ static enum ft_arbiter_answer folder_swap(const struct folder *f, uint64_t expec
 		return FT_ARBITER_UNREACHABLE;
 	if (now->generation != expected)
 		return lost(f, now, "another generation was expected");
-	if (!is_new && strcmp(want->holder, now->holder))
+	if (!is_new && strcmp(want->holder, now->holder) != 0)
 		return lost(f, now, "only its holder may change it");
 	rc = record_put(f, want, is_new);
 	if (rc > 0)
