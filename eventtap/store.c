@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+// The standby's disk. Epochs are written into the page cache as they come; the disk itself catches
+// up on a thread (struct syncer), because an fdatasync may take longer than an epoch and nothing
+// waits for it before activation.
+#include "eventtap/store.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <libgen.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "eventtap/block/disk_log.h"
+#include "eventtap/block/image.h"
+#include "eventtap/block/metadata.h"
+#include "eventtap/block/record.h"
+#include "ft/log.h"
+
+// One fdatasync at a time, asked for any number of times.
+struct syncer {
+	const struct image *image;
+	pthread_t thread;
+	bool started;
+	pthread_mutex_t lock; // guards what follows
+	pthread_cond_t changed;
+	bool wanted, stop;
+	int error; // the first one; 0 or -errno
+};
+
+struct store {
+	char id[64];
+	char path[PATH_MAX]; // of the image
+	char folder[PATH_MAX];
+	char uuid[METADATA_UUID_MAX];
+	enum store_mode mode;
+	enum store_state state;
+	uint64_t generation, epoch; // committed
+	struct image image;
+	struct metadata meta;	 // replicated: open; shared: only within store_activate()
+	bool broken;		 // a write failed: what the image holds is not known
+	bool partial;		 // records of an epoch that is not committed yet
+	bool flush;		 // one of them was a FLUSH
+	struct disk_log pending; // shared
+	struct syncer syncer;
+};
+
+static void *syncer_main(void *arg)
+{
+	struct syncer *y = arg;
+	pthread_mutex_lock(&y->lock);
+	for (;;) {
+		while (!y->wanted && !y->stop)
+			pthread_cond_wait(&y->changed, &y->lock);
+		if (y->stop)
+			break;
+		y->wanted = false;
+		pthread_mutex_unlock(&y->lock);
+		int ret = image_flush(y->image);
+		pthread_mutex_lock(&y->lock);
+		if (ret < 0 && y->error == 0)
+			y->error = ret;
+	}
+	pthread_mutex_unlock(&y->lock);
+	return NULL;
+}
+
+static int syncer_start(struct syncer *y, const struct image *image)
+{
+	sigset_t all, old;
+	y->image = image;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	int ret = pthread_create(&y->thread, NULL, syncer_main, y);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	y->started = ret == 0;
+	return -ret;
+}
+
+static void syncer_want(struct syncer *y)
+{
+	pthread_mutex_lock(&y->lock);
+	y->wanted = true;
+	pthread_cond_signal(&y->changed);
+	pthread_mutex_unlock(&y->lock);
+}
+
+static int syncer_error(struct syncer *y)
+{
+	pthread_mutex_lock(&y->lock);
+	int error = y->error;
+	pthread_mutex_unlock(&y->lock);
+	return error;
+}
+
+static void syncer_stop(struct syncer *y)
+{
+	if (!y->started)
+		return;
+	pthread_mutex_lock(&y->lock);
+	y->stop = true;
+	pthread_cond_signal(&y->changed);
+	pthread_mutex_unlock(&y->lock);
+	pthread_join(y->thread, NULL);
+	y->started = false;
+}
+
+static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
+{
+	struct metadata_record record = {
+		.generation = s->generation, .epoch = s->epoch, .state = state};
+	memcpy(record.uuid, s->uuid, sizeof(record.uuid));
+	return metadata_write(&s->meta, &record, err);
+}
+
+static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
+{
+	// Locked before the image is touched. Its size says enough about its format: only the raw
+	// image has the guest's.
+	int ret = metadata_open(s->path, &s->meta, err);
+	if (ret == 0)
+		ret = image_open_or_create(s->path, true, bytes, &s->image, err);
+	if (ret < 0)
+		return ret;
+	const char *owner = s->meta.record.uuid;
+	if (owner[0] && s->uuid[0] && strcmp(owner, s->uuid) != 0)
+		ft_warn("disk %s: image %s was guest %s's, is now overwritten with %s's", s->id,
+			s->path, owner, s->uuid);
+	s->generation = s->meta.record.generation;
+	s->epoch = s->meta.record.epoch;
+	ret = write_metadata(s, STORE_INCONSISTENT, err);
+	if (ret == 0 && (ret = syncer_start(&s->syncer, &s->image)) < 0)
+		ft_err_set(err, -ret, "thread: %s", strerror(-ret));
+	return ret;
+}
+
+static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
+{
+	int ret = image_open(s->path, true, &s->image, err);
+	if (ret == 0 && s->image.bytes != bytes)
+		ret = ft_err_set(err, EFBIG, "image %s: has %llu bytes, the guest's disk has %llu",
+				 s->path, (unsigned long long)s->image.bytes,
+				 (unsigned long long)bytes);
+	return ret;
+}
+
+static void destroy(struct store *s)
+{
+	syncer_stop(&s->syncer);
+	pthread_mutex_destroy(&s->syncer.lock);
+	pthread_cond_destroy(&s->syncer.changed);
+	disk_log_free(&s->pending);
+	image_close(&s->image);
+	metadata_close(&s->meta);
+	free(s);
+}
+
+int store_open(const char *id, const char *image, enum store_mode mode, uint64_t bytes,
+	       const char *uuid, struct store **out, struct ft_err *err)
+{
+	if (strlen(image) >= PATH_MAX)
+		return ft_err_set(err, ENAMETOOLONG, "disk %s: image: name too long", id);
+	if (bytes == 0)
+		return ft_err_set(err, EINVAL, "disk %s: the guest's disk has no bytes", id);
+	struct store *s = calloc(1, sizeof(*s));
+	if (!s)
+		return ft_err_set(err, ENOMEM, "disk %s: out of memory", id);
+	char copy[PATH_MAX];
+	snprintf(s->id, sizeof(s->id), "%s", id);
+	snprintf(s->path, sizeof(s->path), "%s", image);
+	snprintf(copy, sizeof(copy), "%s", image);
+	snprintf(s->folder, sizeof(s->folder), "%s", dirname(copy));
+	snprintf(s->uuid, sizeof(s->uuid), "%s", uuid ? uuid : "");
+	s->mode = mode;
+	s->state = STORE_INCONSISTENT;
+	s->image.fd = s->meta.fd = -1;
+	pthread_mutex_init(&s->syncer.lock, NULL);
+	pthread_cond_init(&s->syncer.changed, NULL);
+	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
+	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
+					   : open_shared(s, bytes, err);
+	if (ret < 0) {
+		ft_err_context(err, "disk %s", id);
+		destroy(s);
+		return ret;
+	}
+	*out = s;
+	return 0;
+}
+
+// A disk that could not be written is no copy of anything any more.
+static int failed(struct store *s, int ret, const char *what, struct ft_err *err)
+{
+	s->state = STORE_INCONSISTENT;
+	s->broken = true;
+	return ft_err_set(err, -ret, "disk %s: %s: %s", s->id, what, strerror(-ret));
+}
+
+// Before any change: an Outdated image that is written to again is Inconsistent from then on.
+static int begin_change(struct store *s, struct ft_err *err)
+{
+	if (s->broken)
+		return ft_err_set(err, EIO, "disk %s: broken by an earlier error", s->id);
+	if (s->state != STORE_OUTDATED)
+		return 0;
+	if (s->mode == STORE_REPLICATED && write_metadata(s, STORE_INCONSISTENT, err) < 0)
+		return ft_err_context(err, "disk %s", s->id);
+	s->state = STORE_INCONSISTENT;
+	return 0;
+}
+
+int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
+		     struct ft_err *err)
+{
+	assert(s->mode == STORE_REPLICATED);
+	if (len == 0 || len > s->image.bytes || offset > s->image.bytes - len)
+		return ft_err_set(err, EPROTO, "disk %s: copy: %u bytes at %llu are not within it",
+				  s->id, len, (unsigned long long)offset);
+	int ret = begin_change(s, err);
+	if (ret < 0)
+		return ret;
+	ret = zero ? image_zero(&s->image, offset, len, IMAGE_ZERO_UNMAP, false)
+		   : image_pwrite(&s->image, data, len, offset);
+	return ret < 0 ? failed(s, ret, "copy", err) : 0;
+}
+
+// A write is kept in pieces that fit the log's segments.
+static int keep(struct store *s, struct tap_record rec)
+{
+	if (rec.kind != TAP_DISK_WRITE)
+		return disk_log_append(&s->pending, &rec, NULL, NULL);
+	while (rec.len > 0) {
+		struct tap_record piece = rec;
+		piece.len = disk_log_piece(&s->pending, rec.len);
+		int ret = disk_log_append(&s->pending, &piece, NULL, NULL);
+		if (ret < 0)
+			return ret;
+		rec.len -= piece.len;
+		rec.arg += piece.len;
+		rec.data += piece.len;
+	}
+	return 0;
+}
+
+int store_apply(struct store *s, const struct tap_record *rec, struct ft_err *err)
+{
+	uint64_t offset, len;
+	int ret = record_range(rec, s->image.bytes, &offset, &len);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk %s: record of kind %d at %llu: not within it",
+				  s->id, (int)rec->kind, (unsigned long long)rec->arg);
+	ret = begin_change(s, err);
+	if (ret < 0)
+		return ret;
+	s->partial = true;
+	if (rec->kind == TAP_DISK_FLUSH)
+		s->flush = true;
+	ret = s->mode == STORE_SHARED ? keep(s, *rec) : record_apply(&s->image, rec);
+	return ret < 0 ? failed(s, ret, "apply", err) : 0;
+}
+
+int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	int begun = begin_change(s, err);
+	if (begun < 0)
+		return begun;
+	if (s->mode == STORE_SHARED) {
+		disk_log_close(&s->pending, epoch);
+	} else {
+		int ret = syncer_error(&s->syncer);
+		if (ret < 0)
+			return failed(s, ret, "flush", err);
+		if (s->flush)
+			syncer_want(&s->syncer);
+	}
+	s->partial = s->flush = false;
+	s->generation = generation;
+	s->epoch = epoch;
+	if (s->state != STORE_UP_TO_DATE) {
+		s->state = STORE_UP_TO_DATE;
+		ft_info("disk %s: in sync at generation %llu epoch %llu", s->id,
+			(unsigned long long)generation, (unsigned long long)epoch);
+	}
+	return 0;
+}
+
+void store_drop_pending(struct store *s, uint64_t epoch)
+{
+	disk_log_drop(&s->pending, epoch);
+}
+
+static int replay_pending(struct store *s)
+{
+	struct disk_segment *segment = NULL;
+	while ((segment = disk_log_next(&s->pending, segment))) {
+		struct tap_record rec;
+		size_t at = 0;
+		while (disk_segment_next(segment, &at, &rec)) {
+			int ret = record_apply(&s->image, &rec);
+			if (ret < 0)
+				return ret;
+		}
+	}
+	return 0;
+}
+
+int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	if (s->state != STORE_UP_TO_DATE || s->partial)
+		return ft_err_set(err, ESTALE, "disk %s: cannot take over: %s", s->id,
+				  s->partial ? "an epoch is applied in part"
+					     : metadata_state_name(s->state));
+	int ret = 0;
+	if (s->mode == STORE_SHARED && s->meta.fd < 0)
+		ret = metadata_open(s->path, &s->meta, err);
+	if (ret < 0)
+		return ft_err_context(err, "disk %s", s->id);
+	syncer_stop(&s->syncer);
+	ret = replay_pending(s);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk %s: replay: %s", s->id, strerror(-ret));
+	ret = s->syncer.error ? s->syncer.error : image_flush(&s->image);
+	if (ret < 0)
+		return failed(s, ret, "flush", err);
+	s->generation = generation;
+	s->epoch = epoch;
+	if (write_metadata(s, STORE_UP_TO_DATE, err) < 0)
+		return ft_err_context(err, "disk %s", s->id);
+	disk_log_clear(&s->pending);
+	image_close(&s->image);
+	metadata_close(&s->meta);
+	return 0;
+}
+
+int store_outdate(struct store *s, struct ft_err *err)
+{
+	enum store_state before = s->state;
+	s->state = STORE_OUTDATED;
+	if (s->mode == STORE_SHARED || s->meta.fd < 0)
+		return 0;
+	if (before == STORE_INCONSISTENT || s->partial) {
+		s->state = STORE_INCONSISTENT; // which is worse, and what the file says already
+		return 0;
+	}
+	// Durable first: what is called outdated may still be the best copy that is left one day.
+	int ret = image_flush(&s->image);
+	if (ret < 0)
+		return failed(s, ret, "flush", err);
+	if (write_metadata(s, STORE_OUTDATED, err) < 0)
+		return ft_err_context(err, "disk %s", s->id);
+	return 0;
+}
+
+enum store_state store_state(const struct store *s)
+{
+	return s->state;
+}
+
+void store_free(struct store *s)
+{
+	if (!s)
+		return;
+	struct ft_err err;
+	if (s->state == STORE_UP_TO_DATE && store_outdate(s, &err) < 0)
+		ft_warn("%s", err.text);
+	destroy(s);
+}
+
+int store_check_startable(const char *image, struct ft_err *err)
+{
+	struct metadata_record record;
+	int ret = metadata_read(image, &record, err);
+	if (ret == -ENOENT)
+		return 0;
+	return ret < 0 ? ret : metadata_startable(image, &record, err);
+}
