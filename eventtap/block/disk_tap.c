@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's side of a disk tap: modes, epochs, the copier. The guest's side is disk_io.c.
+//
+// Only this side takes segments out of the log, and closed segments do not change: release() may
+// read them without the lock. Lock order: a range, then d->lock (a range is waited for with d->lock
+// given up).
+#include "eventtap/block/disk_tap.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "eventtap/block/disk_tap_internal.h"
+#include "eventtap/block/record.h"
+#include "ft/log.h"
+
+#define CLOSE_WAIT_MS                                                                              \
+	2000 /* close_epoch() for the last writers: the VMM has drained them already */
+#define COPY_WAIT_MS  10000	 /* the copier for a writer in its range */
+#define SYNC_HOLE_MAX (1u << 30) /* bytes of one hole that the copier reports */
+
+static struct disk_tap *of(struct tap *tap)
+{
+	return (struct disk_tap *)tap;
+}
+
+// ---- what the peer lacks ----
+
+void disk_tap_mark_range_behind(struct tap *tap, uint64_t offset, uint64_t len)
+{
+	struct disk_tap *d = of(tap);
+	assert(offset <= d->image.bytes && len <= d->image.bytes - offset);
+	pthread_mutex_lock(&d->lock);
+	disk_mark_behind_locked(d, offset, len);
+	pthread_mutex_unlock(&d->lock);
+}
+
+void disk_tap_mark_all_behind(struct tap *tap)
+{
+	disk_tap_mark_range_behind(tap, 0, of(tap)->image.bytes);
+}
+
+static uint64_t behind_bytes_locked(const struct disk_tap *d)
+{
+	uint64_t bytes = d->behind.count * DISK_TAP_BLOCK_BYTES;
+	return bytes < d->image.bytes ? bytes : d->image.bytes;
+}
+
+uint64_t disk_tap_behind_bytes(struct tap *tap)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	uint64_t bytes = behind_bytes_locked(d);
+	pthread_mutex_unlock(&d->lock);
+	return bytes;
+}
+
+// First and end of a run of behind blocks at or after d->sync_at, at most max bytes; in bytes.
+// False: there is none.
+static bool next_run_locked(struct disk_tap *d, uint64_t max, uint64_t *start, uint64_t *end)
+{
+	uint64_t first = ft_bitmap_next(&d->behind, d->sync_at);
+	if (first == d->behind.bits)
+		first = ft_bitmap_next(&d->behind, 0);
+	if (first == d->behind.bits)
+		return false;
+	uint64_t last = first + 1, blocks_max = max / DISK_TAP_BLOCK_BYTES;
+	while (last < d->behind.bits && last - first < blocks_max &&
+	       ft_bitmap_test(&d->behind, last))
+		last++;
+	*start = first * DISK_TAP_BLOCK_BYTES;
+	*end = last * DISK_TAP_BLOCK_BYTES;
+	if (*end > d->image.bytes)
+		*end = d->image.bytes;
+	return true;
+}
+
+// Reads the beginning of the run [start, end), whose range is held: a hole of any length, or as
+// much data as buf takes. *len is whole blocks but at the end of the disk.
+static int read_run(struct disk_tap *d, uint64_t start, uint64_t end, uint8_t *buf, size_t buf_max,
+		    uint64_t *len, bool *zero)
+{
+	uint64_t extent;
+	int ret = image_extent(&d->image, start, end - start, &extent, zero);
+	if (ret < 0)
+		return ret;
+	bool to_end = start + extent == end;
+	if (*zero && !to_end)
+		extent -= extent % DISK_TAP_BLOCK_BYTES;
+	if (*zero && extent > 0) {
+		*len = extent;
+		return 0;
+	}
+	*zero = false;
+	// Data up to the next hole, that hole's first bytes included where it begins in mid-block.
+	extent = (extent + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES * DISK_TAP_BLOCK_BYTES;
+	if (extent == 0)
+		extent = DISK_TAP_BLOCK_BYTES;
+	if (extent > buf_max)
+		extent = buf_max / DISK_TAP_BLOCK_BYTES * DISK_TAP_BLOCK_BYTES;
+	*len = extent < end - start ? extent : end - start;
+	return image_pread(&d->image, buf, *len, start);
+}
+
+static void clear_behind_locked(struct disk_tap *d, uint64_t start, uint64_t len)
+{
+	uint64_t first = start / DISK_TAP_BLOCK_BYTES;
+	uint64_t end = (start + len + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES;
+	ft_bitmap_clear_range(&d->behind, first, end - first);
+	d->sync_at = end;
+}
+
+int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *offset,
+		       uint32_t *len, bool *zero, struct ft_err *err)
+{
+	assert(buf_max >= DISK_TAP_BLOCK_BYTES);
+	struct disk_tap *d = of(tap);
+	uint64_t start, end, part = 0;
+	pthread_mutex_lock(&d->lock);
+	if (!next_run_locked(d, SYNC_HOLE_MAX, &start, &end)) {
+		pthread_mutex_unlock(&d->lock);
+		return 0;
+	}
+	int range = range_lock_take(&d->ranges, &d->lock, start, end, COPY_WAIT_MS), ret = range;
+	if (range >= 0) {
+		pthread_mutex_unlock(&d->lock);
+		ret = read_run(d, start, end, buf, buf_max, &part, zero);
+		pthread_mutex_lock(&d->lock);
+		// Writers of this range come after us, and will set the bits again.
+		if (ret == 0)
+			clear_behind_locked(d, start, part);
+		range_lock_give(&d->ranges, range);
+	}
+	if (ret < 0)
+		disk_io_failed_locked(d, "read for the peer", ret);
+	pthread_mutex_unlock(&d->lock);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk %s: copy at byte %llu: %s", tap->id,
+				  (unsigned long long)start, strerror(-ret));
+	*offset = start;
+	*len = (uint32_t)part;
+	return 1;
+}
+
+// Everything that is behind goes into the open epoch. The whole disk is held.
+static int log_behind(struct disk_tap *d, struct ft_err *err)
+{
+	uint64_t start, end, len;
+	bool zero;
+	int ret = 0;
+	pthread_mutex_lock(&d->lock);
+	while (ret == 0 && next_run_locked(d, UINT64_MAX, &start, &end)) {
+		pthread_mutex_unlock(&d->lock);
+		ret = read_run(d, start, end, d->scratch, SCRATCH_BYTES, &len, &zero);
+		pthread_mutex_lock(&d->lock);
+		if (ret == 0)
+			ret = zero ? disk_log_zero_locked(d, TAP_DISK_TRIM, start, len)
+				   : disk_log_write_locked(d, d->scratch, start, len);
+		if (ret == 0)
+			clear_behind_locked(d, start, len);
+	}
+	pthread_mutex_unlock(&d->lock);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk: what the peer lacks at byte %llu: %s",
+				  (unsigned long long)start, strerror(-ret));
+	return 0;
+}
+
+// ---- modes ----
+
+// Writers are kept out until give_whole(). With a deadline in any case.
+static int take_whole(struct disk_tap *d, unsigned timeout_ms)
+{
+	pthread_mutex_lock(&d->lock);
+	int range = range_lock_take(&d->ranges, &d->lock, 0, d->image.bytes, timeout_ms);
+	pthread_mutex_unlock(&d->lock);
+	return range;
+}
+
+static void give_whole(struct disk_tap *d, int range)
+{
+	pthread_mutex_lock(&d->lock);
+	range_lock_give(&d->ranges, range);
+	pthread_mutex_unlock(&d->lock);
+}
+
+static struct disk_segment *next_segment(struct disk_tap *d, const struct disk_segment *segment)
+{
+	pthread_mutex_lock(&d->lock);
+	struct disk_segment *next = disk_log_next(&d->log, segment);
+	pthread_mutex_unlock(&d->lock);
+	return next;
+}
+
+// Held writes of a shared disk, up to `epoch` or (all) the open ones too, go to the image; they
+// stay in the log. *seq: of the last segment, when there was one.
+static int write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq)
+{
+	bool flush = false;
+	struct disk_segment *s = NULL;
+	while ((s = next_segment(d, s)) && (all || (s->closed && s->epoch <= epoch))) {
+		struct tap_record rec;
+		size_t at = 0;
+		while (disk_segment_next(s, &at, &rec)) {
+			int ret = record_apply(&d->image, &rec);
+			if (ret < 0)
+				return ret;
+		}
+		flush |= s->flush;
+		*seq = s->seq;
+	}
+	return flush ? image_flush(&d->image) : 0;
+}
+
+static void clear_log_locked(struct disk_tap *d)
+{
+	disk_log_clear(&d->log);
+	overlay_free(&d->overlay);
+	d->flush_owed = false;
+	d->pressure = false;
+	pthread_cond_broadcast(&d->room);
+}
+
+// What is in the log was not released: the peer lacks it.
+static void log_to_behind_locked(struct disk_tap *d)
+{
+	for (struct disk_segment *s = disk_log_next(&d->log, NULL); s;
+	     s = disk_log_next(&d->log, s)) {
+		struct tap_record rec;
+		size_t at = 0;
+		while (disk_segment_next(s, &at, &rec)) {
+			uint64_t offset, len;
+			int ret = record_range(&rec, d->image.bytes, &offset, &len);
+			assert(ret == 0);
+			disk_mark_behind_locked(d, offset, len);
+		}
+	}
+	clear_log_locked(d);
+}
+
+// When the image refuses them, the held writes stay held and are read from the log; the guest's
+// flushes fail from now on, and another set_mode() tries again.
+static void let_go_of_held(struct disk_tap *d)
+{
+	uint64_t seq;
+	int range = take_whole(d, RANGE_WAIT_MS);
+	int ret = range < 0 ? range : write_held(d, true, 0, &seq);
+	pthread_mutex_lock(&d->lock);
+	if (ret == 0)
+		clear_log_locked(d);
+	else
+		disk_io_failed_locked(d, "held writes to the image", ret);
+	d->letting_go = false;
+	pthread_cond_broadcast(&d->room);
+	if (range >= 0)
+		range_lock_give(&d->ranges, range);
+	pthread_mutex_unlock(&d->lock);
+}
+
+static void disk_set_mode(struct tap *tap, enum tap_mode mode)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	d->hold_next = mode == TAP_HOLD && d->mode != TAP_HOLD;
+	bool held = mode != TAP_HOLD && d->log.records > 0;
+	if (mode != TAP_HOLD) {
+		d->mode = mode;
+		if (held && !d->shared)
+			log_to_behind_locked(d);
+		d->letting_go = held && d->shared;
+	}
+	pthread_cond_broadcast(&d->room);
+	pthread_mutex_unlock(&d->lock);
+	if (held && d->shared)
+		let_go_of_held(d);
+}
+
+// ---- epochs ----
+
+static int disk_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk: fenced");
+	if (d->mode != TAP_HOLD && !d->hold_next)
+		return 0;
+	int range = take_whole(d, CLOSE_WAIT_MS);
+	if (range < 0)
+		return ft_err_set(err, -range, "disk: writes are still on their way to the image");
+	int ret = log_behind(d, err);
+	pthread_mutex_lock(&d->lock);
+	if (ret == 0 && d->flush_owed) {
+		ret = disk_log_flush_locked(d);
+		if (ret < 0)
+			ft_err_set(err, -ret, "disk: log: %s", strerror(-ret));
+		else
+			d->flush_owed = false;
+	}
+	if (ret == 0) {
+		disk_log_close(&d->log, epoch);
+		d->mode = TAP_HOLD;
+		d->hold_next = false;
+	}
+	range_lock_give(&d->ranges, range);
+	pthread_mutex_unlock(&d->lock);
+	return ret;
+}
+
+static size_t disk_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor, uint8_t *out,
+			  size_t room)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	size_t n = disk_log_export(&d->log, epoch, cursor, out, room);
+	pthread_mutex_unlock(&d->lock);
+	return n;
+}
+
+static int disk_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	uint64_t seq = UINT64_MAX;
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk: fenced");
+	if (d->shared) {
+		int ret = write_held(d, false, epoch, &seq);
+		if (ret < 0) {
+			pthread_mutex_lock(&d->lock);
+			disk_io_failed_locked(d, "held writes to the image", ret);
+			pthread_mutex_unlock(&d->lock);
+			return ft_err_set(err, -ret, "disk: held writes of epoch %llu: %s",
+					  (unsigned long long)epoch, strerror(-ret));
+		}
+	}
+	pthread_mutex_lock(&d->lock);
+	if (seq != UINT64_MAX)
+		overlay_drop(&d->overlay, seq);
+	disk_log_drop(&d->log, epoch);
+	d->pressure = d->log.bytes >= d->log_bytes_soft;
+	pthread_cond_broadcast(&d->room);
+	pthread_mutex_unlock(&d->lock);
+	return 0;
+}
+
+// Fenced for good: no write reaches the image any more. A replicated image has writes of a history
+// that is not the guest's: it is outdated. A shared one belongs to the other host now, so its lock
+// is given up.
+static void disk_discard(struct tap *tap)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	d->fenced = true;
+	clear_log_locked(d);
+	pthread_mutex_unlock(&d->lock);
+	int range = take_whole(d, CLOSE_WAIT_MS);
+	if (range < 0)
+		ft_error("disk %s: a write is still on its way to the image", tap->id);
+	else
+		give_whole(d, range);
+	if (!d->shared) {
+		struct metadata_record record = d->meta.record;
+		struct ft_err err;
+		record.state = STORE_OUTDATED;
+		if (metadata_write(&d->meta, &record, &err) < 0)
+			ft_error("disk %s: %s", tap->id, err.text);
+	} else if (range >= 0) {
+		metadata_close(&d->meta);
+	}
+}
+
+static int disk_replay(struct tap *tap, const struct tap_record *rec, struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	int ret =
+		rec->kind == TAP_DISK_FLUSH ? image_flush(&d->image) : record_apply(&d->image, rec);
+	return ret < 0 ? ft_err_set(err, -ret, "disk: replay: %s", strerror(-ret)) : 0;
+}
+
+void disk_tap_firing(struct tap *tap, bool firing)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	d->firing = firing;
+	pthread_cond_broadcast(&d->room);
+	pthread_mutex_unlock(&d->lock);
+}
+
+// ---- figures ----
+
+static void disk_stats(struct tap *tap, struct tap_stats *stats)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	stats->held_outputs = d->log.records;
+	stats->held_bytes = d->log.bytes;
+	stats->outputs = d->writes;
+	stats->bytes = d->bytes_written;
+	stats->dropped = 0;
+	stats->behind_bytes = behind_bytes_locked(d);
+	pthread_mutex_unlock(&d->lock);
+}
+
+static uint64_t ms_since(const struct timespec *then)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)((now.tv_sec - then->tv_sec) * 1000 +
+			  (now.tv_nsec - then->tv_nsec) / 1000000);
+}
+
+void disk_tap_info(struct tap *tap, struct disk_tap_info *info)
+{
+	struct disk_tap *d = of(tap);
+	memset(info, 0, sizeof(*info));
+	info->connections = nbd_server_connections(d->server);
+	pthread_mutex_lock(&d->lock);
+	info->writers_waiting = d->waiting;
+	info->waiting_ms = d->waiting ? ms_since(&d->waiting_since) : 0;
+	info->io_errors = d->io_errors;
+	memcpy(info->last_error, d->last_error, sizeof(info->last_error));
+	info->log_bytes = d->log.bytes;
+	info->spilled_bytes = disk_log_spilled_bytes(&d->log);
+	info->fenced = d->fenced;
+	pthread_mutex_unlock(&d->lock);
+}
+
+uint64_t disk_tap_bytes(const struct tap *tap)
+{
+	return ((const struct disk_tap *)tap)->image.bytes;
+}
+
+int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch,
+			    struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", tap->id);
+	struct metadata_record record = d->meta.record;
+	record.generation = generation;
+	record.epoch = epoch;
+	record.state = STORE_UP_TO_DATE;
+	return metadata_write(&d->meta, &record, err);
+}
+
+// ---- creation ----
+
+static void disk_free(struct tap *tap)
+{
+	struct disk_tap *d = of(tap);
+	pthread_mutex_lock(&d->lock);
+	d->stopping = true;
+	pthread_cond_broadcast(&d->room);
+	pthread_mutex_unlock(&d->lock);
+	nbd_server_free(d->server);
+	disk_log_free(&d->log);
+	overlay_free(&d->overlay);
+	ft_bitmap_free(&d->behind);
+	free(d->scratch);
+	image_close(&d->image);
+	metadata_close(&d->meta);
+	range_lock_destroy(&d->ranges);
+	pthread_cond_destroy(&d->room);
+	pthread_mutex_destroy(&d->lock);
+	free(d);
+}
+
+static const struct tap_ops disk_tap_ops = {
+	.kind = "disk",
+	.set_mode = disk_set_mode,
+	.close_epoch = disk_close_epoch,
+	.export = disk_export,
+	.release = disk_release,
+	.discard = disk_discard,
+	.replay = disk_replay,
+	.stats = disk_stats,
+	.free = disk_free,
+};
+
+static int open_disk(struct disk_tap *d, const struct disk_tap_config *config, struct ft_err *err)
+{
+	int ret = image_open(config->image, config->format_raw, &d->image, err);
+	if (ret == 0)
+		ret = metadata_open(config->image, &d->meta, err);
+	if (ret == 0)
+		ret = metadata_startable(config->image, &d->meta.record, err);
+	if (ret < 0)
+		return ret;
+	if (config->uuid && config->uuid[0])
+		snprintf(d->meta.record.uuid, sizeof(d->meta.record.uuid), "%s", config->uuid);
+	return 0;
+}
+
+static int serve(struct disk_tap *d, const struct disk_tap_config *config, struct ft_err *err)
+{
+	struct nbd_export export = {.ops = &disk_io_ops, .ctx = d, .bytes = d->image.bytes};
+	snprintf(export.name, sizeof(export.name), "%s", config->id);
+	return nbd_server_start(config->socket, &export, &d->server, err);
+}
+
+int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct ft_err *err)
+{
+	struct disk_tap *d = calloc(1, sizeof(*d));
+	if (!d)
+		return ft_err_set(err, ENOMEM, "disk %s: out of memory", config->id);
+	d->tap.ops = &disk_tap_ops;
+	d->tap.device = config->device;
+	snprintf(d->tap.id, sizeof(d->tap.id), "%s", config->id);
+	snprintf(d->spill_dir, sizeof(d->spill_dir), "%s", config->spill_dir);
+	d->image.fd = d->meta.fd = -1;
+	d->shared = config->shared;
+	d->log_bytes_soft = config->log_bytes_max / 2;
+	d->mode = TAP_PASS;
+	pthread_mutex_init(&d->lock, NULL);
+	monotonic_cond_init(&d->room);
+	range_lock_init(&d->ranges);
+	disk_log_init(&d->log, config->log_bytes_max, d->spill_dir);
+	int ret = open_disk(d, config, err);
+	if (ret < 0)
+		goto fail;
+	uint64_t blocks = (d->image.bytes + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES;
+	d->scratch = malloc(SCRATCH_BYTES);
+	if (!d->scratch || ft_bitmap_init(&d->behind, blocks) < 0) {
+		ret = ft_err_set(err, ENOMEM, "out of memory");
+		goto fail;
+	}
+	ret = serve(d, config, err);
+	if (ret < 0)
+		goto fail;
+	*out = &d->tap;
+	return 0;
+
+fail:
+	ft_err_context(err, "disk %s", config->id);
+	disk_free(&d->tap);
+	return ret;
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The tap of a disk: the VMM's disk is our NBD server, over a raw image, and what the guest writes
+ * goes where the tap's mode and the disk's kind say (tap.h has the modes):
+ *
+ *                  PASS     TRACK                       HOLD
+ *      replicated  image    image + a bit in `behind`   image + a record in the open epoch
+ *      shared      image    image                       a record only, seen by reads; to the image
+ * at release()
+ *
+ * `behind` is the bitmap of what the peer lacks (64 KiB blocks). It is emptied by the copier,
+ * disk_tap_sync_next(), and by close_epoch(), which puts what is left into the epoch. It also takes
+ * in whatever cannot be logged: a write that failed half way, a log that found no room. So an epoch
+ * is whole or does not close.
+ *
+ * In HOLD the log's memory is bounded: past half of log_bytes_max the owner is told
+ * (notify.pressure) and writers wait, unanswered, until an epoch is released, except while
+ * disk_tap_firing(): then the VMM drains its disks and needs answers. Past log_bytes_max the log
+ * goes on in an unlinked file in spill_dir.
+ *
+ * A disk never calls notify.output: no one outside sees a disk's write, so none waits for a
+ * checkpoint.
+ *
+ * Returning from HOLD to TRACK or PASS: replicated: what was not released is marked as behind.
+ * shared: it goes to the image. */
+#ifndef EVENTTAP_BLOCK_DISK_TAP_H
+#define EVENTTAP_BLOCK_DISK_TAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "eventtap/tap.h"
+#include "ft/err.h"
+
+#define DISK_TAP_BLOCK_BYTES (64u << 10) /* of the bitmap `behind` */
+#define DISK_TAP_LOG_BYTES   (64u << 20) /* a reasonable log_bytes_max */
+
+struct disk_tap_config {
+	const char *id; /* name of the NBD export too */
+	uint8_t device;
+	const char *image;
+	bool format_raw; /* the operator says so; else an image that looks like another format is
+			    refused */
+	bool shared;
+	const char *uuid;      /* of the guest, for the metadata; NULL or "" = leave it as it is */
+	const char *socket;    /* where the NBD server listens */
+	size_t log_bytes_max;  /* memory of the log */
+	const char *spill_dir; /* for what is beyond; used only then */
+};
+
+/* Takes the disk's lock (-EBUSY), refuses a stale disk (-ESTALE, see store.h), opens the image and
+ * serves it, mode PASS. One clear line on error. */
+int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct ft_err *err);
+
+/* All below: the engine's thread. */
+
+uint64_t disk_tap_bytes(const struct tap *tap);
+/* Durable: this host's copy is the newest there is, as of this generation. After every change of
+ * the pair. */
+int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch,
+			    struct ft_err *err);
+/* Whether a checkpoint is about to pause the guest: from before the VMM is told until close_epoch()
+ * or the failure. Writers are not made to wait meanwhile. */
+void disk_tap_firing(struct tap *tap, bool firing);
+
+/* What the peer lacks. Always nothing for a shared disk. */
+void disk_tap_mark_all_behind(struct tap *tap);
+void disk_tap_mark_range_behind(struct tap *tap, uint64_t offset, uint64_t len);
+uint64_t disk_tap_behind_bytes(struct tap *tap);
+/* The next part of the disk that the peer lacks, not so any more once this returns: 1, with *offset
+ * and *len, and either the data in buf (buf_max >= DISK_TAP_BLOCK_BYTES) or *zero: a hole, of any
+ * length. 0: nothing is behind. -errno: could not be read, still behind. What the guest writes
+ * there afterwards is behind again. */
+int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *offset,
+		       uint32_t *len, bool *zero, struct ft_err *err);
+
+struct disk_tap_info {
+	unsigned connections;
+	unsigned writers_waiting; /* for room in the log */
+	uint64_t waiting_ms;	  /* for how long there has been one */
+	uint64_t io_errors;	  /* of the image; the guest got them */
+	char last_error[128];	  /* "" = none */
+	uint64_t log_bytes, spilled_bytes;
+	bool fenced;
+};
+void disk_tap_info(struct tap *tap, struct disk_tap_info *info);
+
+#endif

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The disk tap's object; shared by disk_tap.c (the engine's side) and disk_io.c (the guest's side)
+ * only. */
+#ifndef EVENTTAP_BLOCK_DISK_TAP_INTERNAL_H
+#define EVENTTAP_BLOCK_DISK_TAP_INTERNAL_H
+
+#include <pthread.h>
+
+#include "eventtap/block/disk_log.h"
+#include "eventtap/block/disk_tap.h"
+#include "eventtap/block/image.h"
+#include "eventtap/block/metadata.h"
+#include "eventtap/block/nbd_server.h"
+#include "eventtap/block/overlay.h"
+#include "eventtap/block/range_lock.h"
+#include "ft/bitmap.h"
+
+#define RANGE_WAIT_MS 120000 /* a writer for others' I/O on its range; then the guest gets EIO */
+#define WAIT_NOTICE_MS                                                                             \
+	5000 /* a writer that waits for the log's room says so once, after this long */
+#define SCRATCH_BYTES (256u << 10)
+
+struct disk_tap {
+	struct tap tap; /* first */
+
+	/* read-only after creation */
+	struct image image;
+	bool shared;
+	size_t log_bytes_soft;
+	char spill_dir[PATH_MAX];
+	struct nbd_server *server;
+
+	/* engine's thread only */
+	struct metadata meta;
+	uint64_t sync_at; /* the copier's place in `behind` */
+	uint8_t *scratch; /* SCRATCH_BYTES */
+
+	pthread_mutex_t lock; /* guards all below; never held over I/O of the image */
+	pthread_cond_t room;  /* the log has shrunk, or who waits need not care any more */
+	/* Whoever changes the image holds its range from before the change until it is noted in log
+	 * or bitmap. */
+	struct range_lock ranges;
+	enum tap_mode mode;
+	bool hold_next; /* HOLD at the next close_epoch() */
+	bool firing, stopping, fenced;
+	bool letting_go; /* what was held is on its way to the image; flushes wait */
+	bool pressure;	 /* the owner was told */
+	bool flush_owed; /* a FLUSH that found no room in the log */
+	struct disk_log log;
+	struct overlay overlay;
+	struct ft_bitmap behind;
+	unsigned waiting;
+	struct timespec waiting_since; /* of the first that is still there, when waiting > 0 */
+	uint64_t writes, bytes_written, io_errors;
+	char last_error[128];
+};
+
+/* disk_io.c */
+extern const struct nbd_backend_ops disk_io_ops;
+void disk_mark_behind_locked(struct disk_tap *d, uint64_t offset, uint64_t len);
+/* Appends a write, cut into records, to the open epoch; shared: into the overlay too. On -errno a
+ * part may be there. */
+int disk_log_write_locked(struct disk_tap *d, const uint8_t *data, uint64_t offset, uint64_t len);
+/* kind: TAP_DISK_ZERO or TAP_DISK_TRIM. */
+int disk_log_zero_locked(struct disk_tap *d, enum tap_kind kind, uint64_t offset, uint64_t len);
+int disk_log_flush_locked(struct disk_tap *d);
+/* Counts an error of the image and says so. Returns ret. */
+int disk_io_failed_locked(struct disk_tap *d, const char *what, int ret);
+
+#endif
