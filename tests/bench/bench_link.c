@@ -203,7 +203,7 @@ static struct tls_config *make_config(void)
 {
 	char dir[] = "/tmp/ft-bench-XXXXXX", ca[64], cert[64], key[64], ca_key[64];
 	struct tls_files files = {ca, cert, key, NULL};
-	struct tls_config *config;
+	struct tls_config *config = NULL;
 	struct ft_err err;
 
 	if (!mkdtemp(dir))
