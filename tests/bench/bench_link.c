@@ -22,8 +22,8 @@
 #include "transport/tls_internal.h"
 
 #define RATIO_MIN   0.7
-#define ROUND_BYTES (512u << 20)
-#define ROUNDS	    5
+#define ROUND_BYTES (128u << 20)
+#define ROUNDS	    20
 
 enum how { BARE, SEND, RESERVE };
 static const char *const how_names[] = {"bare", "send", "reserve"};
