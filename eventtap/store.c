@@ -169,9 +169,9 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 		return ft_err_set(err, ENOMEM, "disk %s: out of memory", id);
 	char copy[PATH_MAX];
 	snprintf(s->id, sizeof(s->id), "%s", id);
-	strcpy(s->path, image);
-	strcpy(copy, image);
-	strcpy(s->folder, dirname(copy));
+	snprintf(s->path, sizeof(s->path), "%s", image);
+	snprintf(copy, sizeof(copy), "%s", image);
+	snprintf(s->folder, sizeof(s->folder), "%s", dirname(copy));
 	snprintf(s->uuid, sizeof(s->uuid), "%s", uuid ? uuid : "");
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The standby's side of a disk: receives the initial copy and the committed epochs' writes, and keeps the metadata file beside the
- * image that stops anyone from starting a guest on a stale disk. Engine's thread only.
+/* The standby's side of a disk: receives the initial copy and the committed epochs' writes, and
+ * keeps the metadata file beside the image that stops anyone from starting a guest on a stale disk.
+ * Engine's thread only.
  *
- * Metadata, IMAGE.kemari (block/metadata.h): guest uuid, generation, epoch, state (UpToDate | Outdated | Inconsistent), checksum; replaced
- * whole. It is locked (OFD lock) as long as a replicated store or a tap has the disk open, so two agents for one image are
- * refused.
+ * Metadata, IMAGE.kemari (block/metadata.h): guest uuid, generation, epoch, state (UpToDate |
+ * Outdated | Inconsistent), checksum; replaced whole. It is locked (OFD lock) as long as a
+ * replicated store or a tap has the disk open, so two agents for one image are refused.
  *
- * On disk a replicated store in operation says Inconsistent, also when store_state() is UpToDate: an agent that is killed in the middle of
- * an epoch leaves a mixture, and one that is merely gone leaves a copy that grows old. It says UpToDate once this host owns the
- * guest (store_activate), Outdated when the store ends whole but without it.
+ * On disk a replicated store in operation says Inconsistent, also when store_state() is UpToDate:
+ * an agent that is killed in the middle of an epoch leaves a mixture, and one that is merely gone
+ * leaves a copy that grows old. It says UpToDate once this host owns the guest (store_activate),
+ * Outdated when the store ends whole but without it.
  *
- * A shared disk's metadata file is one for both hosts and its lock is the primary's; the store has neither before store_activate(). */
+ * A shared disk's metadata file is one for both hosts and its lock is the primary's; the store has
+ * neither before store_activate(). */
 #ifndef EVENTTAP_STORE_H
 #define EVENTTAP_STORE_H
 
@@ -23,38 +26,47 @@
 enum store_state { STORE_INCONSISTENT = 1, STORE_OUTDATED, STORE_UP_TO_DATE };
 enum store_mode { STORE_REPLICATED, STORE_SHARED };
 
-#define STORE_PENDING_BYTES (64u << 20) /* memory for a shared disk's pending writes; beyond it a file beside the image */
+#define STORE_PENDING_BYTES                                                                        \
+	(64u                                                                                       \
+	 << 20) /* memory for a shared disk's pending writes; beyond it a file beside the image */
 
 struct store;
 
-/* bytes: size that the guest sees; a replicated image is created (sparse) if absent, and refused if its size differs (-EFBIG).
- * Replicated: state becomes Inconsistent until store_commit() says otherwise. -EBUSY: somebody holds the lock. */
-int store_open(const char *id, const char *image, enum store_mode mode, uint64_t bytes, const char *uuid, struct store **out,
-	       struct ft_err *err);
-/* Initial copy (replicated only): written at once. zero: data is NULL, the range is to read as zeroes. */
-int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero, struct ft_err *err);
-/* One TAP_DISK_* record of a committed epoch: replicated: written to the image (page cache). shared: kept until
- * store_drop_pending(), because the primary writes it itself. -EPROTO: no disk record, or not within the disk. After any
- * other error, here or elsewhere, the disk is Inconsistent and the store refuses all (-EIO): open it anew and copy anew. */
+/* bytes: size that the guest sees; a replicated image is created (sparse) if absent, and refused if
+ * its size differs (-EFBIG). Replicated: state becomes Inconsistent until store_commit() says
+ * otherwise. -EBUSY: somebody holds the lock. */
+int store_open(const char *id, const char *image, enum store_mode mode, uint64_t bytes,
+	       const char *uuid, struct store **out, struct ft_err *err);
+/* Initial copy (replicated only): written at once. zero: data is NULL, the range is to read as
+ * zeroes. */
+int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
+		     struct ft_err *err);
+/* One TAP_DISK_* record of a committed epoch: replicated: written to the image (page cache).
+ * shared: kept until store_drop_pending(), because the primary writes it itself. -EPROTO: no disk
+ * record, or not within the disk. After any other error, here or elsewhere, the disk is
+ * Inconsistent and the store refuses all (-EIO): open it anew and copy anew. */
 int store_apply(struct store *s, const struct tap_record *rec, struct ft_err *err);
-/* All records of `epoch` were applied. (generation, epoch) are kept in memory and written with the next change of state.
- * fdatasync of what was flushed by the guest happens on a thread of the store's own; -EIO here says that an earlier one failed. */
+/* All records of `epoch` were applied. (generation, epoch) are kept in memory and written with the
+ * next change of state. fdatasync of what was flushed by the guest happens on a thread of the
+ * store's own; -EIO here says that an earlier one failed. */
 int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err);
 /* shared: the primary has released `epoch`: its writes are on the disk. */
 void store_drop_pending(struct store *s, uint64_t epoch);
-/* Takeover: shared: takes the lock (-EBUSY while an old primary on this lock's filesystem still lives; may be called again) and
- * replays the pending writes. Both: makes all durable and writes the activation record, then closes the image and gives up the
- * lock so that a VM and its tap can have them. After this the store is of no more use. -ESTALE: not in sync, or an epoch is
- * applied in part. */
+/* Takeover: shared: takes the lock (-EBUSY while an old primary on this lock's filesystem still
+ * lives; may be called again) and replays the pending writes. Both: makes all durable and writes
+ * the activation record, then closes the image and gives up the lock so that a VM and its tap can
+ * have them. After this the store is of no more use. -ESTALE: not in sync, or an epoch is applied
+ * in part. */
 int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err);
-/* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest from it. Nothing to do for a shared
- * disk. */
+/* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest
+ * from it. Nothing to do for a shared disk. */
 int store_outdate(struct store *s, struct ft_err *err);
 enum store_state store_state(const struct store *s);
 /* A replicated store that is whole and was not activated is marked Outdated. NULL is fine. */
 void store_free(struct store *s);
 
-/* For a primary: refuses (-ESTALE, says why) to start a guest on an image whose metadata says Outdated or Inconsistent, or is damaged
+/* For a primary: refuses (-ESTALE, says why) to start a guest on an image whose metadata says
+ * Outdated or Inconsistent, or is damaged
  * (-EBADMSG). No metadata: fine. */
 int store_check_startable(const char *image, struct ft_err *err);
 

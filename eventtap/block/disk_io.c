@@ -260,31 +260,36 @@ static int flush_image_locked(struct disk_tap *d)
 	return 0;
 }
 
-// A shared disk's flush in HOLD is a promise about the epoch, kept by release(). When HOLD is over,
-// the engine is just writing what was held: the flush waits for that; if it did not work, there is
-// nothing to promise.
-static int flush_held_locked(struct disk_tap *d)
+// The engine is writing to the image what was held: not for long, or it fails.
+static int await_let_go_locked(struct disk_tap *d)
 {
-	if (d->mode == TAP_HOLD) {
-		int ret = disk_log_flush_locked(d);
-		return ret < 0 ? disk_io_failed_locked(d, "log of held writes", ret) : 0;
-	}
-	int range = range_lock_take(&d->ranges, &d->lock, 0, d->image.bytes, RANGE_WAIT_MS);
-	if (range < 0)
-		return disk_io_failed_locked(d, "flush", range);
-	range_lock_give(&d->ranges, range);
-	return holds_back_locked(d) ? -EIO : flush_image_locked(d);
+	struct timespec deadline = monotonic_in_ms(RANGE_WAIT_MS);
+	while (d->letting_go)
+		if (pthread_cond_timedwait(&d->room, &d->lock, &deadline) == ETIMEDOUT)
+			return -ETIMEDOUT;
+	return 0;
+}
+
+// A shared disk's flush in HOLD is a promise about the epoch, kept by release(). After HOLD, if
+// what was held could not be written, there is nothing to promise.
+static int flush_locked(struct disk_tap *d)
+{
+	int ret = await_let_go_locked(d);
+	if (ret < 0)
+		return disk_io_failed_locked(d, "flush", ret);
+	if (d->fenced)
+		return -ESHUTDOWN;
+	if (!holds_back_locked(d))
+		return flush_image_locked(d);
+	ret = d->mode == TAP_HOLD ? disk_log_flush_locked(d) : -EIO;
+	return ret < 0 ? disk_io_failed_locked(d, "flush of held writes", ret) : 0;
 }
 
 static int disk_flush(void *ctx)
 {
 	struct disk_tap *d = ctx;
-	int ret;
 	pthread_mutex_lock(&d->lock);
-	if (d->fenced)
-		ret = -ESHUTDOWN;
-	else
-		ret = holds_back_locked(d) ? flush_held_locked(d) : flush_image_locked(d);
+	int ret = flush_locked(d);
 	pthread_mutex_unlock(&d->lock);
 	return ret;
 }

@@ -100,6 +100,7 @@ static int segment_in_file(struct disk_log *log, struct disk_segment **out)
 	if (ret < 0)
 		return ret;
 	struct disk_segment *segment = *out;
+	assert(segment);
 	void *bytes = mmap(NULL, DISK_LOG_SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
 			   log->spill_fd, (off_t)segment->slot * DISK_LOG_SEGMENT_BYTES);
 	if (bytes == MAP_FAILED) {
@@ -190,6 +191,7 @@ int disk_log_append(struct disk_log *log, const struct tap_record *rec, const ui
 			return ret;
 	}
 	struct disk_segment *segment = log->last;
+	assert(segment && segment->bytes);
 	uint8_t *at = segment->bytes + segment->used;
 	tap_record_put_header(at, rec);
 	if (rec->len > 0)

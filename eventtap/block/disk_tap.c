@@ -253,6 +253,8 @@ static void let_go_of_held(struct disk_tap *d)
 		clear_log_locked(d);
 	else
 		disk_io_failed_locked(d, "held writes to the image", ret);
+	d->letting_go = false;
+	pthread_cond_broadcast(&d->room);
 	if (range >= 0)
 		range_lock_give(&d->ranges, range);
 	pthread_mutex_unlock(&d->lock);
@@ -268,6 +270,7 @@ static void disk_set_mode(struct tap *tap, enum tap_mode mode)
 		d->mode = mode;
 		if (held && !d->shared)
 			log_to_behind_locked(d);
+		d->letting_go = held && d->shared;
 	}
 	pthread_cond_broadcast(&d->room);
 	pthread_mutex_unlock(&d->lock);
@@ -280,6 +283,8 @@ static void disk_set_mode(struct tap *tap, enum tap_mode mode)
 static int disk_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
 	struct disk_tap *d = of(tap);
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk: fenced");
 	if (d->mode != TAP_HOLD && !d->hold_next)
 		return 0;
 	int range = take_whole(d, CLOSE_WAIT_MS);

@@ -77,7 +77,7 @@ int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *
 struct disk_tap_info {
 	unsigned connections;
 	unsigned writers_waiting; /* for room in the log */
-	uint64_t waiting_ms;	  /* the longest of them, so far */
+	uint64_t waiting_ms;	  /* for how long there has been one */
 	uint64_t io_errors;	  /* of the image; the guest got them */
 	char last_error[128];	  /* "" = none */
 	uint64_t log_bytes, spilled_bytes;

@@ -36,13 +36,14 @@ struct disk_tap {
 	uint8_t *scratch; /* SCRATCH_BYTES */
 
 	pthread_mutex_t lock; /* guards all below; never held over I/O of the image */
-	pthread_cond_t room;  /* the log has shrunk, or writers need not care any more */
+	pthread_cond_t room;  /* the log has shrunk, or who waits need not care any more */
 	/* Whoever changes the image holds its range from before the change until it is noted in log
 	 * or bitmap. */
 	struct range_lock ranges;
 	enum tap_mode mode;
 	bool hold_next; /* HOLD at the next close_epoch() */
 	bool firing, stopping, fenced;
+	bool letting_go; /* what was held is on its way to the image; flushes wait */
 	bool pressure;	 /* the owner was told */
 	bool flush_owed; /* a FLUSH that found no room in the log */
 	struct disk_log log;

@@ -159,7 +159,7 @@ int metadata_open(const char *image, struct metadata *meta, struct ft_err *err)
 static int sync_folder(const char *path)
 {
 	char copy[PATH_MAX];
-	strcpy(copy, path);
+	snprintf(copy, sizeof(copy), "%s", path);
 	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;

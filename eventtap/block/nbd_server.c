@@ -85,14 +85,15 @@ static void *connection_main(void *arg)
 	return NULL;
 }
 
-static void reap(struct nbd_server *server)
+// Joins the threads that have ended, or (all) every one, waiting for it.
+static void reap(struct nbd_server *server, bool all)
 {
 	for (int i = 0; i < NBD_CONNECTIONS_MAX; i++) {
 		struct slot *slot = &server->slots[i];
 		pthread_mutex_lock(&server->lock);
-		bool ended = slot->state == SLOT_ENDED;
+		bool due = slot->state == SLOT_ENDED || (all && slot->state == SLOT_RUNNING);
 		pthread_mutex_unlock(&server->lock);
-		if (!ended)
+		if (!due)
 			continue;
 		pthread_join(slot->thread, NULL);
 		pthread_mutex_lock(&server->lock);
@@ -157,7 +158,7 @@ static void *accept_main(void *arg)
 			ssize_t n = read(server->wake_fd, &count, sizeof(count));
 			assert(n == sizeof(count));
 		}
-		reap(server);
+		reap(server, false);
 		pthread_mutex_lock(&server->lock);
 		bool stopping = server->stopping;
 		pthread_mutex_unlock(&server->lock);
@@ -210,7 +211,7 @@ int nbd_server_start(const char *path, const struct nbd_export *export, struct n
 		return ft_err_set(err, ENOMEM, "nbd: out of memory");
 	server->export = *export;
 	server->address.sun_family = AF_UNIX;
-	strcpy(server->address.sun_path, path);
+	memcpy(server->address.sun_path, path, strlen(path) + 1);
 	pthread_mutex_init(&server->lock, NULL);
 	int ret = listen_on(server, err);
 	if (ret < 0)
@@ -261,9 +262,7 @@ void nbd_server_free(struct nbd_server *server)
 	pthread_mutex_unlock(&server->lock);
 	wake(server);
 	pthread_join(server->thread, NULL);
-	for (int i = 0; i < NBD_CONNECTIONS_MAX; i++)
-		if (server->slots[i].state != SLOT_FREE)
-			pthread_join(server->slots[i].thread, NULL);
+	reap(server, true);
 	close(server->listen_fd);
 	unlink(server->address.sun_path);
 	close(server->wake_fd);

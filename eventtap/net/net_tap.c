@@ -497,7 +497,7 @@ static const struct tap_ops net_tap_ops = {
 bool net_tap_settle(struct tap *tap, unsigned within_ms)
 {
 	struct net_tap *t = net_tap(tap);
-	struct queue_stats q;
+	struct tap_stats q = {0};
 	bool settled = false;
 
 	/* The socket's reader is another process, and the kernel does not tell when it has read: so this looks, each

@@ -37,8 +37,8 @@ struct agent;
 struct agent_call {
 	struct agent *agent;
 	struct ctl_call *call; /* NULL: free, or its client left */
-	bool used, verify;
-	uint64_t epoch;
+	bool used;
+	enum agent_answer { CALL_STATUS, CALL_EPOCH, CALL_VERIFY } what; /* what a good answer says */
 };
 
 struct agent_dial {

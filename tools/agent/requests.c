@@ -16,31 +16,22 @@ static const char *word_of(int code)
 		return CTL_ERR_BUSY;
 	case ETIMEDOUT:
 		return CTL_ERR_TIMEOUT;
+	case EBADMSG:
+		return "mismatch";
 	default:
 		return CTL_ERR_FAILED;
 	}
 }
 
-static struct agent_call *call_new(struct agent *a, struct ctl_call *call, bool verify)
+static struct agent_call *call_new(struct agent *a, struct ctl_call *call, enum agent_answer what)
 {
 	for (unsigned i = 0; i < AGENT_CALLS_MAX; i++) {
 		if (a->calls[i].used)
 			continue;
-		a->calls[i] = (struct agent_call){.agent = a, .call = call, .used = true, .verify = verify};
+		a->calls[i] = (struct agent_call){.agent = a, .call = call, .used = true, .what = what};
 		return &a->calls[i];
 	}
 	return NULL;
-}
-
-static void reply_verdict(struct ctl_call *call, uint64_t digest, uint64_t epoch)
-{
-	Ctl__Reply reply = CTL__REPLY__INIT;
-	Ctl__Verdict verdict = CTL__VERDICT__INIT;
-
-	verdict.epoch = epoch;
-	verdict.primary = verdict.standby = digest;
-	reply.verdict = &verdict;
-	ctl_reply(call, &reply);
 }
 
 /* ft_done_fn */
@@ -48,26 +39,29 @@ static void on_done(void *ctx, const struct ft_err *err, uint64_t value)
 {
 	struct agent_call *c = ctx;
 	struct ctl_call *call = c->call;
-	struct ft_engine_status status;
+	Ctl__Reply reply = CTL__REPLY__INIT;
 
 	c->used = false;
 	if (!call)
 		return; /* the client did not wait */
 	if (err) {
 		ctl_reply_error(call, word_of(err->code), "%s", err->text);
-	} else if (c->verify) {
-		ft_engine_status(c->agent->engine, &status);
-		reply_verdict(call, value, status.epoch_committed);
-	} else {
+	} else if (c->what == CALL_STATUS) {
 		status_reply(c->agent, call);
+	} else {
+		if (c->what == CALL_VERIFY)
+			reply.digest = value;
+		else
+			reply.epoch = value;
+		ctl_reply(call, &reply);
 	}
 }
 
 typedef int engine_fn(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
 
-static void run_later(struct agent *a, struct ctl_call *call, engine_fn *fn)
+static void run_later(struct agent *a, struct ctl_call *call, engine_fn *fn, enum agent_answer what)
 {
-	struct agent_call *c = call_new(a, call, fn == ft_engine_verify);
+	struct agent_call *c = call_new(a, call, what);
 	struct ft_err err = {0};
 
 	if (!c) {
@@ -96,7 +90,7 @@ static void do_migrate(struct agent *a, struct ctl_call *call, const Ctl__Reques
 		ctl_reply_error(call, CTL_ERR_USAGE, "%s", err.text);
 		return;
 	}
-	run_later(a, call, ft_engine_protect);
+	run_later(a, call, ft_engine_protect, CALL_STATUS);
 }
 
 static void do_cancel(struct agent *a, struct ctl_call *call)
@@ -119,11 +113,11 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 	} else if (!strcmp(command, "migrate")) {
 		do_migrate(a, call, request);
 	} else if (!strcmp(command, "checkpoint")) {
-		run_later(a, call, ft_engine_checkpoint);
+		run_later(a, call, ft_engine_checkpoint, CALL_EPOCH);
 	} else if (!strcmp(command, "verify")) {
-		run_later(a, call, ft_engine_verify);
+		run_later(a, call, ft_engine_verify, CALL_VERIFY);
 	} else if (!strcmp(command, "failover")) {
-		run_later(a, call, ft_engine_failover);
+		run_later(a, call, ft_engine_failover, CALL_STATUS);
 	} else if (!strcmp(command, "cancel")) {
 		do_cancel(a, call);
 	} else if (!strcmp(command, "stop")) {

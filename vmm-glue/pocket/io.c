@@ -219,7 +219,7 @@ static int disk_read(void *ctx, unsigned disk, uint64_t offset, uint8_t *data, s
 {
 	struct pocket_io *io = ctx;
 
-	return io->tapped ? pocket_nbd_read(io->links.disks[disk], offset, data, len)
+	return io->links.disks[disk] ? pocket_nbd_read(io->links.disks[disk], offset, data, len)
 			  : image_read(io->images[disk], offset, data, len);
 }
 
@@ -227,7 +227,7 @@ static int disk_write(void *ctx, unsigned disk, uint64_t offset, const uint8_t *
 {
 	struct pocket_io *io = ctx;
 
-	return io->tapped ? pocket_nbd_write(io->links.disks[disk], offset, data, len)
+	return io->links.disks[disk] ? pocket_nbd_write(io->links.disks[disk], offset, data, len)
 			  : image_write(io->images[disk], offset, data, len);
 }
 
@@ -235,7 +235,7 @@ static int disk_flush(void *ctx, unsigned disk)
 {
 	struct pocket_io *io = ctx;
 
-	if (io->tapped)
+	if (io->links.disks[disk])
 		return pocket_nbd_flush(io->links.disks[disk]);
 	return fdatasync(io->images[disk]) ? -errno : 0;
 }
@@ -284,11 +284,14 @@ static void close_images(struct pocket_io *io)
 		close_fd(&io->images[i]);
 }
 
-static int open_images(struct pocket_io *io, struct ft_err *err)
+/* Those that are not open; with linked: those too that are tapped now. */
+static int open_images(struct pocket_io *io, bool linked, struct ft_err *err)
 {
 	for (unsigned i = 0; i < io->config->disks_n; i++) {
 		uint64_t bytes;
 
+		if (io->images[i] >= 0 || (io->links.disks[i] && !linked))
+			continue;
 		io->images[i] = open_image(io->config, i, &bytes, err);
 		if (io->images[i] < 0) {
 			int rc = io->images[i];
@@ -392,8 +395,8 @@ int pocket_io_open(struct pocket_io *io, bool take_over, struct ft_err *err)
 
 	if (!rc && io->config->nic_attach[0])
 		rc = open_nic(io, take_over, err);
-	if (!rc && !io->tapped)
-		rc = open_images(io, err);
+	if (!rc)
+		rc = open_images(io, false, err);
 	if (rc)
 		close_devices(io);
 	return rc;
@@ -450,7 +453,8 @@ int pocket_links_open(struct pocket_links *links, const struct pocket_config *co
 	if (config->nic_attach[0])
 		rc = open_net(links, points, err);
 	for (unsigned i = 0; !rc && i < config->disks_n; i++)
-		rc = open_nbd(links, config, i, points->disks[i].nbd, err);
+		if (points->disks[i].nbd[0]) /* an armed machine's disks need no tap: its store writes them */
+			rc = open_nbd(links, config, i, points->disks[i].nbd, err);
 	if (rc)
 		pocket_links_close(links);
 	return rc;
@@ -463,12 +467,14 @@ void pocket_io_tap(struct pocket_io *io, const struct pocket_links *links)
 	io->out_dead = links->out < 0;
 	io->in_dead = links->in < 0;
 	io->in_len = 0;
-	close_images(io);
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (io->links.disks[i])
+			close_fd(&io->images[i]);
 }
 
 int pocket_io_untap(struct pocket_io *io, bool with_images, struct ft_err *err)
 {
-	int rc = with_images ? open_images(io, err) : 0;
+	int rc = with_images ? open_images(io, true, err) : 0;
 
 	if (rc)
 		return rc;

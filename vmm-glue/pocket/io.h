@@ -28,7 +28,7 @@ struct pocket_io {
 	const struct pocket_config *config;
 	struct pocket_world world; /* what the machine calls */
 	int udp, listener, client, log;
-	int images[VMM_DISKS_MAX]; /* -1 while tapped or armed */
+	int images[VMM_DISKS_MAX]; /* -1 while its disk is tapped, or armed */
 	bool tapped;
 	struct pocket_links links;
 	bool out_dead, in_dead;
