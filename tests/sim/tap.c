@@ -37,7 +37,7 @@ static void let_go(struct sim_tap *t, const struct held *h)
 {
 	struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len, .data = h->data};
 
-	if (!is_disk(t))
+	if (!is_disk(t) && !t->node->dying)
 		check_output(t->node, &rec);
 }
 
@@ -76,14 +76,21 @@ void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const voi
 
 static void release_up_to(struct sim_tap *t, uint64_t epoch)
 {
+	enum mutant mutant = t->node->world->mutant;
 	unsigned kept = 0;
 
 	for (unsigned i = 0; i < t->n; i++) {
+		if (t->held[i].epoch <= epoch && mutant != MUTANT_RELEASE_BACKWARDS)
+			let_go(t, &t->held[i]);
+		if (t->held[i].epoch <= epoch && mutant == MUTANT_RELEASE_TWICE)
+			let_go(t, &t->held[i]);
+	}
+	for (unsigned i = t->n; mutant == MUTANT_RELEASE_BACKWARDS && i-- > 0;)
 		if (t->held[i].epoch <= epoch)
 			let_go(t, &t->held[i]);
-		else
+	for (unsigned i = 0; i < t->n; i++)
+		if (t->held[i].epoch > epoch)
 			t->held[kept++] = t->held[i];
-	}
 	t->n = kept;
 }
 
@@ -126,6 +133,8 @@ static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cur
 	struct sim_tap *t = (struct sim_tap *)tap;
 	size_t used = 0;
 
+	if (t->node->world->mutant == MUTANT_OLD_EPOCHS_FORGOTTEN && epoch + 1 < t->open)
+		return 0;
 	for (; cursor->at < t->n; cursor->at++) {
 		const struct held *h = &t->held[cursor->at];
 		struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len};
@@ -143,8 +152,11 @@ static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cur
 
 static int sim_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
+	struct sim_tap *t = (struct sim_tap *)tap;
+
 	(void)err;
-	release_up_to((struct sim_tap *)tap, epoch);
+	if (node_step(t->node))
+		release_up_to(t, epoch);
 	return 0;
 }
 
@@ -158,7 +170,7 @@ static int sim_replay(struct tap *tap, const struct tap_record *rec, struct ft_e
 	struct sim_tap *t = (struct sim_tap *)tap;
 
 	(void)err;
-	if (t->node->world->mutant != MUTANT_NO_REPLAY)
+	if (t->node->world->mutant != MUTANT_NO_REPLAY && node_step(t->node))
 		check_output(t->node, rec);
 	return 0;
 }
