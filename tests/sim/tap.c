@@ -135,17 +135,26 @@ static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cur
 
 	if (t->node->world->mutant == MUTANT_OLD_EPOCHS_FORGOTTEN && epoch + 1 < t->open)
 		return 0;
-	for (; cursor->at < t->n; cursor->at++) {
+	for (; cursor->at < t->n && used < room; cursor->at++) {
 		const struct held *h = &t->held[cursor->at];
 		struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len};
+		uint8_t whole[TAP_RECORD_HEADER + RECORD_DATA_MAX];
+		size_t left;
 
 		if (h->epoch != epoch)
 			continue;
-		if (used + TAP_RECORD_HEADER + h->len > room)
+		/* A record may be cut anywhere; the rest goes into the next frame. */
+		tap_record_put_header(whole, &rec);
+		memcpy(whole + TAP_RECORD_HEADER, h->data, h->len);
+		left = TAP_RECORD_HEADER + h->len - cursor->offset;
+		if (left > room - used)
+			left = room - used;
+		memcpy(out + used, whole + cursor->offset, left);
+		used += left;
+		cursor->offset += left;
+		if (cursor->offset < TAP_RECORD_HEADER + h->len)
 			break;
-		tap_record_put_header(out + used, &rec);
-		memcpy(out + used + TAP_RECORD_HEADER, h->data, h->len);
-		used += TAP_RECORD_HEADER + h->len;
+		cursor->offset = 0;
 	}
 	return used;
 }
