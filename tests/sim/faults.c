@@ -10,7 +10,7 @@
 struct node *world_runner(struct world *w)
 {
 	for (unsigned i = 0; i < SIM_NODES; i++)
-		if (!w->nodes[i].crashed && w->nodes[i].machine && w->nodes[i].machine->running)
+		if (!w->nodes[i].crashed && !w->nodes[i].frozen && w->nodes[i].machine && w->nodes[i].machine->running)
 			return &w->nodes[i];
 	return &w->nodes[0];
 }
@@ -46,10 +46,8 @@ static void on_heal(void *ctx, uint64_t what)
 	}
 }
 
-static void cut_link(struct world *w, unsigned mask)
+static void cut_link(struct world *w, unsigned mask, uint64_t ms)
 {
-	uint64_t ms = world_range(w, 5, world_chance(w, 50) ? 100 : 2500);
-
 	world_log(w, "LINK CUT, %s, for %llu ms", mask == 3 ? "both ways" : mask == 1 ? "A to B" : "B to A", (unsigned long long)ms);
 	for (unsigned i = 0; i < SIM_NODES; i++) {
 		if (!(mask & 1u << i) || w->cut[i])
@@ -153,6 +151,30 @@ static void small_fault(struct world *w, struct node *p, struct node *s)
 	}
 }
 
+static void on_runner_crash(void *ctx, uint64_t powerless)
+{
+	struct world *w = ctx;
+
+	if (!w->faults_over)
+		node_crash(world_runner(w), powerless);
+}
+
+/* The old primary is away for long, and the new one does not live to tell it. */
+static void away(struct world *w, struct node *p)
+{
+	uint64_t ms = world_range(w, 1500, 3000);
+
+	if (p->crashed || p->frozen)
+		return;
+	if (world_chance(w, 50)) {
+		node_freeze(p, true);
+		world_after(w, ms * MS, NULL, on_thaw, p, p->incarnation);
+	} else {
+		cut_link(w, 3, ms);
+	}
+	world_after(w, world_range(w, w->options.takeover_ms, 800) * MS, NULL, on_runner_crash, w, world_chance(w, 50));
+}
+
 static void on_fault(void *ctx, uint64_t arg)
 {
 	struct world *w = ctx;
@@ -160,7 +182,7 @@ static void on_fault(void *ctx, uint64_t arg)
 
 	(void)arg;
 	w->injected++;
-	switch (world_range(w, 0, 16)) {
+	switch (world_range(w, 0, 18)) {
 	case 0:
 	case 1:
 		node_crash(p, world_chance(w, 50));
@@ -188,7 +210,7 @@ static void on_fault(void *ctx, uint64_t arg)
 		break;
 	case 9:
 	case 10:
-		cut_link(w, (unsigned)world_range(w, 1, 3));
+		cut_link(w, (unsigned)world_range(w, 1, 3), world_range(w, 5, world_chance(w, 50) ? 100 : 2500));
 		break;
 	case 11:
 		cut_arbiter(w);
@@ -201,7 +223,10 @@ static void on_fault(void *ctx, uint64_t arg)
 		w->corrupt_next = true;
 		break;
 	case 14:
+		away(w, p);
+		break;
 	case 15:
+	case 16:
 		operate(w, world_chance(w, 70) ? p : s);
 		break;
 	default:

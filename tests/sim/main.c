@@ -112,6 +112,10 @@ static void check_end(struct world *w)
 
 	if (guest_lost(w) && w->must_survive)
 		world_violation(w, "the guest was protected, met one fault, and is gone");
+	for (uint64_t op = 1; op <= w->answered_max; op++)
+		if (!w->seen_chain[op])
+			world_violation(w, "answer %llu never left, and the client has answer %llu", (unsigned long long)op,
+					(unsigned long long)w->answered_max);
 	if (settled(w) || w->answered_max + 8 >= SIM_OPS_MAX)
 		return;
 	if (w->now - w->last_answer_ns > S)
