@@ -111,7 +111,7 @@ void check_captured(struct node *n, const struct machine_state *state)
 	uint64_t epoch = n->engine->epoch;
 
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
-		(struct captured){.epoch = epoch, .hash = machine_hash(n->machine, state), .ops = state->ops, .chain = state->chain};
+		(struct captured){.epoch = epoch, .hash = machine_hash_quick(n->machine, state), .ops = state->ops, .chain = state->chain};
 }
 
 static void check_resumable(struct node *n, const struct machine_state *state, const char *what)

@@ -20,6 +20,7 @@ static void write_page(struct machine *m, unsigned page)
 
 	memcpy(m->ram + page * VMM_PAGE_BYTES + world_range(w, 0, world_chance(w, 50) ? 7 : 500) * 8, &value, sizeof value);
 	m->dirty[page] = 1;
+	m->page_stale[page] = true;
 }
 
 void machine_request(struct machine *m, uint64_t request)
@@ -37,6 +38,7 @@ void machine_request(struct machine *m, uint64_t request)
 	memset(block, (int)(request & 0xff), sizeof block);
 	memcpy(block, &m->state.chain, sizeof m->state.chain);
 	memcpy(n->disk.blocks[at], block, SIM_BLOCK);
+	m->block_stale[at] = true;
 	m->state.next_block++;
 	if (n->disk_tap)
 		sim_tap_output(n->disk_tap, TAP_DISK_WRITE, at * SIM_BLOCK, block, SIM_BLOCK);
@@ -54,10 +56,39 @@ void machine_request(struct machine *m, uint64_t request)
 
 uint64_t machine_hash(const struct machine *m, const struct machine_state *state)
 {
-	uint64_t ram = XXH3_64bits(m->ram, SIM_PAGES * VMM_PAGE_BYTES);
-	uint64_t disk = XXH3_64bits(m->node->disk.blocks, sizeof m->node->disk.blocks);
+	uint64_t sum = (state->chain * 7) ^ state->ops;
 
-	return ram ^ (disk * 3) ^ (state->chain * 7) ^ state->ops;
+	for (unsigned i = 0; i < SIM_PAGES; i++)
+		sum += XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
+	for (unsigned i = 0; i < SIM_BLOCKS; i++)
+		sum += XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+	return sum;
+}
+
+/* The same, from what was written since the last time: a running machine is hashed at every checkpoint. */
+uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state)
+{
+	uint64_t sum = (state->chain * 7) ^ state->ops;
+
+	for (unsigned i = 0; i < SIM_PAGES; i++) {
+		if (m->page_stale[i])
+			m->page_sum[i] = XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
+		m->page_stale[i] = false;
+		sum += m->page_sum[i];
+	}
+	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+		if (m->block_stale[i])
+			m->block_sum[i] = XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+		m->block_stale[i] = false;
+		sum += m->block_sum[i];
+	}
+	return sum;
+}
+
+static void all_stale(struct machine *m)
+{
+	memset(m->page_stale, 1, sizeof m->page_stale);
+	memset(m->block_stale, 1, sizeof m->block_stale);
 }
 
 void machine_forget_page(struct machine *m)
@@ -276,6 +307,7 @@ static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft
 	if (!node_step(m->node))
 		return ft_err_set(err, EINTR, "dying");
 	check_takeover(m->node, &m->state);
+	all_stale(m);
 	m->armed = false;
 	m->running = true;
 	return 0;
@@ -311,6 +343,7 @@ struct machine *machine_new(struct node *node, bool armed)
 		abort();
 	m->vmm.ops = &machine_ops;
 	m->node = node;
+	all_stale(m);
 	m->armed = armed;
 	m->running = !armed;
 	m->state.magic = MACHINE_MAGIC;

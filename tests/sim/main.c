@@ -63,6 +63,7 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->heartbeat_ms = (unsigned)world_range(w, 10, 50);
 	o->takeover_ms = o->heartbeat_ms * (unsigned)world_range(w, 4, 10);
 	o->faults = (unsigned)world_range(w, 0, 5);
+	o->base_pages = world_chance(w, 80) ? 64 : 8;
 	/* Small enough, sometimes, that a checkpoint does not fit. */
 	o->staging_bytes = world_chance(w, 30) ? 4 * 4096 : 64 * 4096;
 }

@@ -487,7 +487,7 @@ void node_start(struct node *n, bool primary)
 		.heartbeat_ms = o->heartbeat_ms,
 		.takeover_ms = o->takeover_ms,
 		.staging_bytes = o->staging_bytes,
-		.delta_base_bytes = 16 * 4096,
+		.delta_base_bytes = o->base_pages * 4096,
 		.generation = n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
 		.takeover_manual = o->takeover_manual,
 		.overflow = &overflow_ops,

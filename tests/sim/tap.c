@@ -24,7 +24,7 @@ struct sim_tap {
 	bool becomes_hold;
 	uint64_t open;
 	struct held *held;
-	unsigned n;
+	unsigned n, room;
 	uint8_t behind[SIM_BLOCKS];
 };
 
@@ -49,6 +49,12 @@ static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const vo
 	if (t->n == RECORDS_MAX) {
 		world_violation(t->node->world, "%s: tap holds more than %d outputs", t->node->name, RECORDS_MAX);
 		return;
+	}
+	if (t->n == t->room) {
+		t->room = t->room ? t->room * 2 : 64;
+		t->held = realloc(t->held, t->room * sizeof *t->held);
+		if (!t->held)
+			abort();
 	}
 	h = &t->held[t->n++];
 	*h = (struct held){.epoch = t->open, .kind = kind, .arg = arg, .len = len};
@@ -218,7 +224,7 @@ static struct tap *tap_new(struct node *node, const struct tap_ops *ops, const c
 {
 	struct sim_tap *t = calloc(1, sizeof *t);
 
-	if (!t || !(t->held = calloc(RECORDS_MAX, sizeof *t->held)))
+	if (!t)
 		abort();
 	t->tap.ops = ops;
 	t->tap.notify = (struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};

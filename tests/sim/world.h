@@ -61,11 +61,14 @@ struct machine {
 	uint8_t *ram; /* SIM_PAGES pages */
 	uint8_t dirty[SIM_PAGES];
 	uint8_t shadow[SIM_PAGES][64]; /* what a forgetful standby falls back to */
+	uint64_t page_sum[SIM_PAGES], block_sum[SIM_BLOCKS]; /* hashes of what is not stale */
+	bool page_stale[SIM_PAGES], block_stale[SIM_BLOCKS];
 	bool tracking, running, armed, dead;
 	struct machine_state state;
 };
 struct machine *machine_new(struct node *node, bool armed);
 uint64_t machine_hash(const struct machine *m, const struct machine_state *state);
+uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state);
 /* A standby's page loses what was written last (a mutant). */
 void machine_forget_page(struct machine *m);
 /* One request: RAM, disk and chain change, an answer goes out. */
@@ -150,7 +153,7 @@ struct options {
 	uint64_t request_us;
 	unsigned interval_ms, takeover_ms, heartbeat_ms;
 	unsigned faults; /* how many */
-	uint64_t staging_bytes;
+	uint64_t staging_bytes, base_pages;
 };
 
 /* Faults planted in the world; the checks must find each. */
