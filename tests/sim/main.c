@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/* ft-sim SEED: draws everything from the seed, runs the phases (faults, then calm), says what happened.
- * ft-sim --seeds FROM COUNT: many. --mutant NAME|all: a fault planted in the world that the checks must find. */
+/* ft-sim SEED: draws everything from the seed, runs the phases (faults, then calm), says what happened. Of many seeds only those that fail are
+ * told of. --mutant: a fault planted in the world, which the checks must find. */
 #include "tests/sim/world.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,6 +192,7 @@ bool simulate(uint64_t seed, enum mutant mutant, bool verbose)
 	if (!w->violated)
 		check_end(w);
 	ok = !w->violated;
+	w->verbose = false;
 	if (verbose || !ok)
 		printf("seed %llu%s%s: %s: %llu answers, %llu twice, %u takeovers, %u planned switches%s%s\n", (unsigned long long)seed,
 		       mutant ? ", mutant " : "", mutant ? mutant_name(mutant) : "", ok ? "ok" : "VIOLATION", (unsigned long long)w->answers,
@@ -212,47 +214,117 @@ static int find_mutant(enum mutant m, uint64_t from, uint64_t count)
 	return 1;
 }
 
-static int run_seeds(uint64_t from, uint64_t count)
-{
-	struct timespec a, b;
-	uint64_t failed = 0;
+/* ---- many seeds ---- */
 
-	clock_gettime(CLOCK_MONOTONIC, &a);
-	for (uint64_t seed = from; seed < from + count; seed++) {
-		if (simulate(seed, MUTANT_NONE, false))
-			continue;
-		printf("repeat it with: ft-sim %llu\n", (unsigned long long)seed);
-		failed++;
-	}
-	clock_gettime(CLOCK_MONOTONIC, &b);
-	printf("%llu seeds from %llu, %llu violations, %.0f seeds/s\n", (unsigned long long)count, (unsigned long long)from,
-	       (unsigned long long)failed, (double)count / ((double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9));
+#define TIMELINES_MAX 2 /* of the first seeds that fail; the others only get the command that repeats them */
+
+static double seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static bool run_seed(uint64_t seed, unsigned *failed)
+{
+	if (simulate(seed, MUTANT_NONE, false))
+		return true;
+	if ((*failed)++ < TIMELINES_MAX)
+		(void)simulate(seed, MUTANT_NONE, true);
+	printf("repeat it with: ft-sim %llu\n", (unsigned long long)seed);
+	return false;
+}
+
+/* Until count seeds or the time is over. */
+static int run_seeds(uint64_t from, uint64_t count, double within_s)
+{
+	double start = seconds(), took;
+	unsigned failed = 0;
+	uint64_t done = 0;
+
+	while (done < count && seconds() - start < within_s)
+		(void)run_seed(from + done++, &failed);
+	took = seconds() - start;
+	printf("%llu seeds from %llu, %u violations, %.0f seeds/s\n", (unsigned long long)done, (unsigned long long)from, failed,
+	       (double)done / (took > 0 ? took : 1));
 	return failed ? 1 : 0;
+}
+
+/* A commit's hash gives every commit seeds of its own, and the same ones again; else the time does. */
+static int run_fresh(double within_s, const char *hash)
+{
+	char digits[13];
+	uint64_t from;
+
+	snprintf(digits, sizeof digits, "%s", hash);
+	from = strtoull(digits, NULL, 16);
+	if (!from)
+		from = (uint64_t)time(NULL);
+	printf("fresh seeds from %llu on\n", (unsigned long long)from);
+	return run_seeds(from, UINT64_MAX, within_s);
+}
+
+/* Lines: a seed, and behind it what it found. */
+static int run_file(const char *path)
+{
+	FILE *file = fopen(path, "re");
+	char line[512];
+	unsigned failed = 0, n = 0;
+
+	if (!file) {
+		fprintf(stderr, "ft-sim: %s: %s\n", path, strerror(errno));
+		return 2;
+	}
+	while (fgets(line, sizeof line, file)) {
+		if (line[0] < '0' || line[0] > '9')
+			continue;
+		n++;
+		if (!run_seed(strtoull(line, NULL, 10), &failed))
+			printf("which found before: %s", line);
+	}
+	fclose(file);
+	printf("%u seeds that found something before, %u violations\n", n, failed);
+	return failed || !n ? 1 : 0;
+}
+
+static int run_mutants(const char *name, uint64_t count)
+{
+	int rc = 0;
+	bool known = false;
+
+	for (int m = 1; m < MUTANT_N; m++) {
+		if (strcmp(name, "all") && strcmp(name, mutant_names[m]))
+			continue;
+		known = true;
+		rc |= find_mutant((enum mutant)m, 1, count);
+	}
+	if (!known)
+		fprintf(stderr, "ft-sim: no such mutant: %s\n", name);
+	return known ? rc : 2;
 }
 
 static void usage(void)
 {
 	puts("usage: ft-sim SEED                       one run, with its timeline\n"
 	     "       ft-sim --seeds FROM COUNT         many, quietly\n"
+	     "       ft-sim --fresh SECONDS [HASH]     as many as fit, from a commit's hash on, else from the time on\n"
+	     "       ft-sim --file FILE                those in the file\n"
 	     "       ft-sim --mutant NAME|all [COUNT]  must be found within COUNT (2000) seeds");
 }
 
 int main(int argc, char **argv)
 {
-	int rc = 0;
-
-	if (argc == 2 && argv[1][0] != '-')
+	if (argc == 2 && argv[1][0] >= '0' && argv[1][0] <= '9')
 		return simulate(strtoull(argv[1], NULL, 0), MUTANT_NONE, true) ? 0 : 1;
 	if (argc == 4 && !strcmp(argv[1], "--seeds"))
-		return run_seeds(strtoull(argv[2], NULL, 0), strtoull(argv[3], NULL, 0));
-	if (argc >= 3 && !strcmp(argv[1], "--mutant")) {
-		uint64_t count = argc > 3 ? strtoull(argv[3], NULL, 0) : 2000;
-
-		for (int m = 1; m < MUTANT_N; m++)
-			if (!strcmp(argv[2], "all") || !strcmp(argv[2], mutant_names[m]))
-				rc |= find_mutant((enum mutant)m, 1, count);
-		return rc;
-	}
+		return run_seeds(strtoull(argv[2], NULL, 0), strtoull(argv[3], NULL, 0), 1e9);
+	if (argc >= 3 && argc <= 4 && !strcmp(argv[1], "--fresh"))
+		return run_fresh(strtod(argv[2], NULL), argc > 3 ? argv[3] : "");
+	if (argc == 3 && !strcmp(argv[1], "--file"))
+		return run_file(argv[2]);
+	if (argc >= 3 && argc <= 4 && !strcmp(argv[1], "--mutant"))
+		return run_mutants(argv[2], argc > 3 ? strtoull(argv[3], NULL, 0) : 2000);
 	usage();
 	return argc == 2 && !strcmp(argv[1], "--help") ? 0 : 2;
 }
