@@ -133,7 +133,7 @@ static struct tracker *open_both(struct target t)
 		{(uintptr_t)mem.shared, (uint64_t)PAGES * PAGE},
 		{(uintptr_t)mem.anon, (uint64_t)PAGES * PAGE},
 	};
-	struct tracker *tracker;
+	struct tracker *tracker = NULL;
 	struct ft_err err = {0};
 
 	if (tracker_check(t.pid, &err) || tracker_open(t.pid, t.pidfd, regions, 2, &tracker, &err))
