@@ -246,6 +246,7 @@ static void body_obey_as_nobody(void)
 {
 	if (!geteuid() && (setgid(65534) || setuid(65534)))
 		_exit(1);
+	prctl(PR_SET_PDEATHSIG, SIGKILL); // forgotten by setuid
 	sh->fd = open("/proc/self/exe", O_RDONLY);
 	body_obey();
 }
