@@ -46,8 +46,9 @@ int tracker_check(pid_t pid, struct ft_err *err);
 int tracker_open(pid_t pid, int pidfd, const struct tracker_region *regions, unsigned regions_n,
 		 struct tracker **out, struct ft_err *err);
 /* dirty |= pages written since the last scan, and protects them again, atomically per page. *found
- * (may be NULL): pages of this scan. After an error (-ESRCH: the process is gone) any page may have
- * been missed, and the tracker is good for tracker_close() only. */
+ * (may be NULL): pages of this scan; one that is written meanwhile may count twice. After an error
+ * (-ESRCH: the process is gone) any page may have been missed, and the tracker is good for
+ * tracker_close() only. */
 int tracker_scan(struct tracker *t, struct ft_bitmap *dirty, uint64_t *found, struct ft_err *err);
 /* min(pages that a scan would find, max); protects nothing. -errno. */
 long tracker_peek(struct tracker *t, long max);
