@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only way from the engine into a VMM. What holds for every VMM is asserted here, once.
+#include "vmm-glue/vmm.h"
+
+#include <assert.h>
+
+void vmm_info(struct vmm *vmm, struct vmm_info *info)
+{
+	vmm->ops->info(vmm, info);
+	assert(info->kind);
+	assert(info->ram_bytes % VMM_PAGE_BYTES == 0);
+	assert(info->disks_n <= VMM_DISKS_MAX);
+	assert(info->nics_n <= VMM_NICS_MAX);
+}
+
+const char *vmm_status(struct vmm *vmm)
+{
+	return vmm->ops->status(vmm);
+}
+
+int vmm_poll_fd(struct vmm *vmm)
+{
+	return vmm->ops->poll_fd ? vmm->ops->poll_fd(vmm) : -1;
+}
+
+void vmm_poll(struct vmm *vmm)
+{
+	if (vmm->ops->poll)
+		vmm->ops->poll(vmm);
+}
+
+int vmm_check(struct vmm *vmm, struct ft_err *err)
+{
+	return vmm->ops->check(vmm, err);
+}
+
+int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err)
+{
+	assert(points);
+	return vmm->ops->taps_in(vmm, points, err);
+}
+
+int vmm_taps_out(struct vmm *vmm, struct ft_err *err)
+{
+	return vmm->ops->taps_out(vmm, err);
+}
+
+int vmm_track_start(struct vmm *vmm, struct ft_err *err)
+{
+	return vmm->ops->track_start(vmm, err);
+}
+
+void vmm_track_stop(struct vmm *vmm)
+{
+	vmm->ops->track_stop(vmm);
+}
+
+int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err)
+{
+	assert(dirty->bits > 0);
+	return vmm->ops->harvest(vmm, dirty, err);
+}
+
+long vmm_dirty_peek(struct vmm *vmm, long max)
+{
+	assert(max > 0);
+	return vmm->ops->dirty_peek(vmm, max);
+}
+
+int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
+		   struct ft_err *err)
+{
+	assert(n == 0 || (pfns && target));
+	return n ? vmm->ops->read_pages(vmm, pfns, n, target, err) : 0;
+}
+
+int vmm_checkpoint_prepare(struct vmm *vmm, struct ft_err *err)
+{
+	return vmm->ops->checkpoint_prepare ? vmm->ops->checkpoint_prepare(vmm, err) : 0;
+}
+
+int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
+		   const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err)
+{
+	uint64_t owed = pending->count;
+	int ret;
+
+	assert(capture->pages && capture->pfns && capture->pages_max > 0);
+	assert(capture->state);
+	assert(hooks->stopped);
+	capture->pages_n = capture->state_len = 0;
+	ret = vmm->ops->checkpoint(vmm, pending, capture, hooks, keep_stopped, err);
+	assert(pending->count >= owed); // bits are the caller's to clear, whatever happened
+	assert(ret || capture->pages_n <= capture->pages_max);
+	assert(ret || (capture->state_len > 0 && capture->state_len <= VMM_STATE_BYTES_MAX));
+	return ret;
+}
+
+int vmm_stop(struct vmm *vmm, struct ft_err *err)
+{
+	return vmm->ops->stop(vmm, err);
+}
+
+int vmm_cont(struct vmm *vmm, struct ft_err *err)
+{
+	return vmm->ops->cont(vmm, err);
+}
+
+void vmm_quit(struct vmm *vmm, bool orderly, unsigned within_ms)
+{
+	vmm->ops->quit(vmm, orderly, within_ms);
+}
+
+int vmm_ram_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
+{
+	assert(digest);
+	return vmm->ops->ram_digest(vmm, digest, err);
+}
+
+uint8_t *vmm_image(struct vmm *vmm)
+{
+	return vmm->ops->image(vmm);
+}
+
+int vmm_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
+{
+	assert(state);
+	assert(len > 0 && len <= VMM_STATE_BYTES_MAX);
+	return vmm->ops->trial(vmm, state, len, err);
+}
+
+int vmm_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
+{
+	assert(state);
+	assert(len > 0 && len <= VMM_STATE_BYTES_MAX);
+	return vmm->ops->resume(vmm, state, len, err);
+}
+
+void vmm_free(struct vmm *vmm)
+{
+	if (vmm)
+		vmm->ops->free(vmm);
+}
