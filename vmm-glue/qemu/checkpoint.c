@@ -16,10 +16,10 @@
 #include "vmm-glue/qemu/internal.h"
 
 #define COPY_BATCH 128 /* pages between two looks at QEMU: about 0.15 ms */
-#define FIRST_BYTE_MS                                                                              \
-	1000 /* draining a disk may take that long; the keeper's bound is VMM_HOLD_MAX_MS */
-#define LAST_WRITE_MS 500
-#define END_MS	      500
+/* Together with the copying less than the keeper's VMM_HOLD_MAX_MS. */
+#define FIRST_BYTE_MS 900 /* draining a slow disk may take long */
+#define LAST_WRITE_MS 300
+#define END_MS	      300
 
 int qemu_track_start(struct vmm *vmm, struct ft_err *err)
 {
