@@ -24,14 +24,18 @@ void engine_set_state(struct ft_engine *e, enum ft_state to, const char *fmt, ..
 	va_start(ap, fmt);
 	vsnprintf(why, sizeof why, fmt, ap);
 	va_end(ap);
+	if (e->state.now == to && !strcmp(e->state.reason, why))
+		return;
 	ft_state_set(&e->state, to, engine_now(e), "%s", why);
 	e->env->changed(e->env_ctx);
 }
 
 void engine_note_error(struct ft_engine *e, const struct ft_err *err)
 {
+	/* The same trouble again, as when a peer is away for hours, is not news. */
+	if (strcmp(e->last_error, err->text))
+		ft_warn("%s: %s", e->config.name, err->text);
 	snprintf(e->last_error, sizeof e->last_error, "%s", err->text);
-	ft_warn("%s: %s", e->config.name, err->text);
 }
 
 void done_call(struct ft_done *done, const struct ft_err *err, uint64_t value)

@@ -58,6 +58,8 @@ struct ft_env_ops {
 	void (*disks_all_behind)(void *ctx);
 	int (*disk_next)(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk, struct ft_err *err);
 	uint64_t (*disks_behind)(void *ctx);
+	/* Shared disks, released up to the last epoch, are let go for good: the other host may have them from now on. */
+	void (*disks_yield)(void *ctx);
 	/* on: if this process dies, the VM must not go on (keeper). */
 	void (*guard)(void *ctx, bool on);
 	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the engine's vmm to NULL. The taps go too. */

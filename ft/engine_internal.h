@@ -106,6 +106,7 @@ struct ft_standby {
 	uint64_t unlinked_ns; /* since when the data connection is gone, 0 = it is there */
 	bool suspicious;      /* takeover wanted, not granted (yet) */
 	uint64_t retry_ns;
+	uint64_t takeover_ns; /* when the takeover began */
 	bool handover;	      /* takeover by agreement */
 	bool offering;	      /* after a planned switch: looks for the new primary by itself */
 	struct ft_done failover_done;

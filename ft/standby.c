@@ -499,6 +499,8 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 	struct ft_err err = {0};
 	int rc = 0;
 
+	if (e->state.now != FT_STANDBY)
+		return; /* taking over: the primary has nothing more to say */
 	if (msg->type == FT_MSG_SETUP) {
 		on_setup(e, msg);
 	} else if (msg->generation != e->standby.primary_generation || !e->standby.armed) {

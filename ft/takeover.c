@@ -9,6 +9,10 @@
 #include "ft/log.h"
 
 
+#define TAKEOVER_RETRY_MS 50
+
+static void takeover_continue(struct ft_engine *e);
+
 /* ---- standby: suspicion ---- */
 
 static void want_takeover(struct ft_engine *e, const char *why)
@@ -31,6 +35,8 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 {
 	struct ft_standby *s = &e->standby;
 
+	if (e->state.now != FT_STANDBY)
+		return; /* the guest is ours already */
 	if (data) {
 		s->stage.epoch = 0;
 		if (!s->committed) {
@@ -67,6 +73,12 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 	struct ft_standby *s = &e->standby;
 	uint64_t wake = UINT64_MAX;
 
+	if (e->state.now == FT_TAKEOVER) {
+		if (now < s->retry_ns)
+			return s->retry_ns;
+		takeover_continue(e);
+		return now;
+	}
 	if (s->committed && s->unlinked_ns && !engine_data(e) && engine_beat_link(e)) {
 		uint64_t until = s->unlinked_ns + e->config.takeover_ms * NS_PER_MS;
 
@@ -126,18 +138,32 @@ static void takeover_failed(struct ft_engine *e, const struct ft_err *err)
 void takeover_run(struct ft_engine *e, uint64_t generation)
 {
 	struct ft_standby *s = &e->standby;
-	struct ft_stage *g = &s->stage;
-	unsigned which = g->staging ^ 1;
-	uint64_t started = engine_now(e);
-	struct ft_err err = {0};
 
 	engine_set_state(e, FT_TAKEOVER, "epoch %llu, generation %llu%s", (unsigned long long)s->committed, (unsigned long long)generation,
 			 s->handover ? ", by agreement" : "");
 	engine_watch(e, false);
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
-	if (e->env->store_activate(e->env_ctx, generation, s->committed, &err) ||
-	    vmm_resume(e->vmm, g->state[which], g->state_len[which], &err)) {
+	s->takeover_ns = engine_now(e);
+	takeover_continue(e);
+}
+
+static void takeover_continue(struct ft_engine *e)
+{
+	struct ft_standby *s = &e->standby;
+	struct ft_stage *g = &s->stage;
+	unsigned which = g->staging ^ 1;
+	struct ft_err err = {0};
+	int rc = e->env->store_activate(e->env_ctx, e->generation, s->committed, &err);
+
+	/* A shared disk that the old primary still holds, dead or asleep: it must let go first. The grant is ours, so this waits. */
+	if (rc == -EBUSY) {
+		engine_set_state(e, FT_TAKEOVER, "waiting for the old primary to let go: %s", err.text);
+		s->retry_ns = engine_now(e) + TAKEOVER_RETRY_MS * NS_PER_MS;
+		ft_engine_tick(e);
+		return;
+	}
+	if (rc || vmm_resume(e->vmm, g->state[which], g->state_len[which], &err)) {
 		takeover_failed(e, &err);
 		return;
 	}
@@ -161,7 +187,7 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 	e->untap_ns = engine_now(e) + FT_PASS_SETTLE_MS * NS_PER_MS;
 	ft_overhead_start(&e->overhead, engine_now(e));
 	engine_set_state(e, FT_SOLO, "took over from %s at epoch %llu in %llu ms", s->primary_host, (unsigned long long)e->committed,
-			 (unsigned long long)((engine_now(e) - started) / NS_PER_MS));
+			 (unsigned long long)((engine_now(e) - s->takeover_ns) / NS_PER_MS));
 	done_call(&s->failover_done, NULL, e->committed);
 	ft_engine_tick(e);
 }
@@ -179,6 +205,13 @@ int switch_start(struct ft_engine *e, struct ft_err *err)
 
 void switch_acked(struct ft_engine *e)
 {
+	struct ft_err err = {0};
+
+	/* What a shared disk still owes must be on it before the other side reads it; frames that are let go here never leave, for the VM
+	 * does not run again. */
+	if (tap_chain_release(&e->chain, e->committed, &err))
+		engine_note_error(e, &err);
+	e->env->disks_yield(e->env_ctx);
 	e->primary.stopped = !e->primary.vm_dead;
 	e->primary.phase = PRIMARY_HANDING;
 	e->primary.deadline_ns = engine_now(e) + FT_HANDOVER_MAX_MS * NS_PER_MS;

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "transport/tls_internal.h"
+#include "transport/uri.h"
 
 #define TLS_SUITES "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 #define TLS_GROUPS "X25519:P-256"
@@ -47,7 +48,12 @@ static int check_set(const struct tls_files *files, struct ft_err *err)
 			      : !files->key  ? "key"
 					     : NULL;
 
-	return missing ? ft_err_set(err, EINVAL, "TLS: %s is not configured", missing) : 0;
+	if (missing)
+		return ft_err_set(err, EINVAL, "TLS: %s is not configured", missing);
+	if (files->peer && (!*files->peer || strlen(files->peer) > URI_HOST_MAX))
+		return ft_err_set(err, EINVAL, "TLS: peer: must have 1 to %d characters",
+				  URI_HOST_MAX);
+	return 0;
 }
 
 static int check_times(X509 *cert, const char *path, struct ft_err *err)

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keeper: a tiny process of its own that watches one agent and does three things (design, "two rules that are easy to break"):
- *   - the agent froze while it holds the guest (a hold that is past its deadline): SIGKILL the agent; the pipe closes, QEMU resumes;
+/* The keeper: a tiny process of its own that watches one agent and does three things (design, "two
+ * rules that are easy to break"):
+ *   - the agent froze while it holds the guest (a hold that is past its deadline): SIGKILL the
+ * agent; the pipe closes, QEMU resumes;
  *   - the agent died while the guest is protected: SIGKILL that QEMU, for the standby will have it;
  *   - the agent died while the guest is solo: nothing; a new agent attaches again.
- * It ends with the agent. It is forked before the agent has threads or descriptors that matter, keeps only a pidfd of the agent, one of
- * the QEMU and a page of shared memory, allocates nothing and calls only async-signal-safe functions. */
+ * It ends with the agent. It is forked before the agent has threads or descriptors that matter,
+ * keeps only a pidfd of the agent, one of the QEMU, a socket to the agent, a page of shared memory
+ * and standard error (one line when it kills somebody), allocates nothing and calls only
+ * async-signal-safe functions. It has a session of its own and no signal but SIGKILL reaches it. */
 #ifndef VMM_GLUE_KEEPER_H
 #define VMM_GLUE_KEEPER_H
 
@@ -18,14 +22,21 @@ struct keeper;
 
 /* Start-up, single-threaded. hold_max_ms: a hold longer than this is a frozen agent. */
 int keeper_start(unsigned hold_max_ms, struct keeper **out, struct ft_err *err);
-/* Which process is the guest's QEMU (0: none). The keeper takes a pidfd of its own and checks that the process is the one meant by its
- * start time. Returns when the keeper has it (<= 100 ms), -ETIMEDOUT if it does not answer. */
+/* Which process is the guest's QEMU (0: none). The caller knows it to be alive: its own child, not
+ * yet reaped, or verified with a pidfd afterwards. From then on the keeper holds a pidfd, and a
+ * reused pid is never touched. Returns when the keeper has it (<= 100 ms). -EPERM: it could not
+ * kill that process; -ETIMEDOUT: it does not answer; -ESRCH or -EPIPE: one of the two is gone. One
+ * thread at a time. */
 int keeper_watch(struct keeper *k, pid_t vmm_pid, struct ft_err *err);
-/* protected: if the agent dies now, the guest must not go on here. Takes effect before it returns. Any thread. */
+/* protected: if the agent dies now, the guest must not go on here. Takes effect before it returns.
+ * Any thread. */
 void keeper_set_protected(struct keeper *k, bool is_protected);
 /* Around the time in which the guest is held. Lock-free, no system call but clock_gettime. */
 void keeper_hold_begin(struct keeper *k);
 void keeper_hold_end(struct keeper *k);
+/* false: somebody killed the keeper. The agent goes on, but a guest should not stay protected
+ * without one. Any thread. */
+bool keeper_alive(const struct keeper *k);
 /* Orderly end: the keeper does nothing more and is reaped. Accepts NULL. */
 void keeper_stop(struct keeper *k);
 

@@ -9,7 +9,6 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,16 +149,23 @@ int tracker_check(pid_t pid, struct ft_err *err)
 	return ret;
 }
 
-// pread() of a pagemap gives nothing once the address space is gone. Said after a scan it proves
-// that there was something to scan.
+static int scan_failed(int code, struct ft_err *err)
+{
+	return ft_err_set(err, code, "dirty page tracker: scan: %s",
+			  code == ESRCH ? "the process is gone" : strerror(code));
+}
+
+// A scan of an address space that is being torn down may find nothing and say so without an error.
+// pread() of its pagemap gives nothing then; when it does give something after a scan, there was
+// something to scan.
 static int check_alive(const struct tracker *t, struct ft_err *err)
 {
 	uint64_t entry;
+	off_t at = (off_t)(t->regions[0].start / PAGE_BYTES * sizeof entry);
 
-	if (pread(t->pagemap, &entry, sizeof entry,
-		  (off_t)(t->regions[0].start / PAGE_BYTES * sizeof entry)) == sizeof entry)
-		return 0;
-	return ft_err_set(err, ESRCH, "dirty page tracker: scan: the process is gone");
+	return pread(t->pagemap, &entry, sizeof entry, at) == sizeof entry
+		       ? 0
+		       : scan_failed(ESRCH, err);
 }
 
 static void set_regions(struct tracker *t, const struct tracker_region *regions, unsigned regions_n)
@@ -255,30 +261,37 @@ static uint64_t range_pages(const struct page_region *range)
 	return (range->end - range->start) / PAGE_BYTES;
 }
 
+// The ranges that a scan left in t->ranges go into the bitmap. Returns the number of pages.
+static uint64_t take_ranges(const struct tracker *t, unsigned region, int n,
+			    struct ft_bitmap *dirty)
+{
+	uint64_t start = t->regions[region].start, pages = 0;
+
+	for (int i = 0; i < n; i++) {
+		const struct page_region *range = &t->ranges[i];
+
+		ft_bitmap_set_range(dirty,
+				    t->first_page[region] + (range->start - start) / PAGE_BYTES,
+				    range_pages(range));
+		pages += range_pages(range);
+	}
+	return pages;
+}
+
 int tracker_scan(struct tracker *t, struct ft_bitmap *dirty, uint64_t *found, struct ft_err *err)
 {
 	uint64_t pages = 0;
 
 	assert(dirty->bits >= t->pages);
 	for (unsigned i = 0; i < t->regions_n; i++) {
-		const struct tracker_region *r = &t->regions[i];
-		struct pm_scan_arg arg = scan_arg(t, r, PM_SCAN_WP_MATCHING);
+		struct pm_scan_arg arg = scan_arg(t, &t->regions[i], PM_SCAN_WP_MATCHING);
 
 		for (; arg.start < arg.end; arg.start = arg.walk_end) {
 			int n = ioctl(t->pagemap, PAGEMAP_SCAN, &arg);
 
 			if (n < 0)
-				return ft_err_set(err, errno,
-						  "dirty page tracker: scan %#" PRIx64 ": %s",
-						  (uint64_t)arg.start, strerror(errno));
-			for (int k = 0; k < n; k++) {
-				const struct page_region *range = &t->ranges[k];
-				uint64_t first =
-					t->first_page[i] + (range->start - r->start) / PAGE_BYTES;
-
-				ft_bitmap_set_range(dirty, first, range_pages(range));
-				pages += range_pages(range);
-			}
+				return scan_failed(errno, err);
+			pages += take_ranges(t, i, n, dirty);
 		}
 	}
 	if (found)

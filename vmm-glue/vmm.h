@@ -139,7 +139,9 @@ struct vmm {
 	struct vmm_events events; /* set by the owner before anything else is called */
 };
 
-/* Callers use these: each asserts what the contract says about its arguments and calls the op. */
+/* ---- what the engine calls ----
+ * One for each op, same contract; they assert what holds for every VMM. All ops are required but poll_fd and poll (of a VMM that has
+ * nothing to poll) and checkpoint_prepare (of one whose checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
 const char *vmm_status(struct vmm *vmm);
 int vmm_poll_fd(struct vmm *vmm);
@@ -153,8 +155,8 @@ int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);
 long vmm_dirty_peek(struct vmm *vmm, long max);
 int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target, struct ft_err *err);
 int vmm_checkpoint_prepare(struct vmm *vmm, struct ft_err *err);
-int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture, const struct vmm_hold_hooks *hooks,
-		   bool keep_stopped, struct ft_err *err);
+int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
+		   const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err);
 int vmm_stop(struct vmm *vmm, struct ft_err *err);
 int vmm_cont(struct vmm *vmm, struct ft_err *err);
 void vmm_quit(struct vmm *vmm, bool orderly, unsigned within_ms);
@@ -162,6 +164,7 @@ int vmm_ram_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err);
 uint8_t *vmm_image(struct vmm *vmm);
 int vmm_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 int vmm_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
-void vmm_free(struct vmm *vmm); /* accepts NULL */
+/* Accepts NULL. */
+void vmm_free(struct vmm *vmm);
 
 #endif

@@ -22,8 +22,8 @@
 #include "transport/tls_internal.h"
 
 #define RATIO_MIN   0.7
-#define ROUND_BYTES (512u << 20)
-#define ROUNDS	    5
+#define ROUND_BYTES (128u << 20)
+#define ROUNDS	    20
 
 enum how { BARE, SEND, RESERVE };
 static const char *const how_names[] = {"bare", "send", "reserve"};
@@ -203,7 +203,7 @@ static struct tls_config *make_config(void)
 {
 	char dir[] = "/tmp/ft-bench-XXXXXX", ca[64], cert[64], key[64], ca_key[64];
 	struct tls_files files = {ca, cert, key, NULL};
-	struct tls_config *config;
+	struct tls_config *config = NULL;
 	struct ft_err err;
 
 	if (!mkdtemp(dir))

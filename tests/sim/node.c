@@ -216,6 +216,11 @@ static uint64_t env_disks_behind(void *ctx)
 	return sim_disk_tap_behind(((struct node *)ctx)->disk_tap);
 }
 
+static void env_disks_yield(void *ctx)
+{
+	(void)ctx;
+}
+
 static void env_guard(void *ctx, bool on)
 {
 	((struct node *)ctx)->guarded = on;
@@ -306,7 +311,7 @@ static void env_changed(void *ctx)
 const struct ft_env_ops node_env = {
 	.now_ns = env_now, .wake_at = env_wake_at, .random = env_random, .dial = env_dial, .hang_up = env_hang_up,
 	.taps_in = env_taps_in, .taps_out = env_taps_out, .firing = env_firing, .describe = env_describe,
-	.disks_all_behind = env_disks_all_behind, .disk_next = env_disk_next, .disks_behind = env_disks_behind, .guard = env_guard,
+	.disks_all_behind = env_disks_all_behind, .disk_next = env_disk_next, .disks_behind = env_disks_behind, .disks_yield = env_disks_yield, .guard = env_guard,
 	.vm_end = env_vm_end, .arm = env_arm, .disarm = env_disarm, .store_sync = env_store_sync, .store_apply = env_store_apply,
 	.store_commit = env_store_commit, .store_released = env_store_released, .store_activate = env_store_commit,
 	.store_outdate = env_store_outdate, .generation = env_generation, .changed = env_changed,

@@ -106,64 +106,6 @@ static void stop_nbd(void)
 	process_close(&nbd_server);
 }
 
-/* The relay of a network tap that lets everything through. */
-struct relay {
-	int out_listener, in_listener, out, in;
-	unsigned frames;
-};
-
-static void relay_listen(struct relay *r)
-{
-	unlink(guest_path("net.out"));
-	unlink(guest_path("net.in"));
-	*r = (struct relay){unix_listen(guest_path("net.out")), unix_listen(guest_path("net.in")),
-			    -1, -1, 0};
-}
-
-static void relay_accept(struct relay *r)
-{
-	r->out = accept4(r->out_listener, NULL, NULL, SOCK_CLOEXEC);
-	r->in = accept4(r->in_listener, NULL, NULL, SOCK_CLOEXEC);
-	assert_true(r->out >= 0 && r->in >= 0);
-}
-
-static void relay_close(struct relay *r)
-{
-	close(r->out);
-	close(r->in);
-	close(r->out_listener);
-	close(r->in_listener);
-}
-
-/* Sends one message through the tap: relays what the guest transmits until the echo is there. */
-static void echo_through(struct relay *r, int tcp)
-{
-	char got[32];
-	size_t have = 0;
-
-	assert_int_equal(send(tcp, "through the tap", 15, 0), 15);
-	while (have < 15) {
-		struct pollfd p[2] = {{.fd = r->out, .events = POLLIN},
-				      {.fd = tcp, .events = POLLIN}};
-		char frame[65536];
-		ssize_t n;
-
-		assert_true(poll(p, 2, 10000) > 0);
-		if (p[0].revents) {
-			n = recv(r->out, frame, sizeof frame, 0);
-			assert_true(n > 0);
-			assert_int_equal(send(r->in, frame, (size_t)n, 0), n);
-			r->frames++;
-		}
-		if (p[1].revents) {
-			n = recv(tcp, got + have, sizeof got - have, 0);
-			assert_true(n > 0);
-			have += (size_t)n;
-		}
-	}
-	assert_memory_equal(got, "through the tap", 15);
-}
-
 static struct vmm *attach(void)
 {
 	struct vmm *vm = NULL;

@@ -131,31 +131,38 @@ static inline void guest_make_disk(const char *path)
 }
 
 /* name: "p" with tapp, anything else with taps. Disk and NIC as configured; the caller may change
- * what it likes. */
+ * what it likes. Once per name. */
 static inline struct qemu_config guest_config(const char *name, const char *append)
 {
-	static char lines[4][256];
-	static unsigned next;
-	struct qemu_config c = {
-		.name = name, .run_dir = guest_run, .memory_bytes = GUEST_MEMORY, .cpus = 1};
+	static struct {
+		char append[256], tty[VMM_PATH_MAX], log[VMM_PATH_MAX], disk[VMM_PATH_MAX];
+	} texts[2], *t;
+	bool is_p = !strcmp(name, "p");
 
-	next = (next + 1) % 4;
-	snprintf(lines[next], sizeof lines[next], "console=ttyS0 quiet panic=1 tsc=unstable %s",
+	t = &texts[is_p];
+	snprintf(t->append, sizeof t->append, "console=ttyS0 quiet panic=1 tsc=unstable %s",
 		 append);
-	c.kernel = guest_kernel;
-	c.initrd = guest_initrd;
-	c.append = lines[next];
-	c.disks_n = c.nics_n = 1;
-	c.disks[0].id = "root";
-	c.disks[0].image = guest_path("disk.img");
-	c.nics[0].id = "net0";
-	c.nics[0].mac = "52:54:00:00:00:02";
-	c.nics[0].ifname = strcmp(name, "p") ? "taps" : "tapp";
-	c.uuid = "3f6f1c1e-8d3c-4f0e-9d44-0123456789ab";
-	snprintf(lines[next] + 200, 56, "%s", name);
-	c.console = guest_path(strcmp(name, "p") ? "s.tty" : "p.tty");
-	c.console_log = guest_path(strcmp(name, "p") ? "s.console" : "p.console");
-	return c;
+	snprintf(t->tty, sizeof t->tty, "%s/%s.tty", guest_run, name);
+	snprintf(t->log, sizeof t->log, "%s/%s.console", guest_run, name);
+	snprintf(t->disk, sizeof t->disk, "%s/disk.img", guest_run);
+	return (struct qemu_config){
+		.name = name,
+		.run_dir = guest_run,
+		.memory_bytes = GUEST_MEMORY,
+		.cpus = 1,
+		.kernel = guest_kernel,
+		.initrd = guest_initrd,
+		.append = t->append,
+		.uuid = "3f6f1c1e-8d3c-4f0e-9d44-0123456789ab",
+		.disks_n = 1,
+		.nics_n = 1,
+		.disks = {{.id = "root", .image = t->disk}},
+		.nics = {{.id = "net0",
+			  .mac = "52:54:00:00:00:02",
+			  .ifname = is_p ? "tapp" : "taps"}},
+		.console = t->tty,
+		.console_log = t->log,
+	};
 }
 
 /* Everything that a file holds, "" when there is none. Static buffer. */
@@ -303,6 +310,64 @@ static inline void tcp_echo(int fd, int number)
 	assert_int_equal(send(fd, sent, 15, MSG_NOSIGNAL), 15);
 	assert_int_equal(recv(fd, got, 15, MSG_WAITALL), 15);
 	assert_memory_equal(sent, got, 15);
+}
+
+/* The relay of a network tap that lets everything through. */
+struct relay {
+	int out_listener, in_listener, out, in;
+	unsigned frames;
+};
+
+static inline void relay_listen(struct relay *r)
+{
+	unlink(guest_path("net.out"));
+	unlink(guest_path("net.in"));
+	*r = (struct relay){unix_listen(guest_path("net.out")), unix_listen(guest_path("net.in")),
+			    -1, -1, 0};
+}
+
+static inline void relay_accept(struct relay *r)
+{
+	r->out = accept4(r->out_listener, NULL, NULL, SOCK_CLOEXEC);
+	r->in = accept4(r->in_listener, NULL, NULL, SOCK_CLOEXEC);
+	assert_true(r->out >= 0 && r->in >= 0);
+}
+
+static inline void relay_close(struct relay *r)
+{
+	close(r->out);
+	close(r->in);
+	close(r->out_listener);
+	close(r->in_listener);
+}
+
+/* Sends one message through the tap: relays what the guest transmits until the echo is there. */
+static inline void echo_through(struct relay *r, int tcp)
+{
+	char got[32];
+	size_t have = 0;
+
+	assert_int_equal(send(tcp, "through the tap", 15, 0), 15);
+	while (have < 15) {
+		struct pollfd p[2] = {{.fd = r->out, .events = POLLIN},
+				      {.fd = tcp, .events = POLLIN}};
+		char frame[65536];
+		ssize_t n;
+
+		assert_true(poll(p, 2, 10000) > 0);
+		if (p[0].revents) {
+			n = recv(r->out, frame, sizeof frame, 0);
+			assert_true(n > 0);
+			assert_int_equal(send(r->in, frame, (size_t)n, 0), n);
+			r->frames++;
+		}
+		if (p[1].revents) {
+			n = recv(tcp, got + have, sizeof got - have, 0);
+			assert_true(n > 0);
+			have += (size_t)n;
+		}
+	}
+	assert_memory_equal(got, "through the tap", 15);
 }
 
 /* A primary's staging, written into a standby's image (NULL: dropped). */

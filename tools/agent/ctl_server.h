@@ -4,8 +4,8 @@
  *
  * A client asks one thing at a time; an answer may come much later. `wait` is answered here, by the
  * agent's changes of state; everything else is handed on. What clients may cost is bounded: their
- * number, the size of a request, the time in which they have to make one and to take its answer. A
- * client that breaks the rules is told so and dropped; it can disturb nobody else.
+ * number, the size of a request, how long they may be silent in their turn. A client that breaks
+ * the rules is told so and dropped; it can disturb nobody else.
  *
  * Everything happens on the thread of the event base. */
 #ifndef TOOLS_AGENT_CTL_SERVER_H
@@ -18,7 +18,7 @@
 #include "tools/ctl/ctl.h"
 
 #define CTL_CLIENTS_MAX	   16
-#define CTL_CLIENT_IDLE_MS 10000 /* without a request under way; and for taking an answer */
+#define CTL_CLIENT_IDLE_MS 10000 /* silence in the middle of a request, or instead of one */
 #define CTL_WAIT_MAX_MS	   (1000u * 60 * 60 * 24)
 
 struct ctl_server;

@@ -166,6 +166,15 @@ static uint64_t env_disks_behind(void *ctx)
 	return sum;
 }
 
+static void env_disks_yield(void *ctx)
+{
+	struct agent *a = ctx;
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i] && taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED)
+			a->disk_taps[i]->ops->discard(a->disk_taps[i]);
+}
+
 static void env_guard(void *ctx, bool on)
 {
 	struct agent *a = ctx;
@@ -280,6 +289,9 @@ static void env_generation(void *ctx, uint64_t generation)
 	m.generation = generation;
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i] && disk_tap_set_generation(a->disk_taps[i], generation, 0, &err))
+			ft_warn("%s: %s", a->config.name, err.text);
 }
 
 static void env_changed(void *ctx)
@@ -292,6 +304,9 @@ static void env_changed(void *ctx)
 	now = ft_engine_state(a->engine);
 	if (now != a->state_told) {
 		a->state_told = now;
+		/* Roles change; the operator's word is about whoever has the role now. */
+		if (a->config.arbiter.type == CONFIG_ARBITER_NONE && (now == FT_STANDBY || now == FT_SOLO))
+			ft_arbiter_none_set_side(a->arbiter, now == FT_STANDBY ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
 		ctl_server_state_changed(a->ctl, now, ft_engine_reason(a->engine));
 	}
 	if (now == FT_FAILED)
@@ -313,6 +328,7 @@ const struct ft_env_ops agent_env = {
 	.disks_all_behind = env_disks_all_behind,
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
+	.disks_yield = env_disks_yield,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,

@@ -89,6 +89,8 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.held_bytes = s.taps.held_bytes;
 	out.overhead = s.overhead;
 	out.generation = s.generation;
+	out.deciding = s.waiting_for_decision;
+	out.rounds = s.rounds;
 	arbiter.type = (char *)(uintptr_t)arbiters[a->config.arbiter.type];
 	arbiter.state = (char *)(uintptr_t)s.arbiter_state;
 	arbiter.holder = s.is_primary ? a->host_id : (char *)(uintptr_t)"";

@@ -35,16 +35,16 @@ void ctl_put_length(uint8_t out[CTL_HEADER_BYTES], uint32_t length);
 uint32_t ctl_get_length(const uint8_t in[CTL_HEADER_BYTES]);
 
 /* Words of Reply.error that programs may rely on; a command may have more. */
-#define CTL_ERR_USAGE	      "usage"	    /* unknown command, bad argument */
-#define CTL_ERR_NOT_RUNNING   "not-running" /* no agent for that guest */
-#define CTL_ERR_NO_ANSWER     "no-answer"   /* there is one, but it does not answer */
-#define CTL_ERR_PROTOCOL      "protocol"    /* it answers what nobody understands */
-#define CTL_ERR_BUSY	      "busy"	/* too many clients, or another operation is under way */
-#define CTL_ERR_STATE	      "state"	/* impossible in the guest's state */
-#define CTL_ERR_TIMEOUT	      "timeout" /* not reached in time (wait: exit code 4) */
+#define CTL_ERR_USAGE	      "usage"	      /* unknown command, bad argument */
+#define CTL_ERR_NOT_RUNNING   "not-running"   /* no agent for that guest */
+#define CTL_ERR_NO_ANSWER     "no-answer"     /* there is one, but it does not answer */
+#define CTL_ERR_PROTOCOL      "protocol"      /* it answers what nobody understands */
+#define CTL_ERR_BUSY	      "busy"	      /* too many clients or operations */
+#define CTL_ERR_STATE	      "state"	      /* impossible in the guest's state */
+#define CTL_ERR_TIMEOUT	      "timeout"	      /* not reached in time (wait: exit code 4) */
 #define CTL_ERR_NOT_AVAILABLE "not-available" /* not in this version */
-#define CTL_ERR_MISMATCH      "mismatch" /* verify: the standby's copy is not the guest's RAM */
-#define CTL_ERR_FAILED	      "failed"	 /* tried, and failed */
+#define CTL_ERR_MISMATCH      "mismatch"      /* verify: RAM and its copy differ */
+#define CTL_ERR_FAILED	      "failed"	      /* tried, and failed */
 
 /* One request to the agent of `name`, and its reply, which the caller frees with
  * ctl__reply__free_unpacked(reply, NULL). Blocks for at most timeout_ms (-1: as long as it takes).

@@ -150,9 +150,20 @@ static int inspect_disks(struct qemu *vm, struct ft_err *err)
 	return r;
 }
 
-/* `info network`: one line a NIC and below it, indented, its peer:
- *	net0-dev: index=0,type=nic,model=virtio-net-pci,macaddr=...
- *	 \ net0: index=0,type=tap,ifname=...                            */
+/* `info network`: one line a NIC and below it, indented, its peer; ports of a hub are indented,
+ *too: net0-dev: index=0,type=nic,model=virtio-net-pci,macaddr=... \ net0:
+ *index=0,type=tap,ifname=... hub 0 \ port0: nic1: index=0,type=nic,... */
+static bool parse_nic(const char *line, struct qemu_nic *nic)
+{
+	int end = 0;
+
+	*nic = (struct qemu_nic){0};
+	if (sscanf(line, " \\ %63[^:]: index=%*d,type=%15[^,]", nic->id, nic->type) == 2)
+		return true;
+	COPY(nic->type, "hub");
+	return sscanf(line, " \\ %63[^:]: %*[^:]: index=%n", nic->id, &end) == 1 && end > 0;
+}
+
 static int inspect_nics(struct qemu *vm, struct ft_err *err)
 {
 	char *info, *save = NULL;
@@ -163,9 +174,9 @@ static int inspect_nics(struct qemu *vm, struct ft_err *err)
 	vm->nics_n = 0;
 	for (char *line = strtok_r(info, "\r\n", &save); line;
 	     line = strtok_r(NULL, "\r\n", &save)) {
-		struct qemu_nic nic = {0};
+		struct qemu_nic nic;
 
-		if (sscanf(line, " \\ %63[^:]: index=%*d,type=%15[^,]", nic.id, nic.type) != 2)
+		if (!parse_nic(line, &nic))
 			continue;
 		if (vm->nics_n == VMM_NICS_MAX)
 			r = ft_err_set(err, E2BIG, "qemu: more than %d network interfaces",

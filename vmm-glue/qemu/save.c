@@ -112,6 +112,7 @@ int save_setup(struct save *s, struct qmp *q, pid_t pid, struct ft_err *err)
 	if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
 		return ft_err_set(err, errno, "qemu: save: pipe: %s", strerror(errno));
 	s->pipe = ends[0];
+	s->writer_fd = ULONG_MAX;
 	r = pipe_resize(s, HOLD_PIPE);
 	if (r < 0)
 		ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r));
@@ -153,7 +154,6 @@ int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsig
 	s->state = state;
 	s->room = room;
 	s->len = s->write_start = s->write_len = 0;
-	s->writer_fd = ULONG_MAX;
 	s->last = false;
 	r = fire(s, q, err);
 	while (r == 0) {
@@ -176,6 +176,8 @@ int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsig
 	return r;
 }
 
+/* Looked at once: QEMU opens it anew for each save and gets the same number, and a wrong guess
+ * shows in the length at the end. */
 static bool is_our_pipe(struct save *s, pid_t pid, unsigned long fd)
 {
 	char path[48];

@@ -120,6 +120,18 @@ void process_close(struct process *p)
 	p->pidfd = -1;
 }
 
+/* Cuts the line ends off and returns the start of the last line. */
+static char *last_line(char *text)
+{
+	size_t n = strlen(text);
+	char *at;
+
+	while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r'))
+		text[--n] = '\0';
+	at = strrchr(text, '\n');
+	return at ? at + 1 : text;
+}
+
 void process_last_words(const char *log, char *line, size_t room)
 {
 	char text[LAST_WORDS_MAX + 1], *at;
@@ -131,11 +143,13 @@ void process_last_words(const char *log, char *line, size_t room)
 
 	if (fd >= 0)
 		close(fd);
-	while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r'))
-		n--;
 	text[n > 0 ? n : 0] = '\0';
-	at = strrchr(text, '\n');
-	at = at ? at + 1 : text;
+	at = last_line(text);
+	/* QEMU's summary; what it sums up is better. */
+	if (at > text && strstr(at, "load of migration failed")) {
+		at[-1] = '\0';
+		at = last_line(text);
+	}
 	if (!strncmp(at, "qemu-system-", 12) && strstr(at, ": "))
 		at = strstr(at, ": ") + 2;
 	snprintf(line, room, "%s", at);

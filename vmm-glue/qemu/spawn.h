@@ -31,7 +31,8 @@ void process_kill(struct process *p);
 /* Forgets it; it runs on. */
 void process_close(struct process *p);
 
-/* The last line of a log without the program's name in front, "" when there is none. */
+/* The last line of a log that says something, without the program's name in front; "" when there is
+ * none. */
 void process_last_words(const char *log, char *line, size_t room);
 
 #endif

@@ -128,8 +128,11 @@ static int load(struct qemu *vm, const uint8_t *state, size_t len, struct ft_err
 	if (r < 0)
 		return r;
 	r = qemu_write_state(fd, vm->machine, state, len, TRIAL_MS, err);
-	if (r == -EPIPE || r == -ECONNRESET)
-		r = 0;
+	if (r < 0 && r != -EPIPE && r != -ECONNRESET) {
+		close(fd);
+		return r;
+	}
+	r = 0; /* a QEMU that stops reading has something to say */
 	/* Each change of the migration is an event; a QEMU that cannot load the state exits. */
 	while (r == 0) {
 		struct pollfd p = {.fd = vm->trial_qmp.fd, .events = POLLIN};

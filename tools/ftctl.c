@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+/* ftctl: what operators and scripts tell the agents of this host. This file has the program's own
+ * options, the table of commands and the help; a new command is a line in the table and a function
+ * in ftctl/. */
+#include "tools/ftctl/ftctl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+static const struct command commands[] = {
+	{"status", "[NAME]", "state and figures of one guest, or of all", 
+	 "Without NAME: a table of all guests that have an agent in the run directory.",
+	 run_status, 5000},
+	{"wait", "NAME STATE [--timeout SECONDS]", "block until a state is reached",
+	 "STATE is one of starting, solo, syncing, protected, standby, takeover, fenced,\n"
+	 "stopped, failed. Exit code 4: not reached within the timeout. It is an error if\n"
+	 "the guest ends in another state that it cannot leave.",
+	 run_wait, -1},
+	{"migrate", "[-p [-n]] NAME URI", "protect a guest by a standby",
+	 "URI names the standby's agent: kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT\n"
+	 "(plaintext, only with tls { insecure = true }) or kemari:unix:PATH. Returns when\n"
+	 "the guest is protected, or with the reason why it is not. Interrupting the\n"
+	 "command interrupts nothing else; see wait and cancel.\n"
+	 "\n"
+	 "Live migration (URIs without kemari:) and postcopy (-p, and -n for demand only)\n"
+	 "are not available in this version.",
+	 run_migrate, -1},
+	{"checkpoint", "NAME", "one checkpoint now", "Returns when it is committed.",
+	 run_checkpoint, 60000},
+	{"failover", "NAME", "standby: take over now; primary: planned switch",
+	 "On the standby: takes over from the last committed checkpoint. On the primary:\n"
+	 "nothing is lost, and the two exchange roles.",
+	 run_plain, 120000},
+	{"cancel", "NAME", "leave protection; the guest runs on solo", "",
+	 run_plain, 60000},
+	{"verify", "NAME", "compare the standby's copy of RAM with the guest's",
+	 "On the primary: takes a checkpoint, digests the guest's RAM in the same pause, and\n"
+	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
+	 "code is \"mismatch\".",
+	 run_verify, 120000},
+	{"stop", "NAME", "shut the guest and its agent down", "",
+	 run_plain, 120000},
+	{"top", "", "live table of all guests", "Refreshed every second; printed once if the output is no terminal.",
+	 run_top, 1000},
+	{"pki", "init DIR | issue DIR NAME [HOST-OR-IP]...", "a CA and host certificates",
+	 "init makes DIR/ca.pem and DIR/ca.key. issue makes DIR/NAME.pem and DIR/NAME.key,\n"
+	 "valid for the hosts and addresses given. Keep ca.key away from the hosts.",
+	 run_pki, 0},
+};
+/* clang-format on */
+#define COMMANDS_N (sizeof commands / sizeof *commands)
+
+static const char global_help[] =
+	"  --run-dir DIR  where the agents' control sockets are (default: environment\n"
+	"                 KEMARI_RUN_DIR, else " CTL_RUN_DIR_DEFAULT ")\n"
+	"  --json         print one JSON object, errors too: {\"error\": {\"code\", \"message\"}}\n"
+	"  --help         this text, or after a command that command's\n"
+	"  --version      version of this program\n"
+	"\n"
+	"Exit codes: 0 done, 1 failed, 2 bad command line, 4 timeout of wait.\n";
+
+static const struct command *find_command(const char *name)
+{
+	for (size_t i = 0; i < COMMANDS_N; i++)
+		if (!strcmp(commands[i].name, name))
+			return &commands[i];
+	return NULL;
+}
+
+static int print_help(const struct command *command)
+{
+	if (command) {
+		printf("usage: ftctl [--run-dir DIR] [--json] %s %s\n\n%c%s.\n", command->name,
+		       command->synopsis, command->summary[0] - 'a' + 'A', command->summary + 1);
+		if (*command->help)
+			printf("\n%s\n", command->help);
+		printf("\nOptions:\n%s", global_help);
+		return FTCTL_OK;
+	}
+	printf("usage: ftctl [--run-dir DIR] [--json] COMMAND ...\n\nCommands:\n");
+	for (size_t i = 0; i < COMMANDS_N; i++)
+		printf("  %-12s %s\n", commands[i].name, commands[i].summary);
+	printf("\nOptions:\n%s", global_help);
+	return FTCTL_OK;
+}
+
+struct globals {
+	struct ftctl ctl;
+	bool help, version;
+	const char *mistake; /* an option without its value, or an unknown one before the command */
+};
+
+/* Takes the program's options out of argv wherever they are, so that `ftctl status NAME --json`
+ * works. Returns how many words are left. */
+static int take_globals(struct globals *g, int argc, char **argv)
+{
+	int n = 0;
+
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--json")) {
+			g->ctl.json = true;
+		} else if (!strncmp(argv[i], "--run-dir=", 10)) {
+			g->ctl.run_dir = argv[i] + 10;
+		} else if (!strcmp(argv[i], "--run-dir")) {
+			if (++i < argc)
+				g->ctl.run_dir = argv[i];
+			else
+				g->mistake = "--run-dir needs a folder";
+		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+			g->help = true;
+		} else if (!strcmp(argv[i], "--version") && !n) {
+			g->version = true;
+		} else if (*argv[i] == '-' && !n) {
+			g->mistake = "unknown option before the command";
+		} else {
+			argv[n++] = argv[i];
+		}
+	}
+	argv[n] = NULL;
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	const char *env = getenv(CTL_RUN_DIR_ENV);
+	struct globals g = {.ctl.run_dir = env && *env ? env : CTL_RUN_DIR_DEFAULT};
+	const struct command *command;
+
+	argc = take_globals(&g, argc, argv);
+	command = argc ? find_command(argv[0]) : NULL;
+	if (g.mistake)
+		return fail_usage(&g.ctl, NULL, "%s", g.mistake);
+	if (argc && !command)
+		return fail_usage(&g.ctl, NULL, "unknown command '%s'", argv[0]);
+	if (g.help)
+		return print_help(command);
+	if (g.version) {
+		puts("ftctl " FT_VERSION);
+		return FTCTL_OK;
+	}
+	if (!command)
+		return fail_usage(&g.ctl, NULL, "no command");
+	return command->run(&g.ctl, command, argc, argv);
+}
