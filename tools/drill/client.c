@@ -186,8 +186,7 @@ static bool converse(struct client *c)
 			rc = send_request(c, request, len);
 		n = receive(c, answer, &have);
 		if (n > 0) {
-			enum talk_verdict verdict =
-				c->ops->check(c->talk, answer, (size_t)n, &why);
+			enum talk_verdict verdict = c->ops->check(c->talk, answer, (size_t)n, &why);
 
 			have = 0;
 			if (verdict != TALK_OLD) {
@@ -244,7 +243,7 @@ static int attempt(struct client *c)
 	}
 	close(fd);
 	return rc == ECONNREFUSED || rc == ETIMEDOUT || rc == EHOSTUNREACH || rc == EINTR ? -EAGAIN
-											   : -rc;
+											  : -rc;
 }
 
 static void *client_connect(void *ctx)

@@ -44,7 +44,7 @@ void *talk_kv_new(void);
 
 struct client_counts {
 	uint64_t answers, wrong, sent;
-	bool lost;	/* it has given up: why */
+	bool lost; /* it has given up: why */
 	uint64_t last_ns;
 	char why[FT_ERR_TEXT_MAX]; /* of the first wrong answer, or of giving up */
 };

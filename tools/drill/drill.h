@@ -8,9 +8,9 @@
  *
  *   drill.c    the sequence          host.c     a host: namespaces, agent, strikes
  *   pair.c     guest file, agents    field.c    the network between hosts
- *   strike.c   the faults            client.c   the client; talk_ledger.c and talk_kv.c what it says
- *   ask.c      asking agents         picture.c  the timeline; report.c the outcome
- *   rehearse.c on an operator's pair */
+ *   strike.c   the faults            client.c   the client; talk_ledger.c and talk_kv.c what it
+ * says ask.c      asking agents         picture.c  the timeline; report.c the outcome rehearse.c on
+ * an operator's pair */
 #ifndef TOOLS_DRILL_DRILL_H
 #define TOOLS_DRILL_DRILL_H
 
@@ -47,17 +47,18 @@ struct drill_options {
 	enum drill_vmm vmm;
 	bool arbiter_file; /* else none, with the survivor that the fault asks for */
 	bool shared_disk;
-	bool json;	   /* one object on stdout, and nothing else */
-	bool keep;	   /* the folder with logs and images stays */
+	bool json; /* one object on stdout, and nothing else */
+	bool keep; /* the folder with logs and images stays */
 };
 
 #define DRILL_OK	 0
 #define DRILL_FAILED	 1  /* the promise did not hold, or the drill could not go on */
 #define DRILL_IMPOSSIBLE 77 /* this machine lacks something that was asked for */
 
-/* Runs the whole drill and prints it. Returns one of the above; the error, if any, is in *err and
- * was not printed. Everything that it started is gone when it returns, also after SIGINT and
- * SIGTERM, which it handles meanwhile. Single-threaded callers only. */
-int drill_run(const struct drill_options *options, struct ft_err *err);
+/* Runs the whole drill and prints it. Returns one of the above; *reported: the outcome, with its
+ * error if any, was printed as JSON; else the error is in *err for the caller to print. Everything
+ * that it started is gone when it returns, also after SIGINT and SIGTERM, which it handles
+ * meanwhile. Single-threaded callers only. */
+int drill_run(const struct drill_options *options, bool *reported, struct ft_err *err);
 
 #endif

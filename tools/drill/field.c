@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Interfaces are taken down by ioctl, for that takes microseconds, and deleted when there is time. */
+/* Interfaces are taken down by ioctl, for that takes microseconds, and deleted when there is time.
+ */
 #include "tools/drill/field.h"
 
 #include <stdio.h>
@@ -68,8 +69,9 @@ int field_join(struct field *f, const struct host hosts[2], unsigned which, stru
 
 	if (rc || !other->init)
 		return rc;
-	snprintf(lines, sizeof lines, "link add " REPLICATION " type veth peer name " REPLICATION
-				      " netns %d\n", (int)other->init);
+	snprintf(lines, sizeof lines,
+		 "link add " REPLICATION " type veth peer name " REPLICATION " netns %d\n",
+		 (int)other->init);
 	rc = host_ip(h, lines, err);
 	for (unsigned i = 0; i < 2 && !rc; i++) {
 		snprintf(lines, sizeof lines,

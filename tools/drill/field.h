@@ -18,7 +18,7 @@
 
 struct field {
 	struct host client, switch_;
-	unsigned links; /* made so far: each gets a name of its own at the switch */
+	unsigned links;	  /* made so far: each gets a name of its own at the switch */
 	char port[2][16]; /* of the hosts at the switch */
 };
 

@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -27,10 +28,6 @@
 #define GONE_MS	    10000
 #define IP_TEXT_MAX 256
 
-static int pidfd_open_(pid_t pid)
-{
-	return (int)syscall(SYS_pidfd_open, pid, 0);
-}
 
 static bool gone(int pidfd, int timeout_ms)
 {
@@ -146,13 +143,13 @@ static int open_net(struct host *h, struct ft_err *err)
 
 int host_up(struct host *h, const char *id, bool isolated, struct ft_err *err)
 {
-	unsigned long flags = isolated ? CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS
-				       : 0;
+	unsigned long flags =
+		isolated ? CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS : 0;
 	pid_t drill = getpid();
 	int pair[2], rc;
 
-	*h = (struct host){.isolated = isolated, .init_fd = -1, .control = -1, .net = -1,
-			   .agent_fd = -1};
+	*h = (struct host){
+		.isolated = isolated, .init_fd = -1, .control = -1, .net = -1, .agent_fd = -1};
 	snprintf(h->id, sizeof h->id, "%s", id);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return ft_err_set(err, errno, "%s: no socket: %s", id, strerror(errno));
@@ -169,7 +166,7 @@ int host_up(struct host *h, const char *id, bool isolated, struct ft_err *err)
 		close(h->control);
 		return ft_err_set(err, rc, "%s: cannot make namespaces: %s", id, strerror(rc));
 	}
-	h->init_fd = pidfd_open_(h->init);
+	h->init_fd = pidfd_open(h->init, 0);
 	rc = init_answer(h, err);
 	if (!rc && isolated)
 		rc = open_net(h, err);
@@ -283,7 +280,7 @@ int host_run(struct host *h, const char *const *argv, struct ft_err *err)
 		h->agent = old ? 0 : pids[i];
 	}
 	if (h->agent)
-		h->agent_fd = pidfd_open_(h->agent);
+		h->agent_fd = pidfd_open(h->agent, 0);
 	if (h->agent_fd < 0) {
 		char words[IP_TEXT_MAX];
 

@@ -20,11 +20,11 @@
 struct host {
 	char id[HOST_ID_MAX];
 	bool isolated, frozen;
-	pid_t init; /* 0: the host is down */
-	int init_fd; /* pidfd */
-	int control; /* to init: the agent's command line */
-	int net;     /* its network namespace; -1 unless isolated */
-	pid_t agent; /* 0: none was started */
+	pid_t init;   /* 0: the host is down */
+	int init_fd;  /* pidfd */
+	int control;  /* to init: the agent's command line */
+	int net;      /* its network namespace; -1 unless isolated */
+	pid_t agent;  /* 0: none was started */
 	int agent_fd; /* pidfd */
 	char run_dir[HOST_PATH_MAX], log[HOST_PATH_MAX];
 };

@@ -80,8 +80,9 @@ static size_t kv_next(void *talk, uint8_t out[TALK_BYTES_MAX])
 
 	t->seq++;
 	if (t->seq % 8)
-		n = snprintf(t->request, sizeof t->request, "PUT %d %" PRIu64 " key%u value%" PRIx64,
-			     CLIENT_ID, t->seq, key_of(t), t->seq * 0x9e3779b97f4a7c15ull);
+		n = snprintf(t->request, sizeof t->request,
+			     "PUT %d %" PRIu64 " key%u value%" PRIx64, CLIENT_ID, t->seq, key_of(t),
+			     t->seq * 0x9e3779b97f4a7c15ull);
 	else
 		n = snprintf(t->request, sizeof t->request, "GET %d %" PRIu64 " key%u", CLIENT_ID,
 			     t->seq, key_of(t));
@@ -175,8 +176,8 @@ static int kv_compare(void *talk, const char *image, uint64_t *bytes, uint64_t *
 		*bytes += sizeof data;
 		if (!sector_right(t, i, (uint64_t)st.st_size / KV_RECORD_BYTES, data))
 			rc = ft_err_set(why, EILSEQ,
-					"%s: sector %" PRIu64 " is not what was acknowledged", image,
-					i);
+					"%s: sector %" PRIu64 " is not what was acknowledged",
+					image, i);
 	}
 	if (!rc && (n || *bytes != (uint64_t)st.st_size))
 		rc = ft_err_set(why, EIO, "%s: cannot read it whole", image);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The client's side of tools/drill/ledger.h: what the guest must answer, and what its disk must hold. */
+/* The client's side of tools/drill/ledger.h: what the guest must answer, and what its disk must
+ * hold. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -124,7 +125,8 @@ static int ledger_compare(void *talk, const char *image, uint64_t *bytes, uint64
 		*bytes += sizeof block;
 		if (!block_right(l, i, block))
 			rc = ft_err_set(why, EILSEQ,
-					"%s: block %" PRIu64 " is not what was acknowledged", image, i);
+					"%s: block %" PRIu64 " is not what was acknowledged", image,
+					i);
 	}
 	if (!rc && n)
 		rc = ft_err_set(why, EIO, "%s: cannot read it whole", image);
