@@ -6,7 +6,8 @@
  *   solo       the primary lost its peer and wants to go on alone
  *   takeover   the standby lost its primary and wants to run the guest
  *
- * One question at a time; an answer that comes after the situation changed is dropped by its number. With arbiter "none" the operator's
+ * One question at a time; an answer that comes after the situation changed is dropped: each question carries the number of the situation it
+ * was asked in. A swap whose answer is lost may have happened, so a record in our own name is a grant whenever it is found. With arbiter "none" the operator's
  * word decides (ft/arbiter_none.c), so a claim needs nobody. */
 #include "ft/engine_internal.h"
 
@@ -36,18 +37,55 @@ static void set_generation(struct ft_engine *e, uint64_t generation)
 	e->env->generation(e->env_ctx, generation);
 }
 
-static void answered(struct ft_engine *e, enum ft_arbiter_answer answer)
+/* Whoever asks is bound to the situation in which it asks. */
+static void ask(struct ft_engine *e, enum engine_question question)
+{
+	e->asking = question;
+	e->asked_in = e->situation;
+	e->arbiter_state = "asked";
+}
+
+/* The answer is here. False: it belongs to a situation that is over; a generation that it granted is ours all the same, and will be found in
+ * the record under our name. */
+static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer)
 {
 	static const char *const words[] = {"held", "lost", "unreachable", "undecided"};
 
-	e->asking = false;
+	e->asking = QUESTION_NONE;
 	e->arbiter_state = words[answer];
+	return e->asked_in == e->situation;
 }
 
-static void ask(struct ft_engine *e)
+/* A swap whose answer was lost may have happened: nobody but our own swap writes our name under the next generation. */
+static enum ft_arbiter_answer ours_after_all(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
+					     uint64_t generation)
 {
-	e->asking = true;
-	e->arbiter_state = "asked";
+	bool ours = answer == FT_ARBITER_LOST && now->generation == generation && !strcmp(now->holder, e->config.host_id);
+
+	return ours ? FT_ARBITER_GRANTED : answer;
+}
+
+static void start(struct ft_engine *e, enum engine_question question);
+
+/* One question at a time: a second one waits for the first one's answer. */
+static void request(struct ft_engine *e, enum engine_question question)
+{
+	if (e->asking) {
+		e->ask_next = question;
+		return;
+	}
+	start(e, question);
+}
+
+/* Last in the handling of every answer: what waits is asked, and deadlines that waited for the answer count again. */
+static void go_on(struct ft_engine *e)
+{
+	enum engine_question next = e->ask_next;
+
+	e->ask_next = QUESTION_NONE;
+	if (next && !e->asking)
+		start(e, next);
+	ft_engine_tick(e);
 }
 
 /* ---- claim ---- */
@@ -56,10 +94,12 @@ static void on_claim(void *ctx, enum ft_arbiter_answer answer, const struct ft_g
 {
 	struct ft_engine *e = ctx;
 
-	answered(e, answer);
-	if (answer == FT_ARBITER_GRANTED)
-		set_generation(e, now->generation);
-	primary_claimed(e, answer, why);
+	if (answered(e, answer)) {
+		if (answer == FT_ARBITER_GRANTED)
+			set_generation(e, now->generation);
+		primary_claimed(e, answer, why);
+	}
+	go_on(e);
 }
 
 static void on_claim_read(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
@@ -67,7 +107,7 @@ static void on_claim_read(void *ctx, enum ft_arbiter_answer answer, const struct
 	struct ft_engine *e = ctx;
 	struct ft_grant_record w;
 
-	if (answer != FT_ARBITER_GRANTED) {
+	if (answer != FT_ARBITER_GRANTED || e->asked_in != e->situation) {
 		on_claim(e, answer, now, why);
 		return;
 	}
@@ -91,8 +131,7 @@ void arbitrate_claim(struct ft_engine *e)
 		primary_claimed(e, FT_ARBITER_GRANTED, "");
 		return;
 	}
-	ask(e);
-	e->arbiter->ops->read(e->arbiter, on_claim_read, e);
+	request(e, QUESTION_CLAIM);
 }
 
 /* ---- in sync ---- */
@@ -102,87 +141,96 @@ static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft
 	struct ft_engine *e = ctx;
 
 	(void)now;
-	answered(e, answer);
-	primary_in_sync(e, answer, why);
+	if (answered(e, answer))
+		primary_in_sync(e, answer, why);
+	go_on(e);
 }
 
 void arbitrate_in_sync(struct ft_engine *e)
 {
-	struct ft_grant_record w = want(e, e->generation, true);
-
-	if (is_none(e)) {
+	if (is_none(e))
 		primary_in_sync(e, FT_ARBITER_GRANTED, "");
-		return;
-	}
-	ask(e);
-	e->arbiter->ops->swap(e->arbiter, e->generation, &w, on_in_sync, e);
+	else
+		request(e, QUESTION_IN_SYNC);
 }
 
 /* ---- solo ---- */
+
+static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+{
+	char text[FT_REASON_MAX];
+
+	switch (ours_after_all(e, answer, now, e->generation + 1)) {
+	case FT_ARBITER_GRANTED:
+		set_generation(e, now->generation);
+		primary_end(e, e->primary.auto_retry, "peer lost: goes on alone, granted by the arbiter");
+		return;
+	case FT_ARBITER_LOST:
+		snprintf(text, sizeof text, "the standby has the guest: host %s holds generation %llu", now->holder,
+			 (unsigned long long)now->generation);
+		engine_fence(e, text);
+		return;
+	case FT_ARBITER_UNREACHABLE:
+	case FT_ARBITER_UNDECIDED:
+		ft_warn("%s: outputs are held: the peer is lost and %s (%s); `ftctl cancel` lets the guest go on here", e->config.name,
+			answer == FT_ARBITER_UNDECIDED ? "an operator must decide" : "the arbiter does not answer", why);
+		/* The peer may have come back while the arbiter was asked. */
+		primary_meet(e);
+		return;
+	}
+}
 
 static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
 {
 	struct ft_engine *e = ctx;
 
-	answered(e, answer);
-	if (answer == FT_ARBITER_GRANTED)
-		set_generation(e, now->generation);
-	if (e->primary.phase != PRIMARY_LOST)
-		return;
-	switch (answer) {
-	case FT_ARBITER_GRANTED:
-		primary_end(e, e->primary.auto_retry, "peer lost: goes on alone, granted by the arbiter");
-		return;
-	case FT_ARBITER_LOST: {
-		char text[FT_REASON_MAX];
-
-		snprintf(text, sizeof text, "the standby has the guest: host %s holds generation %llu", now->holder,
-			 (unsigned long long)now->generation);
-		engine_fence(e, text);
-		return;
-	}
-	case FT_ARBITER_UNREACHABLE:
-	case FT_ARBITER_UNDECIDED:
-		ft_warn("%s: outputs are held: the peer is lost and %s (%s); `ftctl cancel` lets the guest go on here", e->config.name,
-			answer == FT_ARBITER_UNDECIDED ? "an operator must decide" : "the arbiter does not answer", why);
-		return;
-	}
+	if (answered(e, answer))
+		solo_answered(e, answer, now, why);
+	go_on(e);
 }
 
 void arbitrate_primary_lost_peer(struct ft_engine *e)
 {
-	struct ft_grant_record w = want(e, e->generation + 1, false);
-
-	if (e->asking)
+	/* The guest was given away, and without an arbiter only the peer itself can say that it did not take it. */
+	if (is_none(e) && e->primary.gave_away) {
+		e->arbiter_state = "undecided";
 		return;
-	ask(e);
-	e->arbiter->ops->swap(e->arbiter, e->generation, &w, on_solo, e);
+	}
+	if (e->asking != QUESTION_SOLO)
+		request(e, QUESTION_SOLO);
 }
 
 /* ---- takeover ---- */
+
+static void takeover_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+{
+	char text[FT_REASON_MAX];
+
+	switch (answer) {
+	case FT_ARBITER_GRANTED:
+		takeover_run(e, now->generation);
+		return;
+	case FT_ARBITER_LOST:
+		/* The primary went on without us: what we hold is history, and nobody may start a guest from it. */
+		snprintf(text, sizeof text, "not granted: host %s holds generation %llu", now->holder, (unsigned long long)now->generation);
+		takeover_refused(e, text);
+		standby_reset(e);
+		engine_set_state(e, FT_STANDBY, "%s", text);
+		return;
+	case FT_ARBITER_UNREACHABLE:
+	case FT_ARBITER_UNDECIDED:
+		takeover_refused(e, why);
+		return;
+	}
+}
 
 static void on_takeover(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
 {
 	struct ft_engine *e = ctx;
 
-	answered(e, answer);
-	if (e->state.now != FT_STANDBY)
-		return;
-	if (answer == FT_ARBITER_GRANTED) {
-		takeover_run(e, now->generation);
-		return;
-	}
-	if (answer == FT_ARBITER_LOST) {
-		char text[FT_REASON_MAX];
-
-		/* The primary went on without us: what we hold is history, and nobody may start a guest from it. */
-		snprintf(text, sizeof text, "not granted: host %s holds generation %llu", now->holder, (unsigned long long)now->generation);
-		standby_reset(e);
-		engine_set_state(e, FT_STANDBY, "%s", text);
-		takeover_refused(e, text);
-		return;
-	}
-	takeover_refused(e, why);
+	if (answered(e, answer))
+		takeover_answered(e, ours_after_all(e, answer, now, e->standby.primary_generation + 1), now, why);
+	go_on(e);
 }
 
 static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
@@ -190,7 +238,7 @@ static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer, const str
 	struct ft_engine *e = ctx;
 	struct ft_grant_record w;
 
-	if (answer != FT_ARBITER_GRANTED) {
+	if (answer != FT_ARBITER_GRANTED || e->asked_in != e->situation) {
 		on_takeover(e, answer, now, why);
 		return;
 	}
@@ -204,19 +252,62 @@ static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer, const str
 
 void arbitrate_standby_takeover(struct ft_engine *e)
 {
-	struct ft_grant_record w = want(e, e->standby.primary_generation + 1, false);
-
-	if (e->asking)
-		return;
 	/* A hand-over is the primary's own word; without an arbiter nobody else has one. */
 	if (is_none(e) && e->standby.handover) {
 		e->arbiter_state = "held";
-		takeover_run(e, w.generation);
+		takeover_run(e, e->standby.primary_generation + 1);
 		return;
 	}
-	ask(e);
-	if (is_none(e))
-		e->arbiter->ops->swap(e->arbiter, e->standby.primary_generation, &w, on_takeover, e);
-	else
-		e->arbiter->ops->read(e->arbiter, on_takeover_read, e);
+	request(e, QUESTION_TAKEOVER);
+}
+
+/* ---- all ---- */
+
+static bool still_wanted(struct ft_engine *e, enum engine_question question)
+{
+	switch (question) {
+	case QUESTION_NONE:
+		return false;
+	case QUESTION_CLAIM:
+		return e->primary.phase == PRIMARY_HELLO && e->conns[CONN_DATA].greeted;
+	case QUESTION_IN_SYNC:
+		return e->primary.phase == PRIMARY_RUNNING && e->primary.sync_claimed && !e->primary.first_commit_done;
+	case QUESTION_SOLO:
+		return e->primary.phase == PRIMARY_LOST;
+	case QUESTION_TAKEOVER:
+		return e->state.now == FT_STANDBY && e->standby.committed && (e->standby.suspicious || e->standby.handover);
+	}
+	return false;
+}
+
+static void start(struct ft_engine *e, enum engine_question question)
+{
+	const struct ft_arbiter_ops *ops = e->arbiter->ops;
+	struct ft_grant_record w;
+
+	if (!still_wanted(e, question))
+		return;
+	ask(e, question);
+	switch (question) {
+	case QUESTION_NONE:
+		break;
+	case QUESTION_CLAIM:
+		ops->read(e->arbiter, on_claim_read, e);
+		break;
+	case QUESTION_IN_SYNC:
+		w = want(e, e->generation, true);
+		ops->swap(e->arbiter, e->generation, &w, on_in_sync, e);
+		break;
+	case QUESTION_SOLO:
+		w = want(e, e->generation + 1, false);
+		ops->swap(e->arbiter, e->generation, &w, on_solo, e);
+		break;
+	case QUESTION_TAKEOVER:
+		w = want(e, e->standby.primary_generation + 1, false);
+		if (is_none(e))
+			ops->swap(e->arbiter, e->standby.primary_generation, &w, on_takeover, e);
+		else
+			ops->read(e->arbiter, on_takeover_read, e);
+		break;
+	}
 }

@@ -94,13 +94,18 @@ int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const Protob
 	return ft_msg_send(engine_data(e), type, e->generation, epoch, body, payload, len);
 }
 
+static bool runs_guest(const struct ft_engine *e)
+{
+	return e->state.now == FT_SOLO || e->state.now == FT_SYNCING || e->state.now == FT_PROTECTED;
+}
+
 void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_err *err)
 {
 	Ft__Refuse refuse = FT__REFUSE__INIT;
 
 	refuse.what = (char *)(uintptr_t)err->text;
 	refuse.code = (uint32_t)err->code;
-	refuse.runs = e->state.now == FT_SOLO || e->state.now == FT_SYNCING || e->state.now == FT_PROTECTED || e->state.now == FT_TAKEOVER;
+	refuse.runs = runs_guest(e) || e->state.now == FT_TAKEOVER;
 	refuse.generation = e->generation;
 	/* Best effort: the close that follows says no as well. */
 	if (ft_msg_send(link, FT_MSG_REFUSE, e->generation, 0, &refuse.base, NULL, 0) == 0)
@@ -119,7 +124,7 @@ void engine_hello(struct ft_engine *e, struct ft_link *link, bool heartbeat)
 	hello.session = standby ? e->standby.session : e->primary.session;
 	hello.committed = standby ? e->standby.committed : e->committed;
 	hello.version = (char *)(uintptr_t)FT_VERSION;
-	hello.runs = !standby;
+	hello.runs = runs_guest(e);
 	hello.generation = e->generation;
 	(void)ft_msg_send(link, FT_MSG_HELLO, e->generation, 0, &hello.base, NULL, 0);
 }
@@ -154,6 +159,8 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 		return ft_err_set(err, EINVAL, "hello: host id: empty or too long");
 	if (!strcmp(hello->host_id, e->config.host_id))
 		return ft_err_set(err, EINVAL, "hello: host id '%s': the peer is this host's own agent", e->config.host_id);
+	if (!to_standby && !runs_guest(e))
+		return ft_err_set(err, ESHUTDOWN, "hello: this side is %s", ft_state_name(e->state.now));
 	if (to_standby && hello->role != FT__ROLE__ROLE_PRIMARY)
 		return ft_err_set(err, EBUSY, "hello: both sides are standby: nobody runs the guest");
 	if (!to_standby && hello->role == FT__ROLE__ROLE_PRIMARY)
@@ -161,6 +168,10 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 	if (to_standby && hello->generation < e->generation)
 		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
 				  (unsigned long long)e->generation);
+	if (!to_standby && e->primary.phase == PRIMARY_LOST && strcmp(hello->host_id, e->primary.partner))
+		return ft_err_set(err, EBUSY, "hello: this side waits for '%s'", e->primary.partner);
+	if (hello->heartbeat && strcmp(hello->host_id, e->peer_host))
+		return ft_err_set(err, EBUSY, "hello: a heartbeat of '%.64s' without its data connection", hello->host_id);
 	if (to_standby && e->asking)
 		return ft_err_set(err, EBUSY, "hello: this side is asking the arbiter for the guest");
 	if (to_standby && e->state.now == FT_TAKEOVER)
@@ -182,7 +193,9 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 		return;
 	}
 	beat = hello->heartbeat;
-	if (hello_check(e, hello, &err)) {
+	if (conn->dialed && beat != (conn == &e->conns[CONN_BEAT]))
+		ft_err_set(&err, EPROTO, "hello: answers another connection than ours");
+	if (err.code || hello_check(e, hello, &err)) {
 		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
@@ -304,7 +317,7 @@ static void on_closed(void *ctx, const struct ft_err *why)
 		standby_link_closed(e, data, why->text);
 	else if (data)
 		primary_peer_lost(e, why->text);
-	else if (e->conns[CONN_BEAT].dialed && engine_data(e))
+	if (beat && conn->dialed && e->conns[CONN_DATA].greeted)
 		e->env->dial(e->env_ctx, true); /* a new heartbeat connection; silence tells if that fails too */
 	ft_engine_tick(e);
 }
@@ -323,13 +336,14 @@ static void adopt(struct ft_engine *e, unsigned slot, struct ft_link *link, bool
 
 void ft_engine_accepted(struct ft_engine *e, struct ft_link *link)
 {
-	for (unsigned i = CONN_STRANGER; i < ENGINE_CONNS; i++) {
+	for (unsigned i = CONN_STRANGER; !e->stopped && i < ENGINE_CONNS; i++) {
 		if (e->conns[i].link)
 			continue;
 		adopt(e, i, link, false);
+		ft_engine_tick(e);
 		return;
 	}
-	ft_warn("%s: refused %s: %d connections have not said who they are yet", e->config.name, link->peer, ENGINE_STRANGERS);
+	ft_warn("%s: refused %s: stopped, or %d connections have not said who they are yet", e->config.name, link->peer, ENGINE_STRANGERS);
 	link->ops->close(link);
 }
 
@@ -405,22 +419,29 @@ static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
 
 		if (!conn->link || conn->greeted)
 			continue;
-		if (i >= CONN_STRANGER && now >= until) {
-			ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer, STRANGER_HELLO_MAX_MS);
-			engine_drop(e, conn);
-		} else if (i >= CONN_STRANGER) {
+		if (now < until) {
 			wake = min_u64(wake, until);
+			continue;
 		}
+		ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer, STRANGER_HELLO_MAX_MS);
+		engine_drop(e, conn);
+		if (i == CONN_DATA && is_standby(e))
+			standby_link_closed(e, true, "no HELLO");
+		else if (i == CONN_DATA)
+			primary_peer_lost(e, "no HELLO");
+		else if (i == CONN_BEAT && engine_data(e))
+			e->env->dial(e->env_ctx, true);
 	}
 	return wake;
 }
 
 void ft_engine_tick(struct ft_engine *e)
 {
-	uint64_t now = engine_now(e), wake = tick_strangers(e, now);
+	uint64_t now = engine_now(e), wake;
 
 	if (e->stopped)
 		return;
+	wake = tick_strangers(e, now);
 	if (e->conns[CONN_BEAT].greeted) {
 		engine_beat(e);
 		wake = min_u64(wake, ft_detector_wake(&e->detector));
@@ -440,7 +461,7 @@ void ft_engine_tick(struct ft_engine *e)
 		struct ft_err err = {0};
 
 		e->untap_ns = 0;
-		if (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY) {
+		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY)) {
 			if (e->env->taps_out(e->env_ctx, &err))
 				engine_note_error(e, &err);
 			e->primary.taps_in = false;
@@ -526,11 +547,12 @@ void engine_fence(struct ft_engine *e, const char *why)
 
 	snprintf(err.text, sizeof err.text, "fenced: %s", why);
 	/* Nothing of what is held may ever leave: the other side's history is the guest's history now. */
+	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
 	primary_abort_checkpoint(e, why);
 	e->primary.phase = PRIMARY_IDLE;
-	e->primary.tracking = e->primary.taps_in = false;
+	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed = e->primary.first_commit_done = false;
 	e->untap_ns = 0;
 	e->env->vm_end(e->env_ctx);
 	engine_set_state(e, FT_FENCED, "%s", why);
@@ -548,8 +570,12 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}
-	if (!is_standby(e) && e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_LOST && e->state.now != FT_FENCED)
+	/* A BYE that is lost lets the standby take over: what it could put out again differently must not leave here. */
+	if (e->primary.sync_claimed)
+		tap_chain_discard(&e->chain);
+	else if (e->primary.phase != PRIMARY_IDLE && e->state.now != FT_FENCED)
 		primary_end(e, false, why);
+	e->situation++;
 	engine_hang_up(e);
 	done_call(&e->primary.protect_done, &err, 0);
 	done_call(&e->standby.failover_done, &err, 0);

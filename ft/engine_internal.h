@@ -14,6 +14,7 @@
 #define FT_ACK_MAX_MS	    10000 /* END to ACK */
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
+#define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
 #define FT_FULL_DRAIN_MAX_MS 5000 /* one staging buffer onto the wire while the guest is held */
 #define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
 #define FT_PASS_SETTLE_MS   300	  /* after a takeover the taps pass through this long before they are taken out */
@@ -31,6 +32,7 @@ enum primary_phase {
 	PRIMARY_ROUNDS,	   /* async rounds */
 	PRIMARY_RUNNING,   /* sync: checkpoints */
 	PRIMARY_HANDING,   /* planned switch: handed over, waiting for HANDED */
+	PRIMARY_LEAVING,   /* protection ends by agreement: waiting for the peer's BYE, outputs held */
 	PRIMARY_LOST,	   /* peer lost, outputs held, no grant yet */
 	PRIMARY_RETRY	   /* solo, protection wanted again: waiting for the next dial */
 };
@@ -59,7 +61,16 @@ struct ft_primary {
 	uint64_t deadline_ns; /* of the phase, 0 = none */
 	bool taps_in, tracking, auto_retry;
 	uint64_t session;
-	uint64_t acked_session_epoch; /* committed by the standby of this session */
+	char partner[FT_HOST_ID_MAX]; /* whose session it is */
+	/* What the peer said of itself when it came back to a lost session. */
+	struct {
+		uint64_t session, committed;
+		bool runs;
+	} returned;
+	bool gave_away;	  /* a HANDOVER went out and was not refused */
+	bool bye_sent;
+	bool leave_retry; /* after PRIMARY_LEAVING */
+	char why[FT_REASON_MAX]; /* protection is ending */
 	struct ft_bitmap pending;  /* pages that the standby does not have yet */
 	struct ft_bitmap overflow; /* pages of the checkpoint in flight that left staging while the guest was held */
 	struct vmm_capture capture;
@@ -77,7 +88,8 @@ struct ft_primary {
 	bool stopped;	       /* the guest stands still for a planned switch */
 	bool vm_dead;	       /* the VM died under protection: only the hand-over is left to do */
 	unsigned failures;     /* checkpoints in a row */
-	bool sync_claimed;     /* the arbiter was asked to record that the standby is in sync */
+	bool sync_claimed;     /* the standby may be granted the guest: the arbiter was asked to record it, or (none) it knows by itself */
+	uint64_t verify_until_ns;
 	uint64_t digest; /* ours, of the checkpoint in flight */
 	bool first_commit_done;
 	struct ft_done waiting[FT_DONE_MAX]; /* for the next checkpoint that starts */
@@ -109,6 +121,7 @@ struct ft_standby {
 	uint64_t takeover_ns; /* when the takeover began */
 	bool handover;	      /* takeover by agreement */
 	bool offering;	      /* after a planned switch: looks for the new primary by itself */
+	uint64_t asked_ns;    /* an operator wants the guest here and the primary was asked to hand over, 0 = no */
 	struct ft_done failover_done;
 };
 
@@ -125,6 +138,8 @@ struct engine_conn {
 	bool greeted;	      /* their HELLO was good */
 };
 
+enum engine_question { QUESTION_NONE, QUESTION_CLAIM, QUESTION_IN_SYNC, QUESTION_SOLO, QUESTION_TAKEOVER };
+
 struct ft_engine {
 	struct ft_engine_config config;
 	const struct ft_env_ops *env;
@@ -140,7 +155,8 @@ struct ft_engine {
 	struct engine_conn conns[ENGINE_CONNS];
 	struct ft_detector detector;
 	bool watching; /* the detector counts */
-	bool asking;   /* an arbiter request is out */
+	enum engine_question asking, ask_next; /* the arbiter request that is out; the one that waits for it */
+	uint64_t situation, asked_in;	       /* counts what makes the answer to a question void */
 	const char *arbiter_state;
 	char peer_host[FT_HOST_ID_MAX];
 	uint64_t untap_ns; /* when to take the taps out after a takeover, 0 = no */
@@ -177,7 +193,15 @@ void engine_fence(struct ft_engine *e, const char *why);
 void done_call(struct ft_done *done, const struct ft_err *err, uint64_t value);
 bool done_set(struct ft_done *done, ft_done_fn *fn, void *ctx);
 
-/* arbitration.c: both answer through engine state */
+/* meeting.c: the primary's side of meeting a peer */
+void primary_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
+/* In PRIMARY_LOST, with the peer connected again: go on, go on alone, or wait for the arbiter. */
+void primary_meet(struct ft_engine *e);
+/* A standby connected and offers itself. */
+void primary_offered(struct ft_engine *e);
+void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse);
+
+/* arbitration.c: each answers through engine state */
 void arbitrate_primary_lost_peer(struct ft_engine *e);
 void arbitrate_standby_takeover(struct ft_engine *e);
 /* The primary claims its generation when protection starts; then primary_claimed(). */
@@ -190,17 +214,20 @@ int primary_init(struct ft_engine *e, struct ft_err *err);
 void primary_free(struct ft_engine *e);
 void primary_start_dial(struct ft_engine *e);
 void primary_dialed(struct ft_engine *e);
-void primary_offered(struct ft_engine *e); /* a standby connected and offers itself */
-void primary_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
 void primary_message(struct ft_engine *e, const struct ft_msg *msg);
 void primary_writable(struct ft_engine *e);
-void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse);
+/* SETUP to the peer; resume: of the session that it still has. */
+int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err);
+void primary_setup_failed(struct ft_engine *e, const struct ft_err *err);
 void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why);
 void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why);
 /* The peer is gone or unusable. */
 void primary_peer_lost(struct ft_engine *e, const char *why);
 /* Ends protection here: taps out, tracker off, links closed. The guest runs on, everything held is let go. */
 void primary_end(struct ft_engine *e, bool retry, const char *why);
+/* Ends it by agreement: what is held stays held until the standby has confirmed that it forgot its checkpoint. */
+void primary_leave(struct ft_engine *e, bool retry, const char *why);
+void primary_leave_continue(struct ft_engine *e);
 uint64_t primary_tick(struct ft_engine *e, uint64_t now);
 void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
 void primary_committed(struct ft_engine *e, uint64_t epoch);
@@ -234,5 +261,7 @@ void takeover_refused(struct ft_engine *e, const char *why);
 int switch_start(struct ft_engine *e, struct ft_err *err);
 void switch_acked(struct ft_engine *e);
 void switch_handed(struct ft_engine *e, uint64_t generation);
+/* The standby did not take it and the connection is good: the guest runs on here, protected. */
+void switch_undone(struct ft_engine *e, const struct ft_err *err);
 
 #endif

@@ -98,15 +98,7 @@ void primary_dialed(struct ft_engine *e)
 		set_phase(e, PRIMARY_HELLO, FT_SETUP_MAX_MS);
 }
 
-void primary_offered(struct ft_engine *e)
-{
-	/* A returning peer: what this host wanted before, it wants now, without being told again. */
-	e->primary.auto_retry = true;
-	if (e->primary.phase != PRIMARY_LOST)
-		set_phase(e, PRIMARY_HELLO, FT_SETUP_MAX_MS);
-}
-
-static int send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
+int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 {
 	Ft__Setup setup = FT__SETUP__INIT;
 	int rc = e->env->describe(e->env_ctx, &setup, err);
@@ -122,55 +114,12 @@ static int send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 	return 0;
 }
 
-static void setup_failed(struct ft_engine *e, const struct ft_err *err)
+void primary_setup_failed(struct ft_engine *e, const struct ft_err *err)
 {
 	struct ft_err copy = *err;
 
 	engine_note_error(e, &copy);
 	primary_end(e, e->primary.auto_retry, copy.text);
-}
-
-/* The peer still has this session's image and its last checkpoint, and nobody was granted anything: go on as if nothing had been. */
-static bool can_resume(struct ft_engine *e, const Ft__Hello *hello)
-{
-	const struct ft_primary *p = &e->primary;
-
-	/* While the arbiter is being asked, its answer decides. */
-	return p->phase == PRIMARY_LOST && !e->asking && p->session && hello->session == p->session && p->first_commit_done &&
-	       (hello->committed == e->committed || (p->ship.phase != SHIP_IDLE && hello->committed == p->ship.epoch));
-}
-
-void primary_peer_hello(struct ft_engine *e, const Ft__Hello *hello)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err err = {0};
-
-	if (can_resume(e, hello)) {
-		/* It had acknowledged what was in flight, the answer was lost. */
-		if (p->ship.phase != SHIP_IDLE && hello->committed == p->ship.epoch)
-			primary_committed(e, hello->committed);
-		else
-			primary_abort_checkpoint(e, "connection lost");
-		set_phase(e, PRIMARY_SETUP, FT_SETUP_MAX_MS);
-		if (send_setup(e, true, &err))
-			primary_peer_lost(e, err.text);
-		return;
-	}
-	if (p->phase == PRIMARY_LOST) {
-		/* It is alive, runs nothing and holds nothing: there is no other history of the guest than ours. */
-		if (!hello->runs && hello->session != p->session) {
-			ft_info("%s: the peer came back empty", e->config.name);
-			e->generation++;
-			e->env->generation(e->env_ctx, e->generation);
-			primary_end(e, p->auto_retry, "the peer came back empty: goes on alone");
-		}
-		return;
-	}
-	if (p->phase != PRIMARY_HELLO)
-		return;
-	if (e->state.now == FT_SOLO)
-		engine_set_state(e, FT_SYNCING, "the peer is back");
-	arbitrate_claim(e);
 }
 
 void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why)
@@ -182,15 +131,16 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	if (answer != FT_ARBITER_GRANTED) {
 		ft_err_set(&err, EAGAIN, "arbiter %s: %s: %s", e->arbiter->ops->type,
 			   answer == FT_ARBITER_LOST ? "the guest belongs to another host" : "unreachable", why);
-		setup_failed(e, &err);
+		primary_setup_failed(e, &err);
 		return;
 	}
 	do
 		e->primary.session = e->env->random(e->env_ctx);
 	while (!e->primary.session);
+	snprintf(e->primary.partner, sizeof e->primary.partner, "%s", e->peer_host);
 	set_phase(e, PRIMARY_SETUP, FT_SETUP_MAX_MS);
-	if (send_setup(e, false, &err))
-		setup_failed(e, &err);
+	if (primary_send_setup(e, false, &err))
+		primary_setup_failed(e, &err);
 }
 
 static int begin_rounds(struct ft_engine *e, struct ft_err *err)
@@ -226,9 +176,31 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	memset(&p->ship, 0, sizeof p->ship);
 	p->round_at = 0;
 	p->round_started_ns = engine_now(e);
+	p->gave_away = false;
 	e->committed = e->epoch - 1;
 	ft_overhead_start(&e->overhead, engine_now(e));
 	return 0;
+}
+
+/* The session goes on. Outputs may be held, and a planned switch may have been cut short. */
+static void resumed(struct ft_engine *e, const Ft__Ready *ready)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	if (ready->committed != e->committed) {
+		primary_peer_lost(e, "it resumes another checkpoint");
+		return;
+	}
+	set_phase(e, PRIMARY_RUNNING, 0);
+	p->requested = true;
+	p->gave_away = false;
+	engine_watch(e, true);
+	engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
+	if (p->stopped) {
+		ft_err_set(&err, ENOTCONN, "failover: the connection was lost meanwhile");
+		switch_undone(e, &err);
+	}
 }
 
 static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
@@ -237,17 +209,17 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 
 	if (e->primary.phase != PRIMARY_SETUP)
 		return;
-	if (e->primary.first_commit_done && ready->committed) {
-		set_phase(e, PRIMARY_RUNNING, 0);
-		engine_watch(e, true);
-		engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
+	if (e->primary.first_commit_done) {
+		resumed(e, ready);
 		return;
 	}
 	if (begin_rounds(e, &err)) {
-		setup_failed(e, &err);
+		primary_setup_failed(e, &err);
 		return;
 	}
+	/* The heartbeat connection comes, or silence ends the attempt. */
 	set_phase(e, PRIMARY_ROUNDS, 0);
+	engine_watch(e, true);
 	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
 	primary_writable(e);
 }
@@ -301,6 +273,7 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 	ft_err_context(&copy, "checkpoint %llu", (unsigned long long)e->epoch);
 	engine_note_error(e, &copy);
 	primary_abort_checkpoint(e, copy.text);
+	p->requested = true; /* outputs wait: again as soon as the budget allows */
 	if (++p->failures >= FT_CHECKPOINT_TRIES && !p->vm_dead)
 		primary_peer_lost(e, "checkpoints keep failing");
 }
@@ -359,9 +332,11 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
 	}
 	p->last_pause_ns = p->capture.pause_ns;
 	p->failures = 0;
+	p->stopped = keep_stopped;
 	p->ship.started_ns = started;
 	p->ship.trial = !p->first_commit_done;
 	p->ship.digest = digest;
+	p->verify_until_ns = digest ? p->resumed_ns + FT_ACK_MAX_MS * NS_PER_MS : 0;
 	p->ship.handover = keep_stopped;
 	ft_overhead_add(&e->overhead, p->resumed_ns, p->last_pause_ns);
 	ft_series_add(&e->pause_us, p->last_pause_ns / 1000);
@@ -405,6 +380,7 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		/* From here on the standby may be granted, so the record must say so before the first output goes. */
 		p->sync_claimed = true;
 		e->env->guard(e->env_ctx, true);
+		e->env->changed(e->env_ctx);
 		arbitrate_in_sync(e);
 		return;
 	}
@@ -422,12 +398,13 @@ void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	struct ft_primary *p = &e->primary;
 	struct ft_err err = {0};
 
-	if (p->phase != PRIMARY_RUNNING)
+	if (p->phase != PRIMARY_RUNNING || p->first_commit_done)
 		return;
 	if (answer != FT_ARBITER_GRANTED) {
+		/* "Unreachable" may still become true later: the standby must forget what it has before the guest goes on without it. */
 		ft_err_set(&err, EAGAIN, "arbiter %s: cannot record that the standby is in sync: %s", e->arbiter->ops->type, why);
-		e->env->guard(e->env_ctx, false);
-		setup_failed(e, &err);
+		engine_note_error(e, &err);
+		primary_leave(e, p->auto_retry, err.text);
 		return;
 	}
 	p->first_commit_done = true;
@@ -446,7 +423,7 @@ static void on_ack(struct ft_engine *e, const struct ft_msg *msg)
 	struct ft_ship *s = &e->primary.ship;
 
 	/* Late acknowledgements of a lost session or an aborted epoch are no news. */
-	if (s->phase != SHIP_WAIT_ACK || msg->epoch != s->epoch || msg->generation != e->generation) {
+	if (e->primary.phase != PRIMARY_RUNNING || s->phase != SHIP_WAIT_ACK || msg->epoch != s->epoch || msg->generation != e->generation) {
 		ft_debug("%s: ACK of epoch %llu ignored", e->config.name, (unsigned long long)msg->epoch);
 		return;
 	}
@@ -492,37 +469,25 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		on_digest(e, msg);
 		break;
 	case FT_MSG_HANDED:
-		if (e->primary.phase == PRIMARY_HANDING)
+		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation)
 			switch_handed(e, msg->generation);
+		break;
+	case FT_MSG_HANDOVER: {
+		struct ft_err err = {0};
+
+		/* An operator asks on the other host: a planned switch like any other. */
+		if (switch_start(e, &err))
+			engine_note_error(e, &err);
+		break;
+	}
+	case FT_MSG_BYE:
+		if (e->primary.phase == PRIMARY_LEAVING)
+			primary_end(e, e->primary.leave_retry, e->primary.why);
 		break;
 	default:
 		ft_warn("%s: %s from a standby: ignored", e->config.name, ft_msg_name(msg->type));
 	}
 	ft_engine_tick(e);
-}
-
-void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err err = {0};
-
-	ft_err_set(&err, refuse->code ? (int)refuse->code : EPROTO, "standby: %s", refuse->what);
-	if (refuse->runs && refuse->generation > e->generation) {
-		engine_fence(e, refuse->what);
-		return;
-	}
-	if (p->phase == PRIMARY_LOST) {
-		/* Asked in vain; again later. */
-		engine_drop(e, &e->conns[CONN_DATA]);
-		p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-	} else if (p->phase == PRIMARY_RETRY) {
-		p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-	} else if (p->first_commit_done) {
-		engine_note_error(e, &err);
-		primary_peer_lost(e, err.text);
-	} else if (p->phase != PRIMARY_IDLE) {
-		setup_failed(e, &err);
-	}
 }
 
 static bool checkpoint_due(struct ft_engine *e, uint64_t now, uint64_t *wake)
@@ -555,7 +520,13 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 		}
 		return p->ship.deadline_ns;
 	}
-	if (!p->first_commit_done || p->vm_dead)
+	if (p->verify_done.fn && p->verify_until_ns && now >= p->verify_until_ns) {
+		struct ft_err err = {0};
+
+		ft_err_set(&err, ETIMEDOUT, "verify: the standby's digest did not come within %d ms", FT_ACK_MAX_MS);
+		done_call(&p->verify_done, &err, 0);
+	}
+	if ((p->sync_claimed && !p->first_commit_done) || p->vm_dead)
 		return wake; /* the arbiter or the hand-over answers */
 	if (p->want_switch && p->ship.phase == SHIP_IDLE) {
 		p->want_switch = false;
@@ -589,7 +560,7 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 			if (p->first_commit_done)
 				primary_peer_lost(e, err.text);
 			else
-				setup_failed(e, &err);
+				primary_setup_failed(e, &err);
 			return now;
 		}
 		return p->deadline_ns;
@@ -598,6 +569,12 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 		return p->phase == PRIMARY_ROUNDS ? p->round_started_ns : now;
 	case PRIMARY_RUNNING:
 		return tick_running(e, now);
+	case PRIMARY_LEAVING:
+		if (late) {
+			primary_peer_lost(e, "no answer to BYE");
+			return now;
+		}
+		return p->deadline_ns;
 	case PRIMARY_HANDING:
 		if (late) {
 			primary_peer_lost(e, "no answer to the hand-over");

@@ -23,6 +23,7 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	struct ft_err err = {0}, reason = {.code = ECANCELED};
 
 	snprintf(reason.text, sizeof reason.text, "%s", why);
+	e->situation++;
 	engine_hang_up(e);
 	/* From here on the guest is this host's alone, whatever happens to this process. */
 	e->env->guard(e->env_ctx, false);
@@ -38,9 +39,10 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	if (p->taps_in && e->env->taps_out(e->env_ctx, &err))
 		engine_note_error(e, &err);
 	p->taps_in = false;
+	e->untap_ns = 0;
 	primary_abort_checkpoint(e, reason.text);
 	p->session = 0;
-	p->first_commit_done = p->sync_claimed = p->want_switch = false;
+	p->first_commit_done = p->sync_claimed = p->want_switch = p->gave_away = false;
 	p->phase = retry ? PRIMARY_RETRY : PRIMARY_IDLE;
 	p->deadline_ns = retry ? engine_now(e) + FT_REDIAL_MS * NS_PER_MS : 0;
 	done_call(&p->protect_done, &reason, 0);
@@ -48,13 +50,42 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	ft_engine_tick(e);
 }
 
+/* The standby's BYE is the proof that it cannot take over any more; a lost BYE would otherwise let both hosts put out. */
+void primary_leave(struct ft_engine *e, bool retry, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+
+	snprintf(p->why, sizeof p->why, "%s", why);
+	p->leave_retry = retry;
+	p->bye_sent = false;
+	p->phase = PRIMARY_LEAVING;
+	p->deadline_ns = engine_now(e) + FT_LEAVE_MAX_MS * NS_PER_MS;
+	primary_leave_continue(e);
+}
+
+void primary_leave_continue(struct ft_engine *e)
+{
+	struct ft_primary *p = &e->primary;
+	int rc;
+
+	if (p->phase != PRIMARY_LEAVING || p->bye_sent)
+		return;
+	rc = engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
+	if (!rc)
+		p->bye_sent = true;
+	else if (rc != -EAGAIN)
+		primary_peer_lost(e, "cannot say BYE");
+}
+
 static void vm_gone(struct ft_engine *e, const char *why)
 {
 	struct ft_err err = {.code = ESRCH};
 
 	snprintf(err.text, sizeof err.text, "%s", why);
+	e->situation++;
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.tracking = e->primary.taps_in = false;
+	e->primary.sync_claimed = e->primary.first_commit_done = false;
 	engine_hang_up(e);
 	tap_chain_discard(&e->chain);
 	primary_abort_checkpoint(e, why);
@@ -88,9 +119,16 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 	}
 	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. */
 	engine_hang_up(e);
+	e->situation++;
+	snprintf(p->why, sizeof p->why, "%.200s", err.text);
+	if (p->phase == PRIMARY_LEAVING)
+		p->auto_retry = p->leave_retry;
 	p->phase = PRIMARY_LOST;
 	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-	engine_set_state(e, FT_PROTECTED, "%s: outputs are held until the arbiter or an operator decides", err.text);
+	if (e->state.now == FT_PROTECTED)
+		engine_set_state(e, FT_PROTECTED, "%s: outputs are held until the arbiter or an operator decides", err.text);
+	else
+		engine_set_state(e, FT_SYNCING, "%s: outputs are held until the arbiter or an operator decides", err.text);
 	e->env->dial(e->env_ctx, false);
 	arbitrate_primary_lost_peer(e);
 	ft_engine_tick(e);
@@ -118,14 +156,25 @@ int ft_engine_cancel(struct ft_engine *e, struct ft_err *err)
 		primary_end(e, false, "an operator decided: goes on alone");
 		return 0;
 	}
-	if (p->phase == PRIMARY_HANDING)
+	if (p->phase == PRIMARY_HANDING || p->stopped)
 		return ft_err_set(err, EBUSY, "cancel: a planned switch is under way");
-	if (engine_data(e) && e->conns[CONN_DATA].greeted) {
-		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
-		engine_data(e)->ops->drain(engine_data(e), 200);
-	}
+	if (p->vm_dead)
+		return ft_err_set(err, EBUSY, "cancel: the VM died and is being handed over");
 	p->auto_retry = false;
-	primary_end(e, false, "cancelled by an operator");
+	if (p->phase == PRIMARY_LEAVING) {
+		p->leave_retry = false;
+	} else if (p->sync_claimed && p->phase == PRIMARY_RUNNING) {
+		primary_leave(e, false, "cancelled by an operator");
+	} else if (p->sync_claimed) {
+		primary_peer_lost(e, "cancelled by an operator before the connection was back");
+	} else {
+		if (engine_data(e) && e->conns[CONN_DATA].greeted) {
+			(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
+			engine_data(e)->ops->drain(engine_data(e), 200);
+		}
+		primary_end(e, false, "cancelled by an operator");
+	}
+	ft_engine_tick(e);
 	return 0;
 }
 
@@ -157,6 +206,7 @@ void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
 	case FT_PROTECTED:
 		if (p->vm_dead)
 			return;
+		p->stopped = false;
 		if (!by_guest && p->phase == PRIMARY_RUNNING && p->first_commit_done) {
 			vm_lost_protected(e, why);
 			break;

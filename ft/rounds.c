@@ -154,6 +154,8 @@ void primary_writable(struct ft_engine *e)
 		return;
 	if (e->primary.phase == PRIMARY_ROUNDS)
 		continue_rounds(e);
+	else if (e->primary.phase == PRIMARY_LEAVING)
+		primary_leave_continue(e);
 	else if (e->primary.phase == PRIMARY_RUNNING && ship_continue(e))
 		primary_peer_lost(e, "cannot send");
 }

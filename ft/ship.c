@@ -107,6 +107,9 @@ static int send_end(struct ft_engine *e)
 	end.events_bytes = s->events_bytes;
 	end.trial = s->trial;
 	end.digest = s->digest;
+	/* Without a record to ask, a standby that has its first checkpoint takes over by itself: from now on it might. */
+	if (s->trial && !strcmp(e->arbiter->ops->type, "none"))
+		e->primary.sync_claimed = true;
 	return engine_send(e, FT_MSG_END, s->epoch, &end.base, NULL, 0);
 }
 

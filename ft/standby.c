@@ -62,12 +62,13 @@ void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
 
+	e->situation++;
 	if (s->armed)
 		e->env->disarm(e->env_ctx);
 	s->armed = false;
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = false;
-	s->unlinked_ns = 0;
+	s->unlinked_ns = s->asked_ns = 0;
 	s->stage.epoch = 0;
 	ft_spool_reset(&s->stage.pages);
 	ft_spool_reset(&s->stage.events[0]);
@@ -84,6 +85,8 @@ static void refuse(struct ft_engine *e, const struct ft_err *err)
 		engine_refuse(e, engine_data(e), &copy);
 	engine_hang_up(e);
 	e->standby.stage.epoch = 0;
+	e->standby.handover = false;
+	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (!e->standby.committed) {
 		standby_reset(e);
 		engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one failed: %s", copy.text);
@@ -96,6 +99,9 @@ void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello)
 {
 	e->standby.unlinked_ns = 0;
 	e->standby.suspicious = false;
+	/* A frozen peer is noticed in the middle of a conversation, too. */
+	if (e->standby.committed)
+		engine_watch(e, true);
 	snprintf(e->standby.primary_host, sizeof e->standby.primary_host, "%s", hello->host_id);
 }
 
@@ -120,20 +126,29 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		refuse(e, &err);
 		return;
 	}
-	e->standby.primary_generation = msg->generation;
+	if (msg->generation < e->generation) {
+		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already", (unsigned long long)msg->generation,
+			   (unsigned long long)e->generation);
+		refuse(e, &err);
+		ft__setup__free_unpacked(setup, NULL);
+		return;
+	}
 	if (setup->resume) {
-		if (!s->session || setup->session != s->session) {
+		if (!s->session || setup->session != s->session || msg->generation != s->primary_generation) {
 			ft_err_set(&err, ESTALE, "SETUP: resume of a session that this standby does not have");
 			refuse(e, &err);
 		} else {
 			s->stage.epoch = 0;
+			s->handover = false;
 			send_ready(e);
 			engine_watch(e, true);
+			engine_set_state(e, FT_STANDBY, "in sync with %s again", s->primary_host);
 		}
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
 	standby_reset(e);
+	s->primary_generation = msg->generation;
 	if (e->env->arm(e->env_ctx, setup, &err)) {
 		ft_err_context(&err, "arm");
 		refuse(e, &err);
@@ -392,6 +407,7 @@ static int first_commit(struct ft_engine *e, struct ft_err *err)
 	int rc = apply_staged_pages(e, err);
 
 	if (!rc) {
+		engine_ask_patience(e, FT_TRIAL_ACK_MAX_MS / 2);
 		rc = vmm_trial(e->vmm, s->stage.state[staged], s->stage.state_len[staged], err);
 		if (rc)
 			ft_err_context(err, "trial load");
@@ -473,10 +489,14 @@ static void on_bye(struct ft_engine *e)
 {
 	struct ft_err err = {0};
 
+	/* The answer is the primary's proof that what is held here will never run. Whoever offered itself is not wanted any more. */
 	if (e->env->store_outdate(e->env_ctx, &err))
 		engine_note_error(e, &err);
-	engine_hang_up(e);
 	standby_reset(e);
+	e->standby.offering = false;
+	if (engine_send(e, FT_MSG_BYE, 0, NULL, NULL, 0) == 0)
+		engine_data(e)->ops->drain(engine_data(e), 200);
+	engine_hang_up(e);
 	engine_set_state(e, FT_STANDBY, "the primary ended protection: waiting for a primary");
 }
 

@@ -41,6 +41,7 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 		s->stage.epoch = 0;
 		if (!s->committed) {
 			engine_hang_up(e);
+			s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 			if (s->armed) {
 				standby_reset(e);
 				engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one left: %s", why);
@@ -68,6 +69,11 @@ void takeover_refused(struct ft_engine *e, const char *why)
 	done_call(&e->standby.failover_done, &err, 0);
 }
 
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 {
 	struct ft_standby *s = &e->standby;
@@ -79,7 +85,8 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 		takeover_continue(e);
 		return now;
 	}
-	if (s->committed && s->unlinked_ns && !engine_data(e) && engine_beat_link(e)) {
+	/* Also when it was we who closed it, for a fault of the conversation: the primary has that long to come back. */
+	if (s->committed && s->unlinked_ns && !engine_data(e) && !s->suspicious) {
 		uint64_t until = s->unlinked_ns + e->config.takeover_ms * NS_PER_MS;
 
 		if (now >= until) {
@@ -89,12 +96,21 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 			wake = until;
 		}
 	}
+	if (s->asked_ns && now >= s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS) {
+		struct ft_err err = {0};
+
+		ft_err_set(&err, ETIMEDOUT, "failover: the primary is connected but did not hand over within %d ms", FT_HANDOVER_MAX_MS);
+		s->asked_ns = 0;
+		done_call(&s->failover_done, &err, 0);
+	} else if (s->asked_ns) {
+		wake = min_u64(wake, s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS);
+	}
 	if (s->suspicious && !e->asking && !e->config.takeover_manual) {
 		if (now >= s->retry_ns) {
 			s->retry_ns = now + FT_RETRY_MS * NS_PER_MS;
 			arbitrate_standby_takeover(e);
 		}
-		wake = wake < s->retry_ns ? wake : s->retry_ns;
+		wake = min_u64(wake, s->retry_ns);
 	}
 	/* After a planned switch this side offers itself until the new primary has it. */
 	if (s->offering && !engine_data(e) && e->state.now == FT_STANDBY && !s->committed) {
@@ -102,7 +118,7 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 			s->retry_ns = now + FT_SETUP_MAX_MS * NS_PER_MS;
 			e->env->dial(e->env_ctx, false);
 		}
-		wake = wake < s->retry_ns ? wake : s->retry_ns;
+		wake = min_u64(wake, s->retry_ns);
 	}
 	return wake;
 }
@@ -118,7 +134,10 @@ static int replay(struct ft_engine *e, const struct tap_record *rec, struct ft_e
 	case TAP_DISK_FLUSH:
 		return 0; /* in the image already */
 	default:
-		return tap_chain_replay(&e->chain, rec, err);
+		/* One output that cannot be sent again must not keep back those behind it. */
+		if (tap_chain_replay(&e->chain, rec, err))
+			engine_note_error(e, err);
+		return 0;
 	}
 }
 
@@ -142,6 +161,7 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 	engine_set_state(e, FT_TAKEOVER, "epoch %llu, generation %llu%s", (unsigned long long)s->committed, (unsigned long long)generation,
 			 s->handover ? ", by agreement" : "");
 	engine_watch(e, false);
+	e->situation++;
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
 	s->takeover_ns = engine_now(e);
@@ -181,6 +201,7 @@ static void takeover_continue(struct ft_engine *e)
 	s->armed = false;
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->offering = false;
+	s->asked_ns = 0;
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.taps_in = true; /* passing through; taken out when the replayed outputs are surely gone */
 	e->primary.vm_dead = e->primary.stopped = false;
@@ -196,7 +217,7 @@ static void takeover_continue(struct ft_engine *e)
 
 int switch_start(struct ft_engine *e, struct ft_err *err)
 {
-	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING || !e->primary.first_commit_done)
+	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING || !e->primary.first_commit_done || e->primary.vm_dead)
 		return ft_err_set(err, EINVAL, "failover: the guest is not protected");
 	e->primary.want_switch = true;
 	ft_engine_tick(e);
@@ -212,7 +233,7 @@ void switch_acked(struct ft_engine *e)
 	if (tap_chain_release(&e->chain, e->committed, &err))
 		engine_note_error(e, &err);
 	e->env->disks_yield(e->env_ctx);
-	e->primary.stopped = !e->primary.vm_dead;
+	e->primary.gave_away = true;
 	e->primary.phase = PRIMARY_HANDING;
 	e->primary.deadline_ns = engine_now(e) + FT_HANDOVER_MAX_MS * NS_PER_MS;
 	engine_watch(e, false);
@@ -220,16 +241,36 @@ void switch_acked(struct ft_engine *e)
 		primary_peer_lost(e, "cannot hand over");
 }
 
+void switch_undone(struct ft_engine *e, const struct ft_err *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	p->stopped = p->gave_away = false;
+	p->phase = PRIMARY_RUNNING;
+	p->deadline_ns = 0;
+	p->requested = true;
+	engine_watch(e, true);
+	/* The hand-over's checkpoint is committed like any other. */
+	if (tap_chain_release(&e->chain, e->committed, &err))
+		engine_note_error(e, &err);
+	if (vmm_cont(e->vmm, &err))
+		engine_note_error(e, &err);
+	engine_set_state(e, FT_PROTECTED, "planned switch failed: %s", why->text);
+	done_call(&p->switch_done, why, 0);
+}
+
 void switch_handed(struct ft_engine *e, uint64_t generation)
 {
 	struct ft_primary *p = &e->primary;
 
+	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
 	primary_abort_checkpoint(e, "handed over");
 	p->phase = PRIMARY_IDLE;
 	p->tracking = p->taps_in = p->stopped = p->vm_dead = false;
-	p->first_commit_done = p->sync_claimed = false;
+	p->first_commit_done = p->sync_claimed = p->gave_away = false;
 	p->session = 0;
 	e->env->vm_end(e->env_ctx);
 	e->generation = generation;
@@ -255,6 +296,16 @@ int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct 
 		if (rc)
 			memset(slot, 0, sizeof *slot);
 		return rc;
+	}
+	/* A primary that is there can hand over, and then nothing is lost and nobody has to be believed dead. */
+	if (e->conns[CONN_DATA].greeted) {
+		if (engine_send(e, FT_MSG_HANDOVER, e->standby.committed, NULL, NULL, 0)) {
+			memset(slot, 0, sizeof *slot);
+			return ft_err_set(err, EPIPE, "failover: cannot ask the primary");
+		}
+		e->standby.asked_ns = engine_now(e);
+		ft_engine_tick(e);
+		return 0;
 	}
 	/* Without an arbiter the operator's word is the grant; with one, it must still agree. */
 	e->standby.handover = !strcmp(e->arbiter->ops->type, "none");

@@ -20,6 +20,8 @@ static void on_lost(void *ctx, const char *why)
 
 static void starts(void **state)
 {
+	struct ft_err why = {0};
+	struct vmm *second = NULL;
 	struct vmm_info info;
 
 	(void)state;
@@ -36,6 +38,8 @@ static void starts(void **state)
 	assert_int_equal(info.disks[0].bytes, GUEST_DISK);
 	assert_string_equal(info.nics[0].id, "net0");
 	assert_memory_equal(qemu_machine(p), "pc-i440fx-", 10);
+	assert_int_equal(qemu_start(&pc, &second, &why),
+			 -EBUSY); /* its monitor is not taken from it */
 	wait_file(pc.console_log, is_ready, 0, BOOT_MS);
 	assert_ok(p->ops->check(p, err));
 	assert_ok(p->ops->track_start(p, err));

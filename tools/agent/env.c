@@ -304,6 +304,9 @@ static void env_changed(void *ctx)
 	now = ft_engine_state(a->engine);
 	if (now != a->state_told) {
 		a->state_told = now;
+		/* Roles change; the operator's word is about whoever has the role now. */
+		if (a->config.arbiter.type == CONFIG_ARBITER_NONE && (now == FT_STANDBY || now == FT_SOLO))
+			ft_arbiter_none_set_side(a->arbiter, now == FT_STANDBY ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
 		ctl_server_state_changed(a->ctl, now, ft_engine_reason(a->engine));
 	}
 	if (now == FT_FAILED)

@@ -2,12 +2,15 @@
 /* status and wait. The JSON of a status is an interface: keys are added, never renamed. */
 #include "tools/ftctl/ftctl.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#define AGENT_RETRY_MS 50
 #define ANSWER_SLACK_MS                                                                            \
 	5000 /* an agent that waits tells of the timeout itself; it has this long                  \
 	      */
@@ -174,6 +177,27 @@ static bool parse_seconds(const char *text, uint64_t *ms)
 	return true;
 }
 
+/* With a timeout, an agent that is still starting is waited for as well: scripts start one and wait in the next line. What is left of
+ * the time is in *timeout_ms. */
+static void await_agent(const struct ftctl *ctl, const char *name, uint64_t *timeout_ms)
+{
+	Ctl__Request request = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	struct ft_err err;
+
+	request.command = (char *)(uintptr_t)"status";
+	while (*timeout_ms > AGENT_RETRY_MS) {
+		int rc = ctl_ask(ctl->run_dir, name, &request, ANSWER_SLACK_MS, &reply, &err);
+
+		if (!rc)
+			free_reply(reply);
+		if (rc != -ECONNREFUSED)
+			return;
+		poll(NULL, 0, AGENT_RETRY_MS);
+		*timeout_ms -= AGENT_RETRY_MS;
+	}
+}
+
 int run_wait(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
 	static const struct option options[] = {{"timeout", required_argument, NULL, 't'}, {0}};
@@ -196,6 +220,7 @@ int run_wait(const struct ftctl *ctl, const struct command *command, int argc, c
 		return fail_usage(ctl, command, "wait takes a name and a state");
 	request.command = argv[0];
 	request.state = argv[optind + 1];
+	await_agent(ctl, argv[optind], &request.timeout_ms);
 	ret = ask(ctl, argv[optind], &request,
 		  request.timeout_ms ? (int)request.timeout_ms + ANSWER_SLACK_MS
 				     : command->answer_ms,

@@ -319,7 +319,8 @@ void save_abandon(struct save *s, struct qmp *q, unsigned within_ms)
 		qmp_reply(q, s->id, "save", NULL, within_ms, NULL);
 	s->fired = false;
 	if (s->fdset >= 0)
-		qmp_call(q, NULL, NULL, "remove-fd", "{s:i}", "fdset-id", s->fdset);
+		qmp_call_args(q, NULL, NULL, within_ms, "remove-fd",
+			      json_pack("{s:i}", "fdset-id", s->fdset));
 	s->fdset = -1;
 }
 

@@ -47,14 +47,14 @@ void qemu_trial_drop(struct qemu *vm)
 static int make_tap(struct ft_err *err)
 {
 	struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
-	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK), code;
 
 	if (fd >= 0 && ioctl(fd, TUNSETIFF, &request) == 0)
 		return fd;
-	ft_err_set(err, errno, "qemu: trial: a tap interface: %s", strerror(errno));
+	code = errno;
 	if (fd >= 0)
 		close(fd);
-	return -err->code;
+	return ft_err_set(err, code, "qemu: trial: a tap interface: %s", strerror(code));
 }
 
 int qemu_trial_prepare(struct vmm *vmm, struct ft_err *err)

@@ -225,7 +225,7 @@ static int read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *
 {
 	struct qemu *vm = qemu_of(vmm);
 
-	return ram_copy(&vm->ram, pfns, n, target) < 0
+	return ram_copy_bulk(&vm->ram, pfns, n, target) < 0
 		       ? ft_err_set(err, EIO, "qemu: RAM of process %d cannot be read",
 				    vm->process.pid)
 		       : 0;
