@@ -66,7 +66,7 @@ static int do_it(struct drill *d, struct round *r, struct ft_err *err)
 		kill_host(d, !primary);
 		break;
 	case DRILL_SWITCH:
-		rc = ask(d, primary, "failover", NULL, DRILL_TAKEOVER_MS, NULL, err);
+		rc = ask_agent(d, primary, "failover", NULL, DRILL_TAKEOVER_MS, NULL, err);
 		break;
 	case DRILL_KILLS_N:
 		abort();
