@@ -212,8 +212,8 @@ static bool question_done(struct drill *d, void *ctx)
 	return atomic_load(&q->done);
 }
 
-int ask(struct drill *d, unsigned which, const char *command, const char *uri, int timeout_ms,
-	Ctl__Reply **reply, struct ft_err *err)
+int ask_agent(struct drill *d, unsigned which, const char *command, const char *uri, int timeout_ms,
+	      Ctl__Reply **reply, struct ft_err *err)
 {
 	struct question q = {.request = CTL__REQUEST__INIT, .timeout_ms = timeout_ms};
 	pthread_t thread;

@@ -88,7 +88,7 @@ static int look_calm(struct drill *d, struct round *r, struct ft_err *err)
 static int verify(struct drill *d, struct round *r, struct ft_err *err)
 {
 	Ctl__Reply *reply = NULL;
-	int rc = ask(d, d->primary, "verify", NULL, DRILL_PROTECT_MS, &reply, err);
+	int rc = ask_agent(d, d->primary, "verify", NULL, DRILL_PROTECT_MS, &reply, err);
 
 	if (rc)
 		return rc;

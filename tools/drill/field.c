@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define REPLICATION "repl"
-#define UPLINK	    "up"
+#define UPLINK	    "uplink"
 
 int field_up(struct field *f, struct ft_err *err)
 {

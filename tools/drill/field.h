@@ -3,9 +3,9 @@
  *
  *      client 10.9.0.1                guest 10.9.0.2
  *         |                              |
- *      [switch] ---------------- up [br0 host-a] repl 10.10.0.1
+ *      [switch] ---------------- uplink [br0 host-a] repl 10.10.0.1
  *         |                                        |
- *         +--------------------- up [br0 host-b] repl 10.10.0.2
+ *         +--------------------- uplink [br0 host-b] repl 10.10.0.2
  *
  * Client and switch are hosts without an agent. Isolated hosts only. */
 #ifndef TOOLS_DRILL_FIELD_H

@@ -28,7 +28,6 @@
 #define GONE_MS	    10000
 #define IP_TEXT_MAX 256
 
-
 static bool gone(int pidfd, int timeout_ms)
 {
 	struct pollfd p = {.fd = pidfd, .events = POLLIN};

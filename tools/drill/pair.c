@@ -358,7 +358,7 @@ int pair_protect(struct drill *d, struct ft_err *err)
 		rc = wait_state(d, standby, "standby", DRILL_BOOT_MS, err);
 	listen_uri(d, standby, uri);
 	if (!rc)
-		rc = ask(d, d->primary, "migrate", uri, DRILL_PROTECT_MS, NULL, err);
+		rc = ask_agent(d, d->primary, "migrate", uri, DRILL_PROTECT_MS, NULL, err);
 	return rc ? rc : wait_state(d, d->primary, "protected", DRILL_PROTECT_MS, err);
 }
 
@@ -376,7 +376,7 @@ static int stop_agent(struct drill *d, unsigned which, struct ft_err *err)
 	if (!host_agent_alive(&d->hosts[which]))
 		return 0;
 	d->must_live[which] = false;
-	rc = ask(d, which, "stop", NULL, DRILL_STOP_MS, NULL, err);
+	rc = ask_agent(d, which, "stop", NULL, DRILL_STOP_MS, NULL, err);
 	if (rc == -EPROTO || rc == -ECONNRESET ||
 	    rc == -EPIPE) /* it ended before we read its answer */
 		rc = 0;
@@ -391,9 +391,9 @@ int pair_compare(struct drill *d, bool both, struct ft_err *err)
 	client_finish(d->client);
 	both = both && !d->o->shared_disk && host_agent_alive(&d->hosts[standby]);
 	if (both)
-		rc = ask(d, d->primary, "checkpoint", NULL, DRILL_PROTECT_MS, NULL, err);
+		rc = ask_agent(d, d->primary, "checkpoint", NULL, DRILL_PROTECT_MS, NULL, err);
 	if (!rc && both)
-		rc = ask(d, d->primary, "cancel", NULL, DRILL_STOP_MS, NULL, err);
+		rc = ask_agent(d, d->primary, "cancel", NULL, DRILL_STOP_MS, NULL, err);
 	d->must_live[standby] = false;
 	if (!rc)
 		rc = stop_agent(d, d->primary, err);

@@ -50,9 +50,16 @@ static void fill(struct canvas *c, unsigned row, uint64_t from, uint64_t to, enu
 		c->rows[row][i] = (uint8_t)sign;
 }
 
+uint64_t picture_around_ns(const struct round *r)
+{
+	uint64_t gap = r->gap_end_ns - r->gap_start_ns;
+
+	return gap > AROUND_NS ? gap : AROUND_NS;
+}
+
 static void canvas_init(struct canvas *c, const struct round *r)
 {
-	uint64_t gap = r->gap_end_ns - r->gap_start_ns, around = gap > AROUND_NS ? gap : AROUND_NS;
+	uint64_t around = picture_around_ns(r);
 	struct winsize size = {0};
 
 	*c = (struct canvas){.from_ns = r->strike_ns - around, .to_ns = r->gap_end_ns + around};

@@ -20,8 +20,8 @@
 #define SWITCH_MS 60000
 #define GONE_MS	  10000
 
-static int ask_agent(const struct drill_options *o, const char *command, int timeout_ms,
-		     Ctl__Reply **reply, struct ft_err *err)
+static int ask_here(const struct drill_options *o, const char *command, int timeout_ms,
+		    Ctl__Reply **reply, struct ft_err *err)
 {
 	Ctl__Request request = CTL__REQUEST__INIT;
 	int rc;
@@ -81,7 +81,7 @@ static int act(const struct drill_options *o, const Ctl__Status *before, struct 
 	int rc;
 
 	if (o->kill == DRILL_SWITCH) {
-		rc = ask_agent(o, "failover", SWITCH_MS, &reply, err);
+		rc = ask_here(o, "failover", SWITCH_MS, &reply, err);
 		if (!rc)
 			ctl__reply__free_unpacked(reply, NULL);
 		return rc;
@@ -129,7 +129,7 @@ int rehearse(const struct drill_options *given, struct ft_err *err)
 			   drill_kill_name(o.kill));
 		return DRILL_FAILED;
 	}
-	if (ask_agent(&o, "status", STATUS_MS, &before, err))
+	if (ask_here(&o, "status", STATUS_MS, &before, err))
 		return DRILL_FAILED;
 	if (!before->status || strcmp(before->status->state, "protected") != 0) {
 		rc = ft_err_set(err, EINVAL,

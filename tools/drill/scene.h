@@ -86,8 +86,8 @@ struct drill {
 bool ask_seen(struct drill *d, unsigned which, struct seen *seen);
 /* A request whose answer may take long; the drill goes on looking at signals and agents meanwhile.
  * reply may be NULL; else free it with ctl__reply__free_unpacked(). An error reply is an error. */
-int ask(struct drill *d, unsigned which, const char *command, const char *uri, int timeout_ms,
-	Ctl__Reply **reply, struct ft_err *err);
+int ask_agent(struct drill *d, unsigned which, const char *command, const char *uri, int timeout_ms,
+	      Ctl__Reply **reply, struct ft_err *err);
 
 /* Waits for done(); what: for the error. Looks at each event of the client and each tick. -EINTR:
  * the operator interrupts; -ECHILD: an agent that must live died; -ETIMEDOUT. */
@@ -125,6 +125,8 @@ void report_json(struct drill *d, const struct round *rounds, unsigned n, bool o
 		 const struct ft_err *why);
 void report_text(struct drill *d, const struct round *rounds, unsigned n, bool ok,
 		 const struct ft_err *why);
+/* How much time before the strike and after the gap the picture shows. */
+uint64_t picture_around_ns(const struct round *r);
 void picture(struct drill *d, const struct round *r);
 
 /* ---- rehearse.c ---- */

@@ -66,7 +66,7 @@ static int do_it(struct drill *d, struct round *r, struct ft_err *err)
 		kill_host(d, !primary);
 		break;
 	case DRILL_SWITCH:
-		rc = ask(d, primary, "failover", NULL, DRILL_TAKEOVER_MS, NULL, err);
+		rc = ask_agent(d, primary, "failover", NULL, DRILL_TAKEOVER_MS, NULL, err);
 		break;
 	case DRILL_KILLS_N:
 		abort();
@@ -121,6 +121,12 @@ static void measure_gap(struct drill *d, struct round *r)
 	}
 }
 
+static bool shown(struct drill *d, void *ctx)
+{
+	(void)d;
+	return drill_now_ns() > *(uint64_t *)ctx;
+}
+
 /* A frozen host wakes up and finds that the world went on: nothing of it may be heard. */
 static int thaw(struct drill *d, struct round *r, struct ft_err *err)
 {
@@ -141,7 +147,7 @@ static int thaw(struct drill *d, struct round *r, struct ft_err *err)
 
 int strike(struct drill *d, struct round *r, struct ft_err *err)
 {
-	uint64_t since;
+	uint64_t until;
 	int rc;
 
 	rc = do_it(d, r, err);
@@ -154,10 +160,14 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	if (rc)
 		return rc;
 	d->primary = r->winner;
-	since = answers(d);
-	rc = wait_answers(d, since, DRILL_ANSWERS, DRILL_TAKEOVER_MS, err);
-	r->after = answers(d) - since;
+	rc = wait_answers(d, answers(d), DRILL_ANSWERS, DRILL_TAKEOVER_MS, err);
+	if (rc)
+		return rc;
 	measure_gap(d, r);
+	/* What comes after it is part of the picture. */
+	until = r->gap_end_ns + picture_around_ns(r);
+	rc = drill_wait(d, shown, &until, DRILL_TAKEOVER_MS, "the picture", err);
+	r->after = answers(d) - r->before;
 	if (!rc && d->o->kill == DRILL_FREEZE)
 		rc = thaw(d, r, err);
 	return rc;

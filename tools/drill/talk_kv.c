@@ -17,7 +17,7 @@
 
 #define CLIENT_ID 1
 #define KEYS	  64u
-#define REPEAT_MS 100
+#define REPEAT_MS 20
 
 struct kv_talk {
 	uint64_t seq, number, chain, puts;
@@ -41,6 +41,11 @@ void *talk_kv_new(void)
 static unsigned key_of(const struct kv_talk *t)
 {
 	return (unsigned)(t->seq / 2 % KEYS);
+}
+
+static uint64_t value_of(const struct kv_talk *t)
+{
+	return t->seq * UINT64_C(0x9e3779b97f4a7c15);
 }
 
 /* What the server journals for the PUT on its way. */
@@ -82,7 +87,7 @@ static size_t kv_next(void *talk, uint8_t out[TALK_BYTES_MAX])
 	if (t->seq % 8)
 		n = snprintf(t->request, sizeof t->request,
 			     "PUT %d %" PRIu64 " key%u value%" PRIx64, CLIENT_ID, t->seq, key_of(t),
-			     t->seq * 0x9e3779b97f4a7c15ull);
+			     value_of(t));
 	else
 		n = snprintf(t->request, sizeof t->request, "GET %d %" PRIu64 " key%u", CLIENT_ID,
 			     t->seq, key_of(t));
@@ -124,8 +129,7 @@ static enum talk_verdict kv_check(void *talk, const uint8_t *data, size_t len, s
 	t->chain = kv_chain(t->chain, t->request, t->request_len);
 	t->waiting = false;
 	if (t->seq % 8) {
-		snprintf(t->values[key_of(t)], sizeof t->values[0], "value%" PRIx64,
-			 t->seq * 0x9e3779b97f4a7c15ull);
+		snprintf(t->values[key_of(t)], sizeof t->values[0], "value%" PRIx64, value_of(t));
 		t->puts++;
 	}
 	return right ? TALK_RIGHT : TALK_WRONG;
