@@ -155,6 +155,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	} else {
 		s->armed = true;
 		s->session = setup->session;
+		engine_watch(e, true); /* or a primary that lost its power keeps this VM armed for ever */
 		engine_set_state(e, FT_STANDBY, "receiving from %s", s->primary_host);
 		send_ready(e);
 	}
