@@ -32,6 +32,11 @@ void ft_detector_heard(struct ft_detector *d, uint64_t now_ns)
 		d->heard_ns = now_ns;
 }
 
+void ft_detector_allow(struct ft_detector *d, uint64_t now_ns, uint64_t patience_ns)
+{
+	d->heard_ns = now_ns + patience_ns;
+}
+
 bool ft_detector_due(struct ft_detector *d, uint64_t now_ns)
 {
 	if (elapsed(now_ns, d->sent_ns) < d->heartbeat_ns)

@@ -17,6 +17,8 @@ struct ft_detector {
 
 void ft_detector_start(struct ft_detector *d, uint64_t now_ns, unsigned heartbeat_ms, unsigned silence_ms);
 void ft_detector_heard(struct ft_detector *d, uint64_t now_ns);
+/* The peer says that it will be silent for so long; 0: no longer, what it asked for before is over. */
+void ft_detector_allow(struct ft_detector *d, uint64_t now_ns, uint64_t patience_ns);
 /* True when a heartbeat is due; the caller sends it. */
 bool ft_detector_due(struct ft_detector *d, uint64_t now_ns);
 /* True when the peer is suspected. A gap between calls (we were frozen, not the peer) of more than half the silence restarts the

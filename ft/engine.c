@@ -249,8 +249,9 @@ static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
 
 	if (!beat)
 		return;
-	/* Known silence of the peer is counted as heard in advance; bounded, for the peer may be wrong about itself. */
-	ft_detector_heard(&e->detector, engine_now(e) + (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
+	/* Known silence of the peer is counted as heard in advance; bounded, for the peer may be wrong about itself. The next heartbeat ends
+	 * it, or a death soon after a long step would go unnoticed. */
+	ft_detector_allow(&e->detector, engine_now(e), (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
 	ft__beat__free_unpacked(beat, NULL);
 }
 
