@@ -97,8 +97,8 @@ static int choose_vmm(struct drill *d, struct ft_err *err)
 static int find_agent(struct drill *d, struct ft_err *err)
 {
 	static const char name[] = "/ft-agent";
-	ssize_t n = readlink("/proc/self/exe", d->agent_program,
-			     sizeof d->agent_program - sizeof name);
+	ssize_t n =
+		readlink("/proc/self/exe", d->agent_program, sizeof d->agent_program - sizeof name);
 	char *slash;
 
 	d->agent_program[n > 0 ? n : 0] = 0;
