@@ -50,6 +50,23 @@ static uint64_t loop(struct ft_detector *d, uint64_t now, uint64_t end, uint64_t
 	return 0;
 }
 
+/* Silence that was announced is not held against the peer; a heartbeat after it is worth no more
+ * than any other. */
+static void test_announced_silence(void **state)
+{
+	struct ft_detector d;
+	unsigned calls;
+	uint64_t at;
+
+	(void)state;
+	ft_detector_start(&d, 1, HEARTBEAT_MS, SILENCE_MS);
+	ft_detector_allow(&d, 1, 2000 * MS);
+	assert_int_equal(loop(&d, 1, 1900 * MS, 0, 0, &calls), 0);
+	ft_detector_allow(&d, 1900 * MS, 0);
+	at = loop(&d, 1900 * MS, 4000 * MS, 0, 0, &calls);
+	assert_in_range(at, 2200 * MS, 2210 * MS);
+}
+
 static void test_silence(void **state)
 {
 	struct ft_detector d;
@@ -142,6 +159,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_patience),
 		cmocka_unit_test(test_heartbeats),
+		cmocka_unit_test(test_announced_silence),
 		cmocka_unit_test(test_silence),
 		cmocka_unit_test(test_frozen_ourselves),
 		cmocka_unit_test(test_old_times),
