@@ -2,6 +2,7 @@
 // Guests that this process drives through vmm.h, without agents: what the VMM glue costs by itself.
 #include "direct.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,50 +77,72 @@ static void fill_q35(struct bench *b, struct qemu_config *c)
 	c->args = args;
 }
 
-static int start(struct direct *d, const struct qemu_config *c, struct ft_err *err)
+static int start(struct bench *b, struct direct *d, const struct qemu_config *c, struct ft_err *err)
 {
-	int before, rc = make_network(d, err);
+	int before, rc = guest_available(b, err);
 
+	if (rc)
+		return rc;
+	rc = make_network(d, err);
 	if (!rc)
 		rc = guest_make_disk(c->disks[0].image, err);
 	if (rc)
 		return rc;
+	snprintf(d->console_log, sizeof d->console_log, "%s", c->console_log);
 	before = net_enter(d->ns);
 	rc = qemu_start(c, &d->vmm, err);
 	net_leave(before);
-	if (!rc)
-		rc = guest_wait_ready(c->console_log, err);
-	if (!rc)
-		rc = vmm_check(d->vmm, err);
-	return rc ? rc : vmm_track_start(d->vmm, err);
+	return rc;
 }
 
-static int direct_new(struct bench *b, bool q35, struct direct **out, struct ft_err *err)
+void direct_begin(struct bench *b, bool q35)
 {
+	struct direct **d = q35 ? &b->q35 : &b->pc;
 	struct qemu_config c;
-	int rc = guest_available(b, err);
 
-	if (*out || rc)
-		return rc;
-	*out = calloc(1, sizeof **out);
-	if (!*out)
-		return ft_err_set(err, ENOMEM, "no memory");
+	if (*d)
+		return;
+	*d = calloc(1, sizeof **d);
+	assert(*d);
 	if (q35)
 		fill_q35(b, &c);
 	else
 		fill(b, "pc", &c);
-	(*out)->name = c.name;
-	return start(*out, &c, err);
+	(*d)->skipped = start(b, *d, &c, &(*d)->broken) == BENCH_SKIPPED;
+}
+
+static int direct_ready(struct bench *b, bool q35, struct ft_err *err)
+{
+	struct direct *d;
+	int rc;
+
+	direct_begin(b, q35);
+	d = q35 ? b->q35 : b->pc;
+	if (d->broken.code) {
+		*err = d->broken;
+		return d->skipped ? BENCH_SKIPPED : -err->code;
+	}
+	if (d->ready)
+		return 0;
+	rc = guest_wait_ready(d->console_log, err);
+	if (!rc)
+		rc = vmm_check(d->vmm, err);
+	if (!rc)
+		rc = vmm_track_start(d->vmm, err);
+	d->ready = !rc;
+	if (rc)
+		d->broken = *err;
+	return rc;
 }
 
 int direct_pc(struct bench *b, struct ft_err *err)
 {
-	return direct_new(b, false, &b->pc, err);
+	return direct_ready(b, false, err);
 }
 
 int direct_q35(struct bench *b, struct ft_err *err)
 {
-	return direct_new(b, true, &b->q35, err);
+	return direct_ready(b, true, err);
 }
 
 void direct_end(struct direct *d)
