@@ -207,11 +207,17 @@ static void stopped(void *ctx)
 	(void)ctx;
 }
 
+static int take(struct capture *c, struct vmm *vmm, bool keep_stopped, struct ft_err *err)
+{
+	struct vmm_hold_hooks hooks = {.stopped = stopped};
+
+	return vmm_checkpoint(vmm, &c->pending, &c->capture, &hooks, keep_stopped, err);
+}
+
 int capture_take(struct capture *c, struct vmm *vmm, double *pause_ms, size_t *pages,
 		 struct ft_err *err)
 {
-	struct vmm_hold_hooks hooks = {.stopped = stopped};
-	int rc = vmm_checkpoint(vmm, &c->pending, &c->capture, &hooks, false, err);
+	int rc = take(c, vmm, false, err);
 
 	if (rc)
 		return rc;
@@ -270,12 +276,14 @@ void scatter(uint64_t *pfns, size_t n, uint64_t first, uint64_t of)
 
 /* ---- QEMU's own time to load and resume ---- */
 
+/* The guest's RAM and state of one moment, into a standby that runs on by itself for as long as it
+ * takes to end it. */
 static int load_once(struct bench *b, struct capture *c, double *ms, struct ft_err *err)
 {
 	struct direct *d = b->pc;
 	struct qemu_config config;
 	struct vmm *standby = NULL;
-	uint64_t start;
+	uint64_t start_ns;
 	int before = net_enter(d->ns), rc;
 
 	fill(b, "load", &config);
@@ -284,14 +292,21 @@ static int load_once(struct bench *b, struct capture *c, double *ms, struct ft_e
 	if (!rc)
 		rc = qemu_arm(&config, &standby, err);
 	net_leave(before);
-	if (rc)
-		return rc;
-	memcpy(vmm_image(standby), qemu_of(d->vmm)->ram.map, GUEST_MEMORY);
-	start = bench_now_ns();
-	rc = vmm_resume(standby, c->capture.state, c->capture.state_len, err);
-	*ms = bench_ms_since(start);
-	vmm_quit(standby, false, 0);
-	vmm_free(standby);
+	if (!rc)
+		rc = take(c, d->vmm, true, err);
+	if (!rc) {
+		memcpy(vmm_image(standby), qemu_of(d->vmm)->ram.map, GUEST_MEMORY);
+		ft_bitmap_clear_all(&c->pending);
+		rc = vmm_cont(d->vmm, err);
+	}
+	start_ns = bench_now_ns();
+	if (!rc)
+		rc = vmm_resume(standby, c->capture.state, c->capture.state_len, err);
+	*ms = bench_ms_since(start_ns);
+	if (standby) {
+		vmm_quit(standby, false, 0);
+		vmm_free(standby);
+	}
 	return rc;
 }
 
@@ -306,9 +321,7 @@ int direct_load(struct bench *b, struct ft_err *err)
 		return rc;
 	rc = capture_new(GUEST_PAGES, &c, err);
 	for (unsigned i = 0; i < (b->quick ? 3 : 7) && !rc; i++) {
-		rc = capture_take(c, b->pc->vmm, &ms, NULL, err);
-		if (!rc)
-			rc = load_once(b, c, &ms, err);
+		rc = load_once(b, c, &ms, err);
 		if (!rc)
 			samples_add(&s, ms);
 	}
