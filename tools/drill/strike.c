@@ -90,7 +90,7 @@ static bool decided(struct drill *d, void *ctx)
 	bool lead[2];
 
 	for (unsigned i = 0; i < 2; i++)
-		lead[i] = ask_seen(d, i, &seen[i]) && leads(&seen[i]);
+		lead[i] = (d->must_live[i] || i != r->old_primary) && ask_seen(d, i, &seen[i]) && leads(&seen[i]);
 	if (lead[0] == lead[1])
 		return false;
 	/* Protected by a standby that is cut off or dead: it has not noticed yet. */
