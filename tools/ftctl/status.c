@@ -2,13 +2,14 @@
 /* status and wait. The JSON of a status is an interface: keys are added, never renamed. */
 #include "tools/ftctl/ftctl.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <math.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #define AGENT_RETRY_MS 50
 #define ANSWER_SLACK_MS                                                                            \
@@ -177,22 +178,25 @@ static bool parse_seconds(const char *text, uint64_t *ms)
 	return true;
 }
 
-/* With a timeout, an agent that is still starting is waited for as well: scripts start one and wait in the next line. What is left of
- * the time is in *timeout_ms. */
+static bool agent_listens(const struct sockaddr_un *addr)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	bool yes = fd >= 0 && !connect(fd, (const struct sockaddr *)addr, sizeof *addr);
+
+	if (fd >= 0)
+		close(fd);
+	return yes;
+}
+
+/* With a timeout, an agent that is still starting is waited for as well: scripts start one and wait
+ * in the next line. What is left of the time is in *timeout_ms. */
 static void await_agent(const struct ftctl *ctl, const char *name, uint64_t *timeout_ms)
 {
-	Ctl__Request request = CTL__REQUEST__INIT;
-	Ctl__Reply *reply;
-	struct ft_err err;
+	struct sockaddr_un addr;
 
-	request.command = (char *)(uintptr_t)"status";
-	while (*timeout_ms > AGENT_RETRY_MS) {
-		int rc = ctl_ask(ctl->run_dir, name, &request, ANSWER_SLACK_MS, &reply, &err);
-
-		if (!rc)
-			free_reply(reply);
-		if (rc != -ECONNREFUSED)
-			return;
+	if (ctl_socket_path(ctl->run_dir, name, &addr, NULL))
+		return; /* ask() says what is wrong with the name */
+	while (*timeout_ms > AGENT_RETRY_MS && !agent_listens(&addr)) {
 		poll(NULL, 0, AGENT_RETRY_MS);
 		*timeout_ms -= AGENT_RETRY_MS;
 	}

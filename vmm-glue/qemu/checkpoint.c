@@ -204,7 +204,7 @@ static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_c
 	if (r == 0)
 		r = copy_pending(vm, pending, capture, hooks, err);
 	if (r == 0)
-		r = save_to_last(&vm->save, vm->process.pid, LAST_WRITE_MS, err);
+		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
 	if (r == 0 && again)
 		r = copy_late(vm, pending, capture, hooks, err);
 	return r;
