@@ -60,9 +60,9 @@ static void test_announced_silence(void **state)
 
 	(void)state;
 	ft_detector_start(&d, 1, HEARTBEAT_MS, SILENCE_MS);
-	ft_detector_allow(&d, 1, 2000 * MS);
+	ft_detector_beat(&d, 1, 2000 * MS);
 	assert_int_equal(loop(&d, 1, 1900 * MS, 0, 0, &calls), 0);
-	ft_detector_allow(&d, 1900 * MS, 0);
+	ft_detector_beat(&d, 1900 * MS, 0);
 	at = loop(&d, 1900 * MS, 4000 * MS, 0, 0, &calls);
 	assert_in_range(at, 2200 * MS, 2210 * MS);
 }
