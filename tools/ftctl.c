@@ -39,6 +39,26 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
+	{"drill", "[NAME] [--kill WHAT] [--rounds N] [--arbiter none|file] [--disk replicated|shared] [--vmm qemu|pocket] [--keep]",
+	 "rehearse a failover and report what a client saw",
+	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
+	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
+	 "else the built-in machine pocket over loopback. A client with one connection checks\n"
+	 "every answer; everything is removed afterwards (--keep: but for logs and images).\n"
+	 "\n"
+	 "With NAME, on the primary of a protected guest: a planned switch, which loses\n"
+	 "nothing; or --kill agent, or --kill vmm, which break what they say.\n"
+	 "\n"
+	 "WHAT is one of\n"
+	 "  host     the primary host dies: agent, VMM and keeper, its links go down at once\n"
+	 "  agent    the primary's agent is killed\n"
+	 "  vmm      the primary's QEMU is killed\n"
+	 "  freeze   the primary host stops, and wakes up again later\n"
+	 "  link     the replication link is cut\n"
+	 "  standby  the standby host dies\n"
+	 "  switch   planned switch, roles are exchanged\n"
+	 "Exit code 77: this machine lacks what was asked for, nothing was done.",
+	 run_drill, -1},
 	{"stop", "NAME", "shut the guest and its agent down", "",
 	 run_plain, 120000},
 	{"top", "", "live table of all guests", "Refreshed every second; printed once if the output is no terminal.",

@@ -268,12 +268,14 @@ static uint64_t take_ranges(const struct tracker *t, unsigned region, int n,
 	uint64_t start = t->regions[region].start, pages = 0;
 
 	for (int i = 0; i < n; i++) {
-		const struct page_region *range = &t->ranges[i];
+		uint64_t first = t->first_page[region] + (t->ranges[i].start - start) / PAGE_BYTES;
+		uint64_t count = range_pages(&t->ranges[i]);
 
-		ft_bitmap_set_range(dirty,
-				    t->first_page[region] + (range->start - start) / PAGE_BYTES,
-				    range_pages(range));
-		pages += range_pages(range);
+		if (count == 1) // most are, when the guest writes here and there
+			ft_bitmap_set(dirty, first);
+		else
+			ft_bitmap_set_range(dirty, first, count);
+		pages += count;
 	}
 	return pages;
 }

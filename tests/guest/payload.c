@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What runs in the test guest, one static program. Servers listen before they go to the background, so that whoever started them may
- * go on at once.
+/* What runs in the test guest, one static program. Servers listen before they go to the background,
+ * so that whoever started them may go on at once.
  *
  *   payload echo TCP_PORT UDP_PORT           echoes both
  *   payload serve PORT DISK                  the drill's server: tools/drill/ledger.h
- *   payload spin PORT                        counts as fast as it can; answers each byte on a connection with the count, u64
- *   payload dirty PAGES_PER_S MIB            writes memory: one word in each page of MIB, at this rate
- *   payload write MIB_PER_S DISK OFFSET_MIB  writes and syncs 64 MiB of the disk, over and over, at this rate
- *   payload disk DISK COUNT [v]              COUNT synchronous writes of 4 KiB; with v a line for each */
+ *   payload spin PORT                        counts as fast as it can; answers each byte on a
+ * connection with the count, u64 payload dirty PAGES_PER_S MIB            writes memory: one word
+ * in each page of MIB, at this rate payload write MIB_PER_S DISK OFFSET_MIB  writes and syncs 64
+ * MiB of the disk, over and over, at this rate payload disk DISK COUNT [v]              COUNT
+ * synchronous writes of 4 KiB; with v a line for each */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -45,7 +46,8 @@ static uint64_t now_ns(void)
 
 static void until_ns(uint64_t at)
 {
-	struct timespec t = {.tv_sec = (time_t)(at / 1000000000), .tv_nsec = (long)(at % 1000000000)};
+	struct timespec t = {.tv_sec = (time_t)(at / 1000000000),
+			     .tv_nsec = (long)(at % 1000000000)};
 
 	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
 		;
@@ -89,7 +91,8 @@ static int disk_open(const char *path)
 
 static void *pages(size_t bytes)
 {
-	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 	if (at == MAP_FAILED)
 		die("memory");
@@ -133,7 +136,8 @@ static void echo_udp(int fd)
 
 static _Noreturn void run_echo(char **argv)
 {
-	struct pollfd p[2] = {{.fd = bound(SOCK_STREAM, argv[0]), .events = POLLIN}, {.fd = bound(SOCK_DGRAM, argv[1]), .events = POLLIN}};
+	struct pollfd p[2] = {{.fd = bound(SOCK_STREAM, argv[0]), .events = POLLIN},
+			      {.fd = bound(SOCK_DGRAM, argv[1]), .events = POLLIN}};
 
 	to_background();
 	signal(SIGCHLD, SIG_IGN);
@@ -172,7 +176,8 @@ static off_t block_at(uint64_t lane, unsigned slot)
 }
 
 /* -1: the disk failed. The connection ends then, so that the client hears of it. */
-static int execute(int disk, uint64_t *block, const struct ledger_request *request, struct ledger_answer *answer)
+static int execute(int disk, uint64_t *block, const struct ledger_request *request,
+		   struct ledger_answer *answer)
 {
 	struct lane *lane = &lanes[request->lane];
 	uint64_t *page;
@@ -181,17 +186,24 @@ static int execute(int disk, uint64_t *block, const struct ledger_request *reque
 	lane->number++;
 	lane->chain = ledger_chain(lane->chain, request);
 	page = lane->ram + (size_t)ledger_page(lane->chain) * LEDGER_BLOCK_WORDS;
-	*answer = (struct ledger_answer){
-		.magic = LEDGER_MAGIC, .lane = request->lane, .number = lane->number, .chain = lane->chain, .page = ledger_digest(page)};
+	*answer = (struct ledger_answer){.magic = LEDGER_MAGIC,
+					 .lane = request->lane,
+					 .number = lane->number,
+					 .chain = lane->chain,
+					 .page = ledger_digest(page)};
 	slot = ledger_read_slot(lane->number);
 	if (slot >= 0) {
-		if (pread(disk, block, LEDGER_BLOCK_BYTES, block_at(request->lane, (unsigned)slot)) != LEDGER_BLOCK_BYTES)
+		if (pread(disk, block, LEDGER_BLOCK_BYTES,
+			  block_at(request->lane, (unsigned)slot)) != LEDGER_BLOCK_BYTES)
 			return -1;
 		answer->block = ledger_digest(block);
 	}
 	ledger_fill(page, request->lane, lane->number, lane->chain);
 	memcpy(block, page, LEDGER_BLOCK_BYTES);
-	return pwrite(disk, block, LEDGER_BLOCK_BYTES, block_at(request->lane, ledger_slot(lane->number))) == LEDGER_BLOCK_BYTES ? 0 : -1;
+	return pwrite(disk, block, LEDGER_BLOCK_BYTES,
+		      block_at(request->lane, ledger_slot(lane->number))) == LEDGER_BLOCK_BYTES
+		       ? 0
+		       : -1;
 }
 
 /* False: the connection has ended. */
@@ -250,7 +262,8 @@ static _Noreturn void run_serve(char **argv)
 
 static _Noreturn void run_spin(char **argv)
 {
-	volatile uint64_t *count = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile uint64_t *count =
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	int server = bound(SOCK_STREAM, argv[0]);
 
 	to_background();
@@ -273,7 +286,8 @@ static _Noreturn void run_spin(char **argv)
 /* In slices of 10 ms. */
 static _Noreturn void run_dirty(char **argv)
 {
-	uint64_t rate = strtoull(argv[0], NULL, 10), bytes = strtoull(argv[1], NULL, 10) << 20, start, done = 0;
+	uint64_t rate = strtoull(argv[0], NULL, 10), bytes = strtoull(argv[1], NULL, 10) << 20,
+		 start, done = 0;
 	volatile uint64_t *ram = pages(bytes);
 
 	to_background();
@@ -287,7 +301,8 @@ static _Noreturn void run_dirty(char **argv)
 
 static _Noreturn void run_write(char **argv)
 {
-	uint64_t rate = strtoull(argv[0], NULL, 10) << 20, base = strtoull(argv[2], NULL, 10) << 20, start;
+	uint64_t rate = strtoull(argv[0], NULL, 10) << 20, base = strtoull(argv[2], NULL, 10) << 20,
+		 start;
 	int disk = disk_open(argv[1]);
 	uint64_t *data = pages(WRITE_BYTES);
 
@@ -296,7 +311,8 @@ static _Noreturn void run_write(char **argv)
 	for (uint64_t i = 0;; i++) {
 		for (unsigned w = 0; w < WRITE_BYTES / 8; w += LEDGER_BLOCK_WORDS)
 			data[w] = i;
-		if (pwrite(disk, data, WRITE_BYTES, (off_t)(base + i * WRITE_BYTES % WRITE_SPAN)) != WRITE_BYTES)
+		if (pwrite(disk, data, WRITE_BYTES, (off_t)(base + i * WRITE_BYTES % WRITE_SPAN)) !=
+		    WRITE_BYTES)
 			die(argv[1]);
 		until_ns(start + (i + 1) * WRITE_BYTES * 1000 / rate * 1000000);
 	}
@@ -312,7 +328,8 @@ static int run_disk(char **argv, int verbose)
 
 		block[0] = (uint64_t)i;
 		block[1] = ~(uint64_t)i;
-		if (pwrite(disk, block, LEDGER_BLOCK_BYTES, (off_t)(i % 2048) * LEDGER_BLOCK_BYTES) != LEDGER_BLOCK_BYTES)
+		if (pwrite(disk, block, LEDGER_BLOCK_BYTES,
+			   (off_t)(i % 2048) * LEDGER_BLOCK_BYTES) != LEDGER_BLOCK_BYTES)
 			die(argv[0]);
 		at = now_ns() - at;
 		longest = at > longest ? at : longest;
@@ -321,7 +338,8 @@ static int run_disk(char **argv, int verbose)
 			fflush(stdout);
 		}
 	}
-	printf("disk %d writes mean %.3f ms max %.3f ms\n", count, (double)(now_ns() - start) / 1e6 / count, (double)longest / 1e6);
+	printf("disk %d writes mean %.3f ms max %.3f ms\n", count,
+	       (double)(now_ns() - start) / 1e6 / count, (double)longest / 1e6);
 	return 0;
 }
 
@@ -342,7 +360,8 @@ int main(int argc, char **argv)
 		run_write(argv + 2);
 	if (!strcmp(what, "disk") && argc >= 4)
 		return run_disk(argv + 2, argc > 4);
-	fputs("payload: echo TCP_PORT UDP_PORT | serve PORT DISK | spin PORT | dirty PAGES_PER_S MIB | write MIB_PER_S DISK OFFSET_MIB | "
+	fputs("payload: echo TCP_PORT UDP_PORT | serve PORT DISK | spin PORT | dirty PAGES_PER_S "
+	      "MIB | write MIB_PER_S DISK OFFSET_MIB | "
 	      "disk DISK COUNT [v]\n",
 	      stderr);
 	return 1;

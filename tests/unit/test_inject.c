@@ -571,6 +571,7 @@ static int body_nobody(void)
 {
 	if (setgid(65534) || setuid(65534))
 		return 1;
+	prctl(PR_SET_PDEATHSIG, SIGKILL); // forgotten by setuid
 	return body_read();
 }
 

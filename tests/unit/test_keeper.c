@@ -446,6 +446,7 @@ static void body_watch_errors(struct keeper *k)
 	if (!geteuid()) {
 		if (setgid(65534) || setuid(65534))
 			_exit(2);
+		prctl(PR_SET_PDEATHSIG, SIGKILL); // forgotten by setuid
 		if (keeper_watch(k, getppid(), &err) != -EPERM ||
 		    !strstr(err.text, "not permitted"))
 			_exit(3);

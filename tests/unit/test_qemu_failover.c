@@ -9,6 +9,7 @@
 static struct qemu_config pc, sc;
 static struct vmm *p, *s;
 static struct staging st;
+static struct keeper *keeper;
 static int tcp;
 static char lost_why[256];
 
@@ -20,10 +21,14 @@ static void on_lost(void *ctx, const char *why)
 
 static void starts(void **state)
 {
+	struct ft_err why = {0};
+	struct vmm *second = NULL;
 	struct vmm_info info;
 
 	(void)state;
+	assert_ok(keeper_start(VMM_HOLD_MAX_MS, &keeper, err));
 	pc = guest_config("p", "");
+	pc.keeper = keeper;
 	sc = guest_config("s", "");
 	guest_make_disk(pc.disks[0].image);
 	assert_ok(qemu_start(&pc, &p, err));
@@ -36,6 +41,8 @@ static void starts(void **state)
 	assert_int_equal(info.disks[0].bytes, GUEST_DISK);
 	assert_string_equal(info.nics[0].id, "net0");
 	assert_memory_equal(qemu_machine(p), "pc-i440fx-", 10);
+	assert_int_equal(qemu_start(&pc, &second, &why),
+			 -EBUSY); /* its monitor is not taken from it */
 	wait_file(pc.console_log, is_ready, 0, BOOT_MS);
 	assert_ok(p->ops->check(p, err));
 	assert_ok(p->ops->track_start(p, err));
@@ -106,7 +113,7 @@ static void an_agent_restarts(void **state)
 	assert_ok(p->ops->checkpoint_prepare(p, err));
 	p->ops->info(p, &before);
 	p->ops->free(p); /* half a command is left in the monitor */
-	assert_ok(qemu_attach(guest_path("p.qmp"), "p", guest_run, NULL, &p, err));
+	assert_ok(qemu_attach(guest_path("p.qmp"), "p", guest_run, keeper, &p, err));
 	p->ops->info(p, &after);
 	/* The path by which QEMU was given its image is the one it reports. */
 	assert_memory_equal(&before, &after, sizeof before);
@@ -152,20 +159,58 @@ static void a_standby_waits(void **state)
 	assert_ok(s->ops->taps_out(s, err));
 	relay_close(&relay);
 	st.image = s->ops->image(s);
+	st.pages = 0;
 	ft_bitmap_set_all(&st.pending);
+}
+
+/* After any number of checkpoints the image is the guest's RAM but for the pages that it wrote
+ * since the last one. */
+static void nothing_is_lost(void)
+{
+	uint8_t *pages = malloc(256 * VMM_PAGE_BYTES);
+	uint64_t pfns[256], same = 0;
+
+	assert_ok(p->ops->stop(p, err));
+	assert_ok(p->ops->harvest(p, &st.pending, err));
+	for (uint64_t first = 0; first < GUEST_PAGES; first += 256) {
+		for (unsigned i = 0; i < 256; i++)
+			pfns[i] = first + i;
+		assert_ok(p->ops->read_pages(p, pfns, 256, pages, err));
+		for (unsigned i = 0; i < 256; i++) {
+			if (ft_bitmap_test(&st.pending, first + i))
+				continue;
+			assert_memory_equal(pages + i * VMM_PAGE_BYTES,
+					    st.image + (first + i) * VMM_PAGE_BYTES,
+					    VMM_PAGE_BYTES);
+			same++;
+		}
+	}
+	assert_true(same > GUEST_PAGES / 2);
+	assert_ok(p->ops->cont(p, err));
+	free(pages);
 }
 
 static void checkpoints_follow_each_other(void **state)
 {
+	int tty = tty_open(pc.console);
+
 	(void)state;
-	for (int i = 0; i < CHECKPOINTS; i++) {
+	guest_type(tty, "gl dirty 2000 1000 & gl disk /dev/vda 1000000 &\n");
+	for (int i = 0; i < CHECKPOINTS || st.pages < GUEST_PAGES + 10000; i++) {
+		assert_true(i < 1000);
 		tcp_echo(tcp, 10 + i);
 		assert_ok(p->ops->checkpoint_prepare(p, err));
 		let_run(p, 5);
 		staging_checkpoint(&st, p, false);
+		if (i % 10 == 9)
+			nothing_is_lost();
 	}
+	guest_type(tty, "kill $(pidof gl)\n");
 	printf("state %zu bytes, pause %.2f ms, held %.2f ms\n", st.capture.state_len,
 	       (double)st.capture.pause_ns / 1e6, (double)st.capture.held_ns / 1e6);
+	staging_checkpoint(&st, p, false);
+	tcp_echo(tcp, 5000);
+	shutdown(tty, SHUT_RDWR);
 }
 
 static void a_trial_tells_good_from_bad(void **state)
@@ -255,6 +300,7 @@ static void a_death_is_told(void **state)
 	s->ops->quit(s, true, 100); /* idempotent */
 	s->ops->free(s);
 	staging_free(&st);
+	keeper_stop(keeper);
 	close(tcp);
 }
 

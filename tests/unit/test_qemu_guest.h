@@ -304,7 +304,7 @@ static inline int guest_tcp(void)
 
 static inline void tcp_echo(int fd, int number)
 {
-	char sent[16], got[16];
+	char sent[24], got[24];
 
 	snprintf(sent, sizeof sent, "message %6d\n", number);
 	assert_int_equal(send(fd, sent, 15, MSG_NOSIGNAL), 15);
@@ -377,6 +377,7 @@ struct staging {
 	struct vmm_hold_hooks hooks;
 	uint8_t *image;
 	unsigned stopped;
+	uint64_t pages; /* of all checkpoints */
 };
 
 static inline void staging_flush(struct staging *s)
@@ -384,6 +385,7 @@ static inline void staging_flush(struct staging *s)
 	for (size_t i = 0; i < s->capture.pages_n && s->image; i++)
 		memcpy(s->image + s->capture.pfns[i] * VMM_PAGE_BYTES,
 		       s->capture.pages + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES);
+	s->pages += s->capture.pages_n;
 	s->capture.pages_n = 0;
 }
 

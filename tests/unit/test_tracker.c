@@ -133,7 +133,7 @@ static struct tracker *open_both(struct target t)
 		{(uintptr_t)mem.shared, (uint64_t)PAGES * PAGE},
 		{(uintptr_t)mem.anon, (uint64_t)PAGES * PAGE},
 	};
-	struct tracker *tracker;
+	struct tracker *tracker = NULL;
 	struct ft_err err = {0};
 
 	if (tracker_check(t.pid, &err) || tracker_open(t.pid, t.pidfd, regions, 2, &tracker, &err))
@@ -246,6 +246,7 @@ static void body_obey_as_nobody(void)
 {
 	if (!geteuid() && (setgid(65534) || setuid(65534)))
 		_exit(1);
+	prctl(PR_SET_PDEATHSIG, SIGKILL); // forgotten by setuid
 	sh->fd = open("/proc/self/exe", O_RDONLY);
 	body_obey();
 }
@@ -337,7 +338,7 @@ static void test_no_write_lost(void **state)
 		while (sh->writes < before + 200)
 			assert_true(now_ms() < end);
 		assert_int_equal(tracker_scan(tracker, &dirty, &found, &err), 0);
-		assert_int_equal(dirty.count, found);
+		assert_true(dirty.count <= found); // the kernel may meet a page twice
 		total += found;
 		copy_dirty(t.pid, &dirty, image);
 	}

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the drill's client and the server in the guest agree on: arithmetic that leaves an operation no way to be lost, doubled or changed
- * unnoticed.
+/* What the drill's client and the server in the guest agree on: arithmetic that leaves an operation
+ * no way to be lost, doubled or changed unnoticed.
  *
- * A client owns a lane. Request n of a lane changes one page of the guest's RAM and one block of its disk, which is durable before the
- * answer leaves. The answer holds a hash over all requests of the lane so far, and digests of what RAM and disk held before: the client
- * can compute each answer beforehand, so one that differs tells of a machine that is not the one that went on. And it can tell what the
- * whole disk must look like.
+ * A client owns a lane. Request n of a lane changes one page of the guest's RAM and one block of
+ * its disk, which is durable before the answer leaves. The answer holds a hash over all requests of
+ * the lane so far, and digests of what RAM and disk held before: the client can compute each answer
+ * beforehand, so one that differs tells of a machine that is not the one that went on. And it can
+ * tell what the whole disk must look like.
  *
- * Both sides are little endian machines of 64 bits; header only, because the guest's side is built apart from everything else. */
+ * Both sides are little endian machines of 64 bits; header only, because the guest's side is built
+ * apart from everything else. */
 #ifndef TOOLS_DRILL_LEDGER_H
 #define TOOLS_DRILL_LEDGER_H
 
@@ -59,7 +61,8 @@ static inline uint64_t ledger_digest(const uint64_t *words)
 	return hash;
 }
 
-/* What request `number`, after which the chain is `chain`, writes to RAM and to disk; number 0: what is there before. */
+/* What request `number`, after which the chain is `chain`, writes to RAM and to disk; number 0:
+ * what is there before. */
 static inline void ledger_fill(uint64_t *words, uint64_t lane, uint64_t number, uint64_t chain)
 {
 	memset(words, 0, LEDGER_BLOCK_BYTES);
@@ -86,7 +89,8 @@ static inline unsigned ledger_slot(uint64_t number)
 /* The slot that request `number` reads back before it writes its own, -1: none. */
 static inline int ledger_read_slot(uint64_t number)
 {
-	return number % LEDGER_READ_EVERY ? -1 : (int)(number / LEDGER_READ_EVERY * 5 % LEDGER_SLOTS);
+	return number % LEDGER_READ_EVERY ? -1
+					  : (int)(number / LEDGER_READ_EVERY * 5 % LEDGER_SLOTS);
 }
 
 #endif

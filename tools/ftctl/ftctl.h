@@ -7,7 +7,7 @@
  *   out.c       errors and JSON
  *   status.c    status, wait, and the JSON of a status        table.c  the table of status and top
  *   protect.c   migrate, checkpoint, failover, cancel, verify, stop
- *   top.c, pki.c
+ *   top.c, pki.c, drill.c
  *
  * A command prints its result and returns an exit code. With --json it prints exactly one object,
  * errors included. */
@@ -45,6 +45,7 @@ int run_plain(const struct ftctl *ctl, const struct command *command, int argc, 
 int run_checkpoint(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_verify(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_pki(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
+int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_top(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 
 /* ---- out.c ---- */

@@ -4,10 +4,14 @@
 
 #include <getopt.h>
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
+#define AGENT_RETRY_MS 50
 #define ANSWER_SLACK_MS                                                                            \
 	5000 /* an agent that waits tells of the timeout itself; it has this long                  \
 	      */
@@ -174,6 +178,30 @@ static bool parse_seconds(const char *text, uint64_t *ms)
 	return true;
 }
 
+static bool agent_listens(const struct sockaddr_un *addr)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	bool yes = fd >= 0 && !connect(fd, (const struct sockaddr *)addr, sizeof *addr);
+
+	if (fd >= 0)
+		close(fd);
+	return yes;
+}
+
+/* With a timeout, an agent that is still starting is waited for as well: scripts start one and wait
+ * in the next line. What is left of the time is in *timeout_ms. */
+static void await_agent(const struct ftctl *ctl, const char *name, uint64_t *timeout_ms)
+{
+	struct sockaddr_un addr;
+
+	if (ctl_socket_path(ctl->run_dir, name, &addr, NULL))
+		return; /* ask() says what is wrong with the name */
+	while (*timeout_ms > AGENT_RETRY_MS && !agent_listens(&addr)) {
+		poll(NULL, 0, AGENT_RETRY_MS);
+		*timeout_ms -= AGENT_RETRY_MS;
+	}
+}
+
 int run_wait(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
 	static const struct option options[] = {{"timeout", required_argument, NULL, 't'}, {0}};
@@ -196,6 +224,7 @@ int run_wait(const struct ftctl *ctl, const struct command *command, int argc, c
 		return fail_usage(ctl, command, "wait takes a name and a state");
 	request.command = argv[0];
 	request.state = argv[optind + 1];
+	await_agent(ctl, argv[optind], &request.timeout_ms);
 	ret = ask(ctl, argv[optind], &request,
 		  request.timeout_ms ? (int)request.timeout_ms + ANSWER_SLACK_MS
 				     : command->answer_ms,

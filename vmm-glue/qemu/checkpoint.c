@@ -16,10 +16,10 @@
 #include "vmm-glue/qemu/internal.h"
 
 #define COPY_BATCH 128 /* pages between two looks at QEMU: about 0.15 ms */
-#define FIRST_BYTE_MS                                                                              \
-	1000 /* draining a disk may take that long; the keeper's bound is VMM_HOLD_MAX_MS */
-#define LAST_WRITE_MS 500
-#define END_MS	      500
+/* Together with the copying less than the keeper's VMM_HOLD_MAX_MS. */
+#define FIRST_BYTE_MS 900 /* draining a slow disk may take long */
+#define LAST_WRITE_MS 300
+#define END_MS	      300
 
 int qemu_track_start(struct vmm *vmm, struct ft_err *err)
 {
@@ -75,6 +75,8 @@ int qemu_checkpoint_prepare(struct vmm *vmm, struct ft_err *err)
 	struct qemu *vm = qemu_of(vmm);
 	int r;
 
+	if (!vm->armed)
+		ram_trim(&vm->ram);
 	if (vm->save.primed)
 		return 0;
 	r = qemu_ready(vm, err);
@@ -85,11 +87,14 @@ int qemu_checkpoint_prepare(struct vmm *vmm, struct ft_err *err)
 	return r;
 }
 
-static int make_room(struct vmm_capture *capture, const struct vmm_hold_hooks *hooks,
+static int make_room(struct qemu *vm, struct vmm_capture *capture, const struct vmm_hold_hooks *hooks,
 		     struct ft_err *err)
 {
 	int r = hooks->full ? hooks->full(hooks->ctx, capture) : -ENOSPC;
 
+	/* What was shipped meanwhile is progress: the keeper's time starts again. */
+	if (r == 0 && vm->keeper)
+		keeper_hold_begin(vm->keeper);
 	if (r < 0)
 		return ft_err_set(err, -r, "qemu: checkpoint: %zu pages of staging are full",
 				  capture->pages_max);
@@ -119,7 +124,7 @@ static int copy_pending(struct qemu *vm, const struct ft_bitmap *pending,
 		size_t n = 0;
 
 		if (capture->pages_n == capture->pages_max)
-			r = make_room(capture, hooks, err);
+			r = make_room(vm, capture, hooks, err);
 		for (; r == 0 && pfn < pending->bits && n < COPY_BATCH &&
 		       capture->pages_n + n < capture->pages_max;
 		     n++) {
@@ -170,7 +175,7 @@ static int copy_late(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capt
 			continue;
 		}
 		if (capture->pages_n == capture->pages_max) {
-			r = make_room(capture, hooks, err);
+			r = make_room(vm, capture, hooks, err);
 			sorted = 0;
 		}
 		if (r == 0) {
@@ -199,7 +204,7 @@ static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_c
 	if (r == 0)
 		r = copy_pending(vm, pending, capture, hooks, err);
 	if (r == 0)
-		r = save_to_last(&vm->save, vm->process.pid, LAST_WRITE_MS, err);
+		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
 	if (r == 0 && again)
 		r = copy_late(vm, pending, capture, hooks, err);
 	return r;

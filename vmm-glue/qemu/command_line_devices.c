@@ -56,6 +56,14 @@ static int emit(struct argv *a, const char *option, const json_t *o, const char 
 	return 0;
 }
 
+static int emit_both(struct command_line *c, const char *option, const json_t *o, const char *first,
+		     struct ft_err *err)
+{
+	int r = emit(&c->run, option, o, first, err);
+
+	return r < 0 ? r : emit(&c->trial, option, o, first, err);
+}
+
 static int refuse(const char *option, const char *key, const char *value, struct ft_err *err)
 {
 	return ft_err_set(err, EPERM, "qemu: command line: -%s: %s=%s is not allowed", option, key,
@@ -179,8 +187,7 @@ int option_blockdev(struct command_line *c, const char *option, const char *valu
 	else if (!is_one_of(driver, (const char *const[]){"raw", NULL}))
 		r = refuse(option, "driver", driver, err);
 	else if (!below && options_get(o, "file"))
-		r = emit(&c->run, option, o, NULL, err) < 0 ? -err->code
-							    : emit(&c->trial, option, o, NULL, err);
+		r = emit_both(c, option, o, NULL, err);
 	else if (is_one_of(below, files) && options_get(o, "file.filename"))
 		r = emit_disk(c, option, o, "file.filename", "file.", err);
 	else
@@ -325,9 +332,7 @@ int option_device(struct command_line *c, const char *option, const char *value,
 			r = refuse(option, key, text, err);
 	}
 	if (r == 0)
-		r = emit(&c->run, option, o, "driver", err);
-	if (r == 0)
-		r = emit(&c->trial, option, o, "driver", err);
+		r = emit_both(c, option, o, "driver", err);
 	json_decref(o);
 	return r;
 }
@@ -356,9 +361,7 @@ int option_object(struct command_line *c, const char *option, const char *value,
 	if (r == 0 && options_get(o, "filename") && !is_one_of(options_get(o, "filename"), sources))
 		r = refuse(option, "filename", options_get(o, "filename"), err);
 	if (r == 0)
-		r = emit(&c->run, option, o, "qom-type", err);
-	if (r == 0)
-		r = emit(&c->trial, option, o, "qom-type", err);
+		r = emit_both(c, option, o, "qom-type", err);
 	json_decref(o);
 	return r;
 }

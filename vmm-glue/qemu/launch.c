@@ -67,8 +67,7 @@ int qemu_name_check(const char *what, const char *name, size_t max, struct ft_er
 	return 0;
 }
 
-/* Virtio devices of this machine: legacy virtio-pci keeps the state and with it the pause small
- * (facts B1). */
+/* Virtio devices of this machine: legacy virtio-pci keeps the state and with it the pause small. */
 static bool is_mmio(const char *machine)
 {
 	return !strncmp(machine, "microvm", 7);
@@ -231,33 +230,51 @@ int qemu_config_argv(const struct qemu_config *c, enum qemu_purpose purpose, str
 
 int qemu_memfd(const char *name, uint64_t bytes, struct ft_err *err)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC);
+	int fd = memfd_create(name, MFD_CLOEXEC), code;
 
 	if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0)
 		return fd;
-	ft_err_set(err, errno, "qemu: %" PRIu64 " MiB of RAM: %s", bytes >> 20, strerror(errno));
+	code = errno;
 	if (fd >= 0)
 		close(fd);
-	return -err->code;
+	return ft_err_set(err, code, "qemu: %" PRIu64 " MiB of RAM: %s", bytes >> 20,
+			  strerror(code));
+}
+
+/* A monitor's socket of that name is alive: a guest runs there, and taking the name from it would
+ * leave it without control. */
+static bool is_served(const struct sockaddr_un *addr)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	bool served = fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof *addr) == 0 ||
+				  errno == EAGAIN);
+
+	if (fd >= 0)
+		close(fd);
+	return served;
 }
 
 static int listen_at(const char *path, struct ft_err *err)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
-	int fd;
+	int fd, code;
 
 	if (strlen(path) >= sizeof addr.sun_path)
 		return ft_err_set(err, ENAMETOOLONG, "qemu: %s: path too long for a socket", path);
 	strcpy(addr.sun_path, path);
+	if (is_served(&addr))
+		return ft_err_set(err, EBUSY,
+				  "qemu: %s: another QEMU serves it; attach to that one or end it",
+				  path);
 	unlink(path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd >= 0 && bind(fd, (struct sockaddr *)&addr, sizeof addr) == 0 &&
 	    chmod(path, 0600) == 0 && listen(fd, 1) == 0)
 		return fd;
-	ft_err_set(err, errno, "qemu: %s: %s", path, strerror(errno));
+	code = errno;
 	if (fd >= 0)
 		close(fd);
-	return -err->code;
+	return ft_err_set(err, code, "qemu: %s: %s", path, strerror(code));
 }
 
 int qemu_launch(struct process *p, struct qmp *q, const struct argv *argv, const int *fds,

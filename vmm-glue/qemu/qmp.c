@@ -210,16 +210,14 @@ int qmp_send(struct qmp *q, const char *bytes, size_t len, struct ft_err *err)
 	return 0;
 }
 
-bool qmp_peek_error(struct qmp *q)
+bool qmp_peek_reply(struct qmp *q)
 {
 	char *at = q->in, *end;
 
 	while (take(q, NULL) == 0)
 		;
 	while ((end = memchr(at, '\n', q->in_len - (size_t)(at - q->in)))) {
-		size_t len = (size_t)(end - at);
-
-		if (memmem(at, len, "\"error\": {", 10) && !memmem(at, len, "\"event\": ", 9))
+		if (!memmem(at, (size_t)(end - at), "\"event\": ", 9))
 			return true;
 		at = end + 1;
 	}

@@ -52,8 +52,8 @@ void qmp_pass_fd(struct qmp *q, int fd);
  * time. */
 int qmp_send(struct qmp *q, const char *bytes, size_t len, struct ft_err *err);
 /* Takes what the socket has, without blocking and without parsing. True: there is a whole line that
- * is an error reply. */
-bool qmp_peek_error(struct qmp *q);
+ * is no event, or the connection is gone. */
+bool qmp_peek_reply(struct qmp *q);
 /* Waits for the reply to the command with this id. */
 int qmp_reply(struct qmp *q, uint64_t id, const char *command, json_t **ret, unsigned within_ms,
 	      struct ft_err *err);

@@ -109,13 +109,17 @@ static int map_shared(struct ram *r, const struct area *a, struct ft_err *err)
 
 	if (fd < 0)
 		return 0; /* readable as private memory, only dearer */
-	map = mmap(NULL, r->bytes, PROT_READ, MAP_SHARED, fd,
-		   (off_t)(a->offset + (r->hva - a->start)));
-	close(fd);
-	if (map == MAP_FAILED)
-		return ft_err_set(err, errno, "qemu: ram: mapping its backend: %s",
-				  strerror(errno));
+	r->file_offset = a->offset + (r->hva - a->start);
+	map = mmap(NULL, r->bytes, PROT_READ, MAP_SHARED, fd, (off_t)r->file_offset);
+	if (map == MAP_FAILED) {
+		int saved = errno;
+
+		close(fd);
+		return ft_err_set(err, saved, "qemu: ram: mapping its backend: %s",
+				  strerror(saved));
+	}
 	r->map = map;
+	r->fd = fd;
 	return 0;
 }
 
@@ -164,7 +168,19 @@ void ram_unmap(struct ram *r)
 {
 	if (r->map)
 		munmap(r->map, r->bytes);
+	if (r->fd > 0)
+		close(r->fd);
 	r->map = NULL;
+	r->fd = 0;
+}
+
+void ram_trim(struct ram *r)
+{
+	if (!r->map || r->touched < RAM_TOUCHED_MAX)
+		return;
+	/* Only our page table entries go; the pages are QEMU's. */
+	madvise(r->map, r->bytes, MADV_DONTNEED);
+	r->touched = 0;
 }
 
 static void copy_mapped(const struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target)
@@ -231,17 +247,46 @@ static int copy_foreign(const struct ram *r, const uint64_t *pfns, size_t n, uin
 	return 0;
 }
 
-int ram_copy(const struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target)
+int ram_copy(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target)
 {
 	for (size_t i = 0; i < n; i++)
 		assert(pfns[i] < r->bytes / VMM_PAGE_BYTES);
 	if (!r->map)
 		return copy_foreign(r, pfns, n, target);
 	copy_mapped(r, pfns, n, target);
+	r->touched += n;
 	return 0;
 }
 
-int ram_digest(const struct ram *r, uint64_t *digest, struct ft_err *err)
+/* As many neighbours as there are, in one read. */
+static int copy_file(const struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target)
+{
+	for (size_t i = 0, run; i < n; i += run) {
+		size_t got = 0;
+
+		for (run = 1; i + run < n && pfns[i + run] == pfns[i] + run; run++)
+			;
+		while (got < run * VMM_PAGE_BYTES) {
+			ssize_t k = pread(r->fd, target + i * VMM_PAGE_BYTES + got,
+					  run * VMM_PAGE_BYTES - got,
+					  (off_t)(r->file_offset + pfns[i] * VMM_PAGE_BYTES + got));
+
+			if (k <= 0)
+				return -EIO;
+			got += (size_t)k;
+		}
+	}
+	return 0;
+}
+
+int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target)
+{
+	for (size_t i = 0; i < n; i++)
+		assert(pfns[i] < r->bytes / VMM_PAGE_BYTES);
+	return r->fd > 0 ? copy_file(r, pfns, n, target) : ram_copy(r, pfns, n, target);
+}
+
+int ram_digest(struct ram *r, uint64_t *digest, struct ft_err *err)
 {
 	const size_t step = 1u << 20;
 	uint8_t *buf = NULL;
@@ -249,6 +294,7 @@ int ram_digest(const struct ram *r, uint64_t *digest, struct ft_err *err)
 
 	if (r->map) {
 		*digest = XXH3_64bits(r->map, r->bytes);
+		r->touched = RAM_TOUCHED_MAX;
 		return 0;
 	}
 	XXH3_state_t *state = XXH3_createState();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The guest's RAM in QEMU's address space, and how we read it.
  *
- * One block, one range of addresses, whatever the guest-physical layout (facts F1); page numbers
+ * One block, one range of addresses, whatever the guest-physical layout; page numbers
  * count from its start. A shared backend (memfd, file with share=on) is mapped here too; plain -m
  * memory and private backends are read with process_vm_readv(2). */
 #ifndef VMM_GLUE_QEMU_RAM_H
@@ -19,6 +19,9 @@ struct ram {
 	uint64_t hva; /* in QEMU */
 	uint64_t bytes;
 	uint8_t *map;	 /* here, NULL: private memory */
+	int fd;		 /* of the file behind a shared backend, 0: none, or it is not ours to read */
+	uint64_t file_offset;
+	size_t touched;	 /* pages copied through the map since the last trim */
 	char region[64]; /* QEMU's name: "pc.ram", "ram0" */
 };
 
@@ -27,8 +30,14 @@ int ram_find(struct ram *r, struct qmp *q, pid_t pid, struct ft_err *err);
 void ram_unmap(struct ram *r);
 /* Copies pages pfns[0..n) one after another to target. Never allocates. -EIO: the process is gone
  * or has other memory there. */
-int ram_copy(const struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
+int ram_copy(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
+/* The same for many pages that lie together, outside a pause: through the file where there is one, for reading a hole through a
+ * mapping would fill it with zeroes, and the guest's memory with them. */
+int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
+/* Pages read through the map count as this process's memory: gives them back when they have become many. Outside a pause. */
+#define RAM_TOUCHED_MAX 8192
+void ram_trim(struct ram *r);
 /* XXH3-64 over all of it. */
-int ram_digest(const struct ram *r, uint64_t *digest, struct ft_err *err);
+int ram_digest(struct ram *r, uint64_t *digest, struct ft_err *err);
 
 #endif

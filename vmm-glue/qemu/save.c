@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // xen-save-devices-state into a pipe of ours. QEMU stops the vCPUs, drains the disks, serialises,
 // and lets the guest run when the last byte is in the pipe; a full pipe blocks it in write(2) with
-// its big lock held (facts A3). So the guest is held exactly as long as the pipe has no room for
+// its big lock held. So the guest is held exactly as long as the pipe has no room for
 // the rest.
 //
 // QEMU writes in pieces of 32 KiB and serialises a piece only when the one before has gone. The
-// last piece is shorter. To know that it is blocked in the last one (everything is serialised,
-// nothing can touch RAM any more) we ask the kernel which system call its main thread is in
-// (/proc/PID/syscall, then the iovec). While pieces are to come the pipe has room for exactly one,
-// so QEMU is always one piece ahead and blocked at the start of the next, however short that is:
+// last piece is shorter. QEMU must be held in the write of the last piece: only then is everything
+// serialised, and nothing can touch RAM any more. So the pipe has room for just the pieces before
+// the last, as the state before this one had them (they hardly ever differ in length), and QEMU
+// runs through to the last piece without waiting for us:
 //
-//	first byte      pipe 4 KiB, full      QEMU is in write #0. Short: it is the last.
-//	                pipe 32 KiB           #0 fits; QEMU serialises #1 and blocks in its write
-//	blocked again   read 32 KiB           #1 fits; ... until the write that it is blocked in is
-// short
+//	one piece    pipe of 4 KiB: blocked at once
+//	more         pipe of 32, 64, ... KiB, and what does not fit is read early
+//
+// That it is the last piece is not guessed: we ask the kernel which system call QEMU's main thread
+// is blocked in (/proc/PID/syscall, then its iovec). A full piece means that there are more, which
+// are let on one by one. A state of one piece needs no asking; its length proves it in the end.
 //
 // The command is primed: QMP reads one byte per turn of the main loop, so that a whole command
-// costs QEMU a millisecond before anything happens (facts A8). All of it but the last `}` is sent
+// costs QEMU a millisecond before anything happens. All of it but the last `}` is sent
 // ahead.
 #include "vmm-glue/qemu/save.h"
 
@@ -39,7 +41,7 @@
 #define PIECE	     32768u /* QEMUFile's buffer (IO_BUF_SIZE), and at once a pipe of 8 whole pages */
 #define HOLD_PIPE    4096u
 #define RELEASE_PIPE 65536u	/* every process may have that much */
-#define DISCARD_PIPE (1u << 20) /* pipe-max-size: what an unprivileged process may have */
+#define PIPE_MAX     (1u << 20) /* pipe-max-size: what an unprivileged process may have */
 #define IOVECS_MAX   64
 #define DISCARD_MS   1000
 
@@ -72,7 +74,7 @@ static int hand_over(struct save *s, struct qmp *q, pid_t pid, int end, struct f
 	json_t *ret;
 	int r, fd;
 
-	/* QEMU opens the pipe again by name, which the pipe's owner may do (facts A2). */
+	/* QEMU opens the pipe again by name, which the pipe's owner may do. */
 	snprintf(proc, sizeof proc, "/proc/%d", pid);
 	if (stat(proc, &st) < 0 || fchown(end, st.st_uid, st.st_gid) < 0 || fstat(end, &st) < 0)
 		return ft_err_set(err, errno, "qemu: save: giving the pipe to QEMU's user: %s",
@@ -124,12 +126,27 @@ int save_setup(struct save *s, struct qmp *q, pid_t pid, struct ft_err *err)
 	return r;
 }
 
+/* Room for the pieces before the last, as far as a pipe has it; *early: those that have to be read
+ * while QEMU serialises. */
+static size_t plan_capacity(size_t expected, size_t *early)
+{
+	size_t before = expected ? (expected - 1) / PIECE : 0, fit = 1;
+
+	*early = 0;
+	if (before == 0)
+		return HOLD_PIPE;
+	while (fit * 2 <= before && fit * 2 * PIECE <= PIPE_MAX)
+		fit *= 2;
+	*early = before - fit;
+	return fit * PIECE;
+}
+
 int save_prime(struct save *s, struct qmp *q, struct ft_err *err)
 {
 	int r;
 
 	assert(s->pipe >= 0 && !s->primed);
-	r = pipe_resize(s, HOLD_PIPE);
+	r = pipe_resize(s, plan_capacity(s->expected, &s->early));
 	if (r < 0)
 		return ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r));
 	r = qmp_send(q, s->command, s->command_len - 1, err);
@@ -154,7 +171,7 @@ int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsig
 	s->state = state;
 	s->room = room;
 	s->len = s->write_start = s->write_len = 0;
-	s->last = false;
+	s->last = s->expected > 0 && s->expected < PIECE;
 	r = fire(s, q, err);
 	while (r == 0) {
 		struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN},
@@ -167,7 +184,7 @@ int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsig
 			s->begin_ns = qemu_now_ns();
 			return 0;
 		}
-		if (p[1].revents && qmp_peek_error(q)) {
+		if (p[1].revents && qmp_peek_reply(q)) {
 			r = qmp_reply(q, s->id, "save", NULL, DISCARD_MS, err);
 			s->fired = r == -ETIMEDOUT;
 			return r < 0 ? r : ft_err_set(err, EIO, "qemu: save: no state");
@@ -228,10 +245,12 @@ static int take(struct save *s, size_t most, struct ft_err *err)
 		return ft_err_set(err, E2BIG, "qemu: save: the state has more than %zu bytes",
 				  s->room);
 	n = read(s->pipe, s->state + s->len, most < room ? most : room);
-	if (n > 0)
+	if (n > 0) {
 		s->len += (size_t)n;
-	else if (n < 0 && errno != EAGAIN && errno != EINTR)
+		s->end_ns = qemu_now_ns();
+	} else if (n < 0 && errno != EAGAIN && errno != EINTR) {
 		return ft_err_set(err, errno, "qemu: save: pipe: %s", strerror(errno));
+	}
 	return 0;
 }
 
@@ -240,7 +259,13 @@ int save_step(struct save *s, pid_t pid, struct ft_err *err)
 	int unread = 0, r;
 	size_t n;
 
-	if (s->last || ioctl(s->pipe, FIONREAD, &unread) < 0 || (size_t)unread < s->capacity)
+	if (s->last || ioctl(s->pipe, FIONREAD, &unread) < 0)
+		return 0;
+	if (s->early && (size_t)unread >= PIECE) {
+		s->early--;
+		return take(s, PIECE, err);
+	}
+	if ((size_t)unread < s->capacity)
 		return 0;
 	n = blocked_in(s, pid);
 	if (n == 0)
@@ -249,18 +274,20 @@ int save_step(struct save *s, pid_t pid, struct ft_err *err)
 		return ft_err_set(err, ENOTSUP,
 				  "qemu: save: this QEMU writes its state in pieces of %zu bytes",
 				  n);
-	s->write_start += s->write_len;
+	/* A full pipe holds whole pieces and QEMU is in the next one, but for the small pipe, which
+	 * holds the start of the first. */
+	s->write_start = s->capacity < PIECE ? 0 : s->len + s->capacity;
 	s->write_len = n;
-	s->last = n < PIECE;
+	s->last = n < PIECE || s->write_start + n == s->expected;
 	if (s->last)
 		return 0;
-	if (s->write_start > 0)
+	if (s->capacity >= PIECE)
 		return take(s, PIECE, err);
 	r = pipe_resize(s, PIECE);
 	return r < 0 ? ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r)) : 0;
 }
 
-int save_to_last(struct save *s, pid_t pid, unsigned within_ms, struct ft_err *err)
+int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, struct ft_err *err)
 {
 	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
 
@@ -271,6 +298,10 @@ int save_to_last(struct save *s, pid_t pid, unsigned within_ms, struct ft_err *e
 
 		if (r < 0 || s->last)
 			return r;
+		if (qmp_peek_reply(q))
+			return ft_err_set(err, EAGAIN,
+					  "qemu: save: the state was shorter than the one before, "
+					  "and QEMU not held");
 		if (qemu_now_ns() > deadline_ns)
 			return ft_err_set(err, EAGAIN,
 					  "qemu: save: QEMU did not come to the end of its state");
@@ -278,59 +309,78 @@ int save_to_last(struct save *s, pid_t pid, unsigned within_ms, struct ft_err *e
 	}
 }
 
-int save_end(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err)
+/* Reads until QEMU has answered: then all of the state is in the pipe. */
+static int take_rest(struct save *s, struct qmp *q, uint64_t deadline_ns, struct ft_err *err)
 {
-	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
-	size_t total = s->write_start + s->write_len;
-	uint8_t more;
+	size_t before;
 	int r = 0;
 
+	for (bool answered = false; !answered && r == 0;) {
+		struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN},
+				      {.fd = q->fd, .events = POLLIN}};
+
+		if (poll(p, 2, qemu_ms_left(deadline_ns)) == 0)
+			r = ft_err_set(err, ETIMEDOUT, "qemu: save: the state stopped coming");
+		else if (p[0].revents & POLLIN)
+			r = take(s, SIZE_MAX, err);
+		else if (p[1].revents)
+			answered = qmp_peek_reply(q);
+	}
+	do {
+		before = s->len;
+		r = r < 0 ? r : take(s, SIZE_MAX, err);
+	} while (r == 0 && s->len > before);
+	return r;
+}
+
+int save_end(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err)
+{
+	int r;
+
 	assert(s->last);
-	if (total > s->room)
-		return ft_err_set(err, E2BIG, "qemu: save: the state has more than %zu bytes",
-				  s->room);
 	/* One wake-up for all the rest is cheaper than one for each page. */
 	if (s->capacity < PIECE)
 		pipe_resize(s, RELEASE_PIPE);
-	while (s->len < total && r == 0) {
-		struct pollfd p = {.fd = s->pipe, .events = POLLIN};
-
-		r = take(s, total - s->len, err);
-		if (r == 0 && s->len < total && poll(&p, 1, qemu_ms_left(deadline_ns)) == 0)
-			r = ft_err_set(err, ETIMEDOUT, "qemu: save: the state stopped coming");
-	}
+	r = take_rest(s, q, qemu_deadline_ns(within_ms), err);
 	if (r < 0)
 		return r;
-	s->end_ns = qemu_now_ns();
 	r = qmp_reply(q, s->id, "save", NULL, within_ms, err);
 	s->fired = r == -ETIMEDOUT;
-	if (r == 0 && read(s->pipe, &more, 1) > 0)
-		r = ft_err_set(
+	if (r < 0)
+		return r;
+	/* Was it the last write that QEMU was held in, and did it block? */
+	if (s->write_len ? s->len != s->write_start + s->write_len
+			 : s->len >= PIECE || s->len <= HOLD_PIPE)
+		return ft_err_set(
 			err, EAGAIN,
-			"qemu: save: the state went on after what looked like its last write");
-	return r;
+			"qemu: save: %zu bytes of state, which is not what it looked like", s->len);
+	s->expected = s->len;
+	return 0;
 }
 
 void save_abandon(struct save *s, struct qmp *q, unsigned within_ms)
 {
 	drop_pipe(s);
 	s->primed = false;
+	s->expected = 0;
 	if (s->fired)
 		qmp_reply(q, s->id, "save", NULL, within_ms, NULL);
 	s->fired = false;
 	if (s->fdset >= 0)
-		qmp_call(q, NULL, NULL, "remove-fd", "{s:i}", "fdset-id", s->fdset);
+		qmp_call_args(q, NULL, NULL, within_ms, "remove-fd",
+			      json_pack("{s:i}", "fdset-id", s->fdset));
 	s->fdset = -1;
 }
 
 int save_discard(struct save *s, struct qmp *q, struct ft_err *err)
 {
 	uint8_t scratch[4096];
+	ssize_t n;
 	int r;
 
 	if (!s->primed)
 		return 0;
-	pipe_resize(s, DISCARD_PIPE);
+	pipe_resize(s, PIPE_MAX);
 	r = fire(s, q, err);
 	if (r == 0) {
 		r = qmp_reply(q, s->id, "save", NULL, DISCARD_MS, err);
@@ -340,8 +390,8 @@ int save_discard(struct save *s, struct qmp *q, struct ft_err *err)
 		save_abandon(s, q, DISCARD_MS);
 		return r;
 	}
-	while (read(s->pipe, scratch, sizeof scratch) > 0)
-		;
+	for (s->expected = 0; (n = read(s->pipe, scratch, sizeof scratch)) > 0;)
+		s->expected += (size_t)n;
 	return 0;
 }
 

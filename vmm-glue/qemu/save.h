@@ -19,6 +19,8 @@ struct save {
 	ino_t inode;		 /* of the pipe */
 	unsigned long writer_fd; /* QEMU's descriptor of it, once seen; ULONG_MAX: not yet */
 	size_t capacity;	 /* of the pipe */
+	size_t expected;	 /* length of the last state, 0: not known */
+	size_t early;		 /* pieces to read before QEMU is held */
 	char command[160];	 /* all of it; its last byte fires it */
 	size_t command_len;
 	uint64_t id;
@@ -42,10 +44,11 @@ int save_prime(struct save *s, struct qmp *q, struct ft_err *err);
  * blocked. */
 int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsigned within_ms,
 	       struct ft_err *err);
-/* Lets QEMU serialise on if it waits for us, but never past its last write. */
+/* Lets QEMU serialise on if it waits for us, but never past its last write. To be called soon after
+ * save_begin(), and now and then. */
 int save_step(struct save *s, pid_t pid, struct ft_err *err);
 /* Steps until everything is serialised and QEMU is blocked in its last write. */
-int save_to_last(struct save *s, pid_t pid, unsigned within_ms, struct ft_err *err);
+int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, struct ft_err *err);
 /* Takes the rest; QEMU lets the guest run. -EAGAIN: the state was longer than it looked, so it is
  * void. */
 int save_end(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err);

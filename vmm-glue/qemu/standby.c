@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A QEMU that waits for its guest. It is armed: the incoming migration already runs, on a
 // socketpair, and waits for the first byte; its main loop goes on answering the monitor. RAM is
-// written by us meanwhile. A failover is then one write of the state (facts C).
+// written by us meanwhile. A failover is then one write of the state.
 //
 // xen-save-devices-state leaves out what a migration stream has around the devices: the
 // configuration section with the machine's name in front (07, be32 length, name) and the
@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -162,6 +163,7 @@ int qemu_arm_argv(struct qemu *vm, const struct argv *argv, struct argv *trial_a
 		return ft_err_set(err, errno, "qemu: mapping the image: %s", strerror(errno));
 	vm->ram.map = map;
 	vm->ram.bytes = memory_bytes;
+	vm->ram.fd = fcntl(vm->image_fd, F_DUPFD_CLOEXEC, 3);
 	r = qemu_launch(&vm->process, &vm->qmp, argv, &vm->image_fd, 1, qmp_path, vm->log, err);
 	if (r == 0)
 		r = qemu_adopt(vm, err);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A trial load: a throw-away QEMU of the same machine maps the image privately, has null disks, a
 // tap that leads nowhere and no console, loads the state and stays stopped. What it writes into RAM
-// while it loads stays its own (facts H1).
+// while it loads stays its own.
 //
 // The NIC needs a real tap: a virtio-net that has negotiated offloads with a vnet header refuses to
 // load on a backend without one. It is made for the trial, is never brought up and goes with its
@@ -47,14 +47,14 @@ void qemu_trial_drop(struct qemu *vm)
 static int make_tap(struct ft_err *err)
 {
 	struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
-	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK), code;
 
 	if (fd >= 0 && ioctl(fd, TUNSETIFF, &request) == 0)
 		return fd;
-	ft_err_set(err, errno, "qemu: trial: a tap interface: %s", strerror(errno));
+	code = errno;
 	if (fd >= 0)
 		close(fd);
-	return -err->code;
+	return ft_err_set(err, code, "qemu: trial: a tap interface: %s", strerror(code));
 }
 
 int qemu_trial_prepare(struct vmm *vmm, struct ft_err *err)

@@ -109,9 +109,11 @@ static void on_event(void *ctx, const char *name, const json_t *event)
 		vm->status = "guest-panicked";
 		ft_warn("qemu: %s: the guest panicked", vm->name);
 	} else if (!strcmp(name, "SHUTDOWN")) {
-		qemu_lose(vm, json_is_true(json_object_get(json_object_get(event, "data"), "guest"))
-				      ? "qemu: the guest shut down"
-				      : "qemu: ended by request");
+		bool by_guest = json_is_true(json_object_get(json_object_get(event, "data"), "guest"));
+
+		qemu_lose(vm, by_guest ? "qemu: the guest shut down" : "qemu: ended by request");
+		if (by_guest)
+			vm->status = "shutdown";
 	}
 }
 
@@ -225,7 +227,7 @@ static int read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *
 {
 	struct qemu *vm = qemu_of(vmm);
 
-	return ram_copy(&vm->ram, pfns, n, target) < 0
+	return ram_copy_bulk(&vm->ram, pfns, n, target) < 0
 		       ? ft_err_set(err, EIO, "qemu: RAM of process %d cannot be read",
 				    vm->process.pid)
 		       : 0;

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Requests to an agent, by the library that ftctl uses. */
+#include "tests/agent/harness.h"
+
+#include <errno.h>
+
+#define ASK_MS 90000
+
+static Ctl__Reply *request(struct host *h, const Ctl__Request *r, unsigned within_ms)
+{
+	uint64_t until = now_ms() + START_MS;
+	struct ft_err err = {0};
+	Ctl__Reply *reply = NULL;
+
+	/* It may still be starting. */
+	while (ctl_ask(h->run, GUEST, r, (int)within_ms, &reply, &err)) {
+		if (err.code != ECONNREFUSED || !h->agent || !process_alive(h->agent))
+			fail_msg("%s: %s: %s; its agent said: %s", h->id, r->command, err.text, file_text(h->log));
+		breathe(until, err.text);
+	}
+	return reply;
+}
+
+int ask(struct host *h, const char *command, const char *argument, char message[512])
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	int ret;
+
+	r.command = (char *)(uintptr_t)command;
+	if (argument)
+		r.uri = (char *)(uintptr_t)argument;
+	reply = request(h, &r, ASK_MS);
+	ret = reply->error[0] ? -1 : 0;
+	snprintf(message, 512, "%s", reply->message);
+	ctl__reply__free_unpacked(reply, NULL);
+	return ret;
+}
+
+void ask_async(struct host *h, const char *command, const char *argument)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	struct ft_err err = {0};
+	Ctl__Reply *reply;
+
+	r.command = (char *)(uintptr_t)command;
+	r.uri = (char *)(uintptr_t)argument;
+	/* The client gives up; what it asked for goes on. */
+	if (!ctl_ask(h->run, GUEST, &r, 50, &reply, &err))
+		fail_msg("%s: %s was answered at once", h->id, command);
+	assert_int_equal(err.code, ETIMEDOUT);
+}
+
+void ask_ok(struct host *h, const char *command, const char *argument)
+{
+	char message[512];
+
+	if (ask(h, command, argument, message))
+		fail_msg("%s: %s: %s; its agent said: %s", h->id, command, message, file_text(h->log));
+}
+
+void ask_refused(struct host *h, const char *command, const char *argument, const char *text)
+{
+	char message[512];
+
+	if (!ask(h, command, argument, message))
+		fail_msg("%s: %s succeeded", h->id, command);
+	if (!strstr(message, text) || strchr(message, '\n'))
+		fail_msg("%s: %s: expected '%s', got: %s", h->id, command, text, message);
+}
+
+void wait_state(struct host *h, const char *state, unsigned within_ms)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+
+	r.command = (char *)"wait";
+	r.state = (char *)(uintptr_t)state;
+	r.timeout_ms = within_ms;
+	reply = request(h, &r, within_ms + 5000);
+	if (reply->error[0])
+		fail_msg("%s: not %s: %s; its agent said: %s", h->id, state, reply->message, file_text(h->log));
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+Ctl__Reply *status_of(struct host *h)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+
+	r.command = (char *)"status";
+	reply = request(h, &r, ASK_MS);
+	assert_non_null(reply->status);
+	return reply;
+}
+
+void assert_state(struct host *h, const char *state)
+{
+	Ctl__Reply *reply = status_of(h);
+
+	if (strcmp(reply->status->state, state))
+		fail_msg("%s is %s, not %s: %s", h->id, reply->status->state, state, reply->status->reason);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+pid_t vmm_pid(struct host *h)
+{
+	Ctl__Reply *reply = status_of(h);
+	pid_t pid = (pid_t)reply->status->vmm->pid;
+
+	ctl__reply__free_unpacked(reply, NULL);
+	return pid;
+}
+
+uint64_t committed(struct host *h)
+{
+	Ctl__Reply *reply = status_of(h);
+	uint64_t epoch = reply->status->epoch_committed;
+
+	ctl__reply__free_unpacked(reply, NULL);
+	return epoch;
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A rehearsed failover: `ftctl drill`, quickstart and the tests in tests/drill.
+ *
+ * Without a guest's name the drill brings up a pair of its own: two hosts, each with processes and
+ * a network of its own, a client, a switch between the three and a replication link; a guest under
+ * protection; a client whose every answer is checked. It strikes, and reports what the client saw.
+ * With a name it rehearses on the operator's pair.
+ *
+ *   drill.c    the sequence          host.c     a host: namespaces, agent, strikes
+ *   pair.c     guest file, agents    field.c    the network between hosts
+ *   strike.c   the faults            client.c   the client; talk_ledger.c and talk_kv.c what it
+ * says ask.c      asking agents         picture.c  the timeline; report.c the outcome rehearse.c on
+ * an operator's pair */
+#ifndef TOOLS_DRILL_DRILL_H
+#define TOOLS_DRILL_DRILL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ft/err.h"
+
+enum drill_kill {
+	DRILL_HOST,    /* the primary's agent, VMM and keeper die and its links go down at once */
+	DRILL_AGENT,   /* the primary's agent dies */
+	DRILL_VMM,     /* the primary's QEMU dies (pocket: it lives in the agent) */
+	DRILL_FREEZE,  /* everything on the primary host stops, and goes on later */
+	DRILL_LINK,    /* the replication link is cut */
+	DRILL_STANDBY, /* the standby host dies */
+	DRILL_SWITCH,  /* planned switch: roles are exchanged */
+	DRILL_KILLS_N
+};
+const char *drill_kill_name(enum drill_kill kill);
+/* -EINVAL: none of them. */
+int drill_kill_parse(const char *name);
+#define DRILL_KILL_NAMES "host, agent, vmm, freeze, link, standby, switch"
+
+enum drill_vmm { DRILL_VMM_AUTO, DRILL_VMM_QEMU, DRILL_VMM_POCKET };
+
+#define DRILL_ROUNDS_MAX 100
+
+struct drill_options {
+	const char *name;    /* of the operator's guest, NULL: a pair of our own */
+	const char *run_dir; /* of the operator's agents */
+	enum drill_kill kill;
+	bool kill_given;
+	unsigned rounds; /* 1 to DRILL_ROUNDS_MAX */
+	enum drill_vmm vmm;
+	bool arbiter_file; /* else none, with the survivor that the fault asks for */
+	bool shared_disk;
+	bool json; /* one object on stdout, and nothing else */
+	bool keep; /* the folder with logs and images stays */
+};
+
+/* Also exit codes of `ftctl drill`. */
+#define DRILL_OK	 0
+#define DRILL_FAILED	 1  /* the promise did not hold, or the drill could not go on */
+#define DRILL_IMPOSSIBLE 77 /* this machine lacks something that was asked for */
+
+/* Runs the whole drill and prints it. Returns one of the above; *reported: the outcome, with its
+ * error if any, was printed as JSON; else the error is in *err for the caller to print. Everything
+ * that it started is gone when it returns, also after SIGINT and SIGTERM, which it handles
+ * meanwhile. Single-threaded callers only. */
+int drill_run(const struct drill_options *options, bool *reported, struct ft_err *err);
+
+#endif

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+/* drill: the command line of tools/drill. */
+#include "tools/drill/drill.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/ftctl/ftctl.h"
+
+enum { OPT_KILL = 256, OPT_ROUNDS, OPT_VMM, OPT_ARBITER, OPT_DISK, OPT_KEEP };
+
+/* 0, or what is wrong with the option's value. */
+static const char *take_option(struct drill_options *o, int opt, const char *value)
+{
+	char *end;
+	int kill;
+
+	switch (opt) {
+	case OPT_KILL:
+		kill = drill_kill_parse(value);
+		o->kill = (enum drill_kill)(kill < 0 ? 0 : kill);
+		o->kill_given = true;
+		return kill < 0 ? "--kill is one of " DRILL_KILL_NAMES : NULL;
+	case OPT_ROUNDS:
+		o->rounds = (unsigned)strtoul(value, &end, 10);
+		return *end || end == value || !o->rounds || o->rounds > DRILL_ROUNDS_MAX
+			       ? "--rounds is a number from 1 to 100"
+			       : NULL;
+	case OPT_VMM:
+		o->vmm = !strcmp(value, "pocket") ? DRILL_VMM_POCKET : DRILL_VMM_QEMU;
+		return strcmp(value, "pocket") && strcmp(value, "qemu") ? "--vmm is qemu or pocket"
+									: NULL;
+	case OPT_ARBITER:
+		o->arbiter_file = !strcmp(value, "file");
+		return strcmp(value, "file") && strcmp(value, "none") ? "--arbiter is none or file"
+								      : NULL;
+	case OPT_DISK:
+		o->shared_disk = !strcmp(value, "shared");
+		return strcmp(value, "shared") && strcmp(value, "replicated")
+			       ? "--disk is replicated or shared"
+			       : NULL;
+	case OPT_KEEP:
+		o->keep = true;
+		return NULL;
+	default:
+		return "drill: unknown option, or its value is missing";
+	}
+}
+
+int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
+{
+	static const struct option longs[] = {{"kill", required_argument, NULL, OPT_KILL},
+					      {"rounds", required_argument, NULL, OPT_ROUNDS},
+					      {"vmm", required_argument, NULL, OPT_VMM},
+					      {"arbiter", required_argument, NULL, OPT_ARBITER},
+					      {"disk", required_argument, NULL, OPT_DISK},
+					      {"keep", no_argument, NULL, OPT_KEEP},
+					      {0}};
+	struct drill_options o = {.run_dir = ctl->run_dir, .json = ctl->json, .rounds = 1};
+	struct ft_err err = {0};
+	const char *mistake;
+	bool reported;
+	int opt, ret;
+
+	opterr = 0;
+	while ((opt = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+		mistake = take_option(&o, opt, optarg);
+		if (mistake)
+			return fail_usage(ctl, command, "%s", mistake);
+	}
+	if (argc - optind > 1)
+		return fail_usage(ctl, command, "drill takes at most one name");
+	o.name = argv[optind];
+	ret = drill_run(&o, &reported, &err);
+	/* With --json a drill that ran has told its error in its own object. */
+	if (ret != DRILL_OK && !reported)
+		fail(ctl, ret == DRILL_IMPOSSIBLE ? CTL_ERR_NOT_AVAILABLE : CTL_ERR_FAILED,
+		     "drill: %s", err.text);
+	return ret;
+}
