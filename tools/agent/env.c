@@ -64,6 +64,8 @@ static int env_taps_in(void *ctx, struct ft_err *err)
 	struct agent *a = ctx;
 	int rc = taps_make(a, true, err);
 
+	if (!rc)
+		rc = taps_complete(a, err);
 	if (rc)
 		return rc;
 	rc = vmm_taps_in(a->vmm, &a->points, err);
