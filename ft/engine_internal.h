@@ -14,6 +14,7 @@
 #define FT_ACK_MAX_MS	    10000 /* END to ACK */
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
+#define FT_GUARD_MAX_MS	    5000 /* env->guard(): durable marks on the guest's disks */
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
 #define FT_FULL_DRAIN_MAX_MS 5000 /* one staging buffer onto the wire while the guest is held */
 #define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
