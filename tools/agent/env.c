@@ -236,10 +236,7 @@ static void env_guard(void *ctx, bool on)
 
 static void env_vm_end(void *ctx)
 {
-	struct agent *a = ctx;
-
-	taps_free(a);
-	guest_end(a);
+	guest_end(ctx);
 }
 
 /* ---- standby ---- */
@@ -260,7 +257,6 @@ static void env_disarm(void *ctx)
 {
 	struct agent *a = ctx;
 
-	taps_free(a);
 	guest_end(a);
 	stores_free(a);
 }
