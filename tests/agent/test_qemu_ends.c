@@ -71,10 +71,12 @@ static void keeper_killed(void **state)
 	host_stop(&b);
 }
 
+static char kernel[256];
+
 /* A QEMU of somebody else's. */
 static pid_t foreign_qemu(void)
 {
-	char conf[4096], kernel[256], initrd[256], append[300];
+	char conf[4096], initrd[256], append[300];
 	uint64_t until = now_ms() + BOOT_MS;
 	pid_t pid;
 
@@ -108,9 +110,9 @@ static void attached_stopped(void **state)
 	(void)state;
 	write_file(at("a.conf"), "name = \"g\"\nqemu { attach = \"x.qmp\" }\ntls { insecure = true }\nft { takeover_ms = 1000 }\n");
 	write_file(at("b.conf"),
-		   "name = \"g\"\nqemu { directories = {\"%s\"} replace = {\"%s\", \"%s\", \"%s\", \"%s\"} }\n"
+		   "name = \"g\"\nqemu { directories = {\"%s\", \"%.*s\"} replace = {\"%s\", \"%s\", \"%s\", \"%s\"} }\n"
 		   "tls { insecure = true }\nft { takeover_ms = 1000 }\n",
-		   place, at("A.img"), at("B.img"), at("A.console"), at("B.console"));
+		   place, (int)(strrchr(kernel, '/') - kernel), kernel, at("A.img"), at("B.img"), at("A.console"), at("B.console"));
 	host_start(&a, at("a.conf"), NULL);
 	wait_state(&a, "solo", START_MS);
 	host_start(&b, at("b.conf"), "--incoming", unix_uri("b.sock"), NULL);
@@ -132,12 +134,28 @@ static void attached_stopped(void **state)
 	wait_dead(qemu, 5000);
 }
 
+/* Not an end but no beginning: device states of two machine types do not fit each other. */
+static void other_machine(void **state)
+{
+	(void)state;
+	qemu_conf(at("g.conf"), "", "", "");
+	host_start(&a, at("g.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set", "console.socket=B.tty.sock",
+		   "--set", "machine=pc-i440fx-7.1", "--incoming", unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_refused(&a, "migrate", unix_uri("b.sock"), "machine: 'pc-i440fx-7.1' here, 'pc-i440fx-");
+	host_stop(&a);
+	host_stop(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(powered_off, setup, place_clear),
 		cmocka_unit_test_setup_teardown(keeper_killed, setup, place_clear),
 		cmocka_unit_test_setup_teardown(attached_stopped, setup, place_clear),
+		cmocka_unit_test_setup_teardown(other_machine, setup, place_clear),
 	};
 	int failed;
 

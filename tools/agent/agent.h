@@ -135,6 +135,8 @@ void guest_end(struct agent *a);
 /* Connects the VM object to the loop and to the engine. */
 void guest_adopt(struct agent *a, struct vmm *vmm);
 void guest_release(struct agent *a);
+/* Its machine type as the device state has it: the same on both hosts, whatever aliases and versions their QEMUs have. "": any. */
+const char *guest_machine(struct agent *a);
 
 /* taps.c */
 /* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or shared images of a running VM; an armed VM
