@@ -15,7 +15,7 @@
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
-#define FT_FULL_DRAIN_MAX_MS 5000 /* one staging buffer onto the wire while the guest is held */
+#define FT_HOLD_DRAIN_MAX_MS 1000 /* all staging buffers of one checkpoint onto the wire while the guest is held; the keeper ends a longer hold */
 #define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
 #define FT_PASS_SETTLE_MS   300	  /* after a takeover the taps pass through this long before they are taken out */
 #define FT_ROUND_BATCH	    32	  /* pages read at a time in async rounds */
@@ -48,6 +48,7 @@ struct ft_ship {
 	enum ship_phase phase;
 	uint64_t epoch;
 	bool begun, trial, digest, handover;
+	uint64_t hold_until_ns; /* for what goes out while the guest is held */
 	size_t page_at, state_at;
 	uint64_t event_epoch; /* which epoch's records are being exported */
 	struct tap_chain_cursor event_cursor;
@@ -67,6 +68,8 @@ struct ft_primary {
 		uint64_t session, committed;
 		bool runs;
 	} returned;
+	uint64_t retry_ns; /* when to ask the arbiter again for the record of a resumed session */
+	bool solo_unsure; /* a swap to solo may have happened, or still may: the record must say again who is in sync */
 	bool gave_away;	  /* a HANDOVER went out and was not refused */
 	bool bye_sent;
 	bool leave_retry; /* after PRIMARY_LEAVING */
