@@ -205,7 +205,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 			promote(e, conn, CONN_BEAT);
 		}
 		e->conns[CONN_BEAT].greeted = true;
-		ft_detector_heard(&e->detector, engine_now(e));
+		e->detector.heard_ns = engine_now(e); /* the grace is over */
 		if (!is_standby(e))
 			primary_writable(e);
 	} else {
@@ -377,8 +377,11 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 
 void engine_watch(struct ft_engine *e, bool on)
 {
-	if (on && !e->watching)
+	if (on && !e->watching) {
 		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms, e->config.takeover_ms);
+		if (!e->conns[CONN_BEAT].greeted)
+			e->detector.heard_ns += FT_BEAT_GRACE_MS * NS_PER_MS;
+	}
 	e->watching = on;
 }
 

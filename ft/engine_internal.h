@@ -14,6 +14,8 @@
 #define FT_ACK_MAX_MS	    10000 /* END to ACK */
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
+#define FT_PROGRESS_MAX_MS  10000 /* a data connection that takes nothing for so long is dead, whatever the heartbeats say */
+#define FT_BEAT_GRACE_MS    3000  /* from the first word to the first heartbeat, which needs a connection of its own */
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
 #define FT_HOLD_DRAIN_MAX_MS 1000 /* all staging buffers of one checkpoint onto the wire while the guest is held; the keeper ends a longer hold */
 #define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
@@ -82,6 +84,7 @@ struct ft_primary {
 	uint8_t *batch;		   /* FT_ROUND_BATCH pages */
 	uint64_t batch_pfns[FT_ROUND_BATCH];
 	/* rounds */
+	bool round_more;	   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at;	   /* next page of the bitmap to look at */
 	struct ft_round round;
 	uint64_t round_started_ns, round_bytes_start, round_pages;

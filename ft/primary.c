@@ -219,7 +219,7 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 		return;
 	}
 	/* The heartbeat connection comes, or silence ends the attempt. */
-	set_phase(e, PRIMARY_ROUNDS, 0);
+	set_phase(e, PRIMARY_ROUNDS, FT_PROGRESS_MAX_MS);
 	engine_watch(e, true);
 	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
 	primary_writable(e);
@@ -545,9 +545,9 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 		arbitrate_in_sync(e);
 		return now;
 	}
-	if (p->ship.phase == SHIP_WAIT_ACK) {
+	if (p->ship.phase != SHIP_IDLE) {
 		if (now >= p->ship.deadline_ns) {
-			primary_peer_lost(e, "no acknowledgement in time");
+			primary_peer_lost(e, p->ship.phase == SHIP_WAIT_ACK ? "no acknowledgement in time" : "takes no data");
 			return now;
 		}
 		return min_u64(p->ship.deadline_ns, ask_again_ns(e));
@@ -597,8 +597,12 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 		}
 		return p->deadline_ns;
 	case PRIMARY_ROUNDS:
+		if (late) {
+			primary_peer_lost(e, "takes no data");
+			return now;
+		}
 		primary_writable(e);
-		return p->phase == PRIMARY_ROUNDS ? p->round_started_ns : now;
+		return p->phase == PRIMARY_ROUNDS && !p->round_more ? p->deadline_ns : now;
 	case PRIMARY_RUNNING:
 		return tick_running(e, now);
 	case PRIMARY_LEAVING:

@@ -140,12 +140,15 @@ static void continue_rounds(struct ft_engine *e)
 			if (!rc)
 				rc = 1;
 		}
+		if (rc > 0)
+			e->primary.deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
 	}
 	if (rc < 0 && rc != -EAGAIN)
 		primary_peer_lost(e, err.text[0] ? err.text : "cannot send");
-	else if (rc > 0 && e->primary.phase == PRIMARY_ROUNDS)
-		e->env->wake_at(e->env_ctx, 0); /* others had their turn: go on */
+	e->primary.round_more = rc > 0 && e->primary.phase == PRIMARY_ROUNDS;
+	if (e->primary.round_more)
+		e->env->wake_at(e->env_ctx, 0); /* others have their turn, then on */
 }
 
 void primary_writable(struct ft_engine *e)

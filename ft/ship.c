@@ -161,8 +161,11 @@ int ship_continue(struct ft_engine *e)
 		if (rc)
 			return rc == -EAGAIN ? 0 : rc;
 	}
-	while (advance(e, &rc))
+	while (advance(e, &rc)) {
+		if (s->phase != SHIP_WAIT_ACK)
+			s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
+	}
 	return rc == -EAGAIN || rc >= 0 ? 0 : rc;
 }
 
@@ -176,6 +179,7 @@ void ship_start(struct ft_engine *e, uint64_t epoch)
 	s->page_at = 0;
 	s->state_at = 0;
 	s->pages += e->primary.capture.pages_n;
+	s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 	s->event_epoch = e->committed + 1;
 	memset(&s->event_cursor, 0, sizeof s->event_cursor);
 	s->events_bytes = 0;

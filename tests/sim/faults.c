@@ -252,7 +252,10 @@ static void on_fault(void *ctx, uint64_t arg)
 		net_reset_data(p);
 		break;
 	case 13:
-		w->corrupt_next = true;
+		if (world_chance(w, 50))
+			w->corrupt_next = true;
+		else
+			net_stall_one(w, world_range(w, 10, world_chance(w, 70) ? 500 : 30000) * MS);
 		break;
 	case 14:
 		away(w, p);

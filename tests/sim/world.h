@@ -146,6 +146,7 @@ struct ft_link *net_connect(struct node *from, struct node *to); /* NULL: refuse
 bool net_silent(struct node *from, struct node *to);
 void net_node_gone(struct node *n, bool powerless);
 void net_healed(struct world *w);
+void net_stall_one(struct world *w, uint64_t for_ns);
 /* Both ends of the node's connections see a reset. */
 void net_reset_data(struct node *n);
 void net_free(struct world *w);
