@@ -61,6 +61,7 @@ void standby_free(struct ft_engine *e)
 void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
+	struct ft_err err = {0};
 
 	e->situation++;
 	if (s->armed)
@@ -73,6 +74,8 @@ void standby_reset(struct ft_engine *e)
 	ft_spool_reset(&s->stage.pages);
 	ft_spool_reset(&s->stage.events[0]);
 	ft_spool_reset(&s->stage.events[1]);
+	ft_err_set(&err, ECANCELED, "failover: this standby holds nothing any more");
+	done_call(&s->failover_done, &err, 0);
 }
 
 /* A fault that ends the session: the primary is told, what is committed stays committed. */

@@ -37,6 +37,14 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 
 	if (e->state.now != FT_STANDBY)
 		return; /* the guest is ours already */
+	if (data && s->asked_ns) {
+		struct ft_err err = {0};
+
+		/* Whether the operator wants it from a primary that is lost, too, is another question. */
+		ft_err_set(&err, ENOTCONN, "failover: the primary was lost meanwhile: %s", why);
+		s->asked_ns = 0;
+		done_call(&s->failover_done, &err, 0);
+	}
 	if (data) {
 		s->stage.epoch = 0;
 		if (!s->committed) {

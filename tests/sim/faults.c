@@ -255,7 +255,8 @@ static void on_fault(void *ctx, uint64_t arg)
 		if (world_chance(w, 50))
 			w->corrupt_next = true;
 		else
-			net_stall_one(w, world_range(w, 10, world_chance(w, 70) ? 500 : 30000) * MS);
+			net_stall_one(w,
+				      world_range(w, 10, world_chance(w, 70) ? 500 : 30000) * MS);
 		break;
 	case 14:
 		away(w, p);

@@ -145,7 +145,7 @@ static void world_free(struct world *w)
 			node_crash(&w->nodes[i], true);
 	w->verbose = false;
 	net_free(w);
-	node_forget_questions(w);
+	arbiter_forget_questions(w);
 	free(w->heap);
 	free(w->history);
 }

@@ -45,7 +45,8 @@ static bool usable(const struct sim_link *l)
 
 static bool blocked(const struct sim_link *from)
 {
-	return from->owner->world->cut[from->owner->id] || from->stalled_until > from->owner->world->now;
+	return from->owner->world->cut[from->owner->id] ||
+	       from->stalled_until > from->owner->world->now;
 }
 
 static void tell_closed(struct sim_link *l, int code, const char *text)
@@ -345,7 +346,8 @@ void net_stall_one(struct world *w, uint64_t for_ns)
 	for (struct sim_link *l = w->links; l; l = l->next) {
 		if (!usable(l) || !usable(l->peer) || !world_chance(w, 30))
 			continue;
-		world_log(w, "STALL of one connection from %s for %llu ms", l->owner->name, (unsigned long long)(for_ns / MS));
+		world_log(w, "STALL of one connection from %s for %llu ms", l->owner->name,
+			  (unsigned long long)(for_ns / MS));
 		l->stalled_until = w->now + for_ns;
 		world_after(w, for_ns, NULL, on_unstalled, l, 0);
 		return;

@@ -3,12 +3,17 @@
  * whose clock, links, arbiter, machines, disks and faults all come from one seed. Same seed in,
  * same run out, to the last event.
  *
- *   world.c   clock, queue of events, random numbers, timeline       machine.c  a small guest: RAM,
- * state, disk, a chain of answers net.c     connections with latency, cuts, losses of connection
- * tap.c      its outputs by epoch node.c    a host: engine, environment, machine check.c    the
- * promises, checked at every output and at the end faults.c  what goes wrong, drawn from the seed
- * operator.c the people: protect, restart, decide main.c    options from the seed, phases mutants.c
- * faults that the checks must find
+ *   world.c     clock, queue of events, random numbers, timeline
+ *   net.c       connections with latency, a window, and all the ways to end
+ *   arbiter.c   its record, and how questions get lost
+ *   node.c      a host: engine, environment, machine
+ *   machine.c   a small guest: RAM, state, disk, a chain of answers
+ *   tap.c       its outputs by epoch
+ *   faults.c    what goes wrong, drawn from the seed
+ *   operator.c  the people: protect, restart, decide
+ *   check.c     the promises, checked at every output and at the end
+ *   mutants.c   faults that the checks must find
+ *   main.c      options from the seed, phases
  *
  * The guest's answers carry a hash chain with a random input in each link, so that an execution
  * that is repeated after a rollback differs from the one before: an output that was released too
@@ -136,7 +141,6 @@ void node_crash(struct node *n, bool powerless);
 void node_freeze(struct node *n, bool frozen);
 /* By a fault, or because the guest shut itself down. */
 void node_vm_ends(struct node *n, bool by_guest);
-void node_forget_questions(struct world *w);
 /* The node as an environment. */
 extern const struct ft_env_ops node_env;
 
@@ -243,6 +247,10 @@ void check_captured(struct node *n, const struct machine_state *state);
 void check_takeover(struct node *n, const struct machine_state *state);
 /* A standby's image and disk are those of its committed checkpoint, at any time. */
 void check_standby(struct node *n);
+
+/* ---- arbiter.c: type "file" ---- */
+extern const struct ft_arbiter_ops sim_arbiter_ops;
+void arbiter_forget_questions(struct world *w);
 
 /* ---- faults.c, operator.c ---- */
 void faults_draw(struct world *w);
