@@ -248,6 +248,14 @@ static void on_stopped(void *ctx)
 	h->closed = true;
 }
 
+/* A slow disk is no silence. */
+static void on_waiting(void *ctx)
+{
+	struct hold *h = ctx;
+
+	engine_beat(h->e);
+}
+
 static int on_full(void *ctx, struct vmm_capture *capture)
 {
 	struct hold *h = ctx;
@@ -300,7 +308,7 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 {
 	struct ft_primary *p = &e->primary;
-	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .ctx = hold};
+	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .waiting = on_waiting, .ctx = hold};
 	int rc;
 
 	/* A failed checkpoint that used it left bits: those pages are pending again, so a clean start is right. */
