@@ -183,7 +183,7 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	memset(&p->ship, 0, sizeof p->ship);
 	p->round_at = 0;
 	p->round_started_ns = engine_now(e);
-	p->gave_away = false;
+	p->gave_away = p->solo_unsure = false;
 	e->committed = e->epoch - 1;
 	ft_overhead_start(&e->overhead, engine_now(e));
 	return 0;
@@ -204,6 +204,7 @@ static void resumed(struct ft_engine *e, const Ft__Ready *ready)
 	p->gave_away = false;
 	engine_watch(e, true);
 	engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
+	p->retry_ns = engine_now(e);
 	if (p->stopped) {
 		ft_err_set(&err, ENOTCONN, "failover: the connection was lost meanwhile");
 		switch_undone(e, &err);
@@ -558,17 +559,33 @@ static bool checkpoint_due(struct ft_engine *e, uint64_t now, uint64_t *wake)
 	return verdict.checkpoint;
 }
 
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* When an unanswered question about the record is due again; its answer, when it is out, ticks by itself. */
+static uint64_t ask_again_ns(const struct ft_engine *e)
+{
+	return e->primary.solo_unsure && e->primary.first_commit_done && !e->asking ? e->primary.retry_ns : UINT64_MAX;
+}
+
 static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 {
 	struct ft_primary *p = &e->primary;
 	uint64_t wake = UINT64_MAX;
 
+	if (now >= ask_again_ns(e)) {
+		p->retry_ns = now + FT_RETRY_MS * NS_PER_MS;
+		arbitrate_in_sync(e);
+		return now;
+	}
 	if (p->ship.phase != SHIP_IDLE) {
 		if (now >= p->ship.deadline_ns) {
 			primary_peer_lost(e, "no acknowledgement in time");
 			return now;
 		}
-		return p->ship.deadline_ns;
+		return min_u64(p->ship.deadline_ns, ask_again_ns(e));
 	}
 	if (p->verify_done.fn && p->verify_until_ns && now >= p->verify_until_ns) {
 		struct ft_err err = {0};
@@ -604,7 +621,7 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	/* Idle time is the time to make the next pause short. */
 	if (p->ship.phase == SHIP_IDLE)
 		(void)vmm_checkpoint_prepare(e->vmm, NULL);
-	return wake;
+	return min_u64(wake, ask_again_ns(e));
 }
 
 uint64_t primary_tick(struct ft_engine *e, uint64_t now)

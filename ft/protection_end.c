@@ -44,8 +44,9 @@ static void vm_gone(struct ft_engine *e, const char *why)
 static void vm_off(struct ft_engine *e)
 {
 	e->primary.vm_off = false;
-	vm_gone(e, e->primary.why);
+	/* First, for what is let go then is not under protection any more. */
 	engine_set_state(e, FT_STOPPED, "%s", e->primary.why);
+	vm_gone(e, e->primary.why);
 }
 
 void primary_end(struct ft_engine *e, bool retry, const char *why)

@@ -10,6 +10,8 @@
 
 #include "ft/log.h"
 
+_Static_assert(FT_HOLD_DRAIN_MAX_MS <= VMM_HOLD_MAX_MS / 2, "a slow standby must not cost the guest its agent");
+
 static int send_begin(struct ft_engine *e)
 {
 	struct ft_ship *s = &e->primary.ship;
@@ -187,14 +189,23 @@ void ship_start(struct ft_engine *e, uint64_t epoch)
 	s->raw_bytes = s->pages * VMM_PAGE_BYTES + e->primary.capture.state_len;
 }
 
+static int drain(struct ft_engine *e, struct ft_link *link)
+{
+	uint64_t now = engine_now(e), until = e->primary.ship.hold_until_ns;
+
+	return now < until ? link->ops->drain(link, (unsigned)((until - now) / NS_PER_MS) + 1) : -ETIMEDOUT;
+}
+
 int ship_full(void *ctx, struct vmm_capture *capture)
 {
 	struct ft_engine *e = ctx;
 	struct ft_ship *s = &e->primary.ship;
 	struct ft_link *link = engine_data(e);
-	uint64_t until = engine_now(e) + FT_FULL_DRAIN_MAX_MS * NS_PER_MS;
 	int rc = 0;
 
+	/* One bound for the whole hold, however often staging fills. */
+	if (!s->hold_until_ns)
+		s->hold_until_ns = engine_now(e) + FT_HOLD_DRAIN_MAX_MS * NS_PER_MS;
 	s->epoch = e->epoch;
 	s->page_at = 0;
 	while (!rc && link && (!s->begun || s->page_at < capture->pages_n)) {
@@ -202,7 +213,7 @@ int ship_full(void *ctx, struct vmm_capture *capture)
 		if (rc > 0)
 			rc = 0;
 		if (rc == -EAGAIN)
-			rc = engine_now(e) < until ? link->ops->drain(link, FT_FULL_DRAIN_MAX_MS) : -ETIMEDOUT;
+			rc = drain(e, link);
 		engine_beat(e);
 	}
 	if (!link)
