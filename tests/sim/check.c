@@ -49,6 +49,8 @@ static void check_held(struct node *n, const struct answer *a)
 
 	if (!n->engine || ft_engine_state(n->engine) != FT_PROTECTED)
 		return;
+	if (!n->guarded)
+		world_violation(w, "%s is protected, but its VM would outlive it", n->name);
 	committed = n->engine->committed;
 	for (unsigned i = 0; i < SIM_CAPTURED; i++)
 		if (w->captured[n->id][i].epoch == committed && w->captured[n->id][i].ops < a->op)
@@ -66,6 +68,11 @@ void check_output(struct node *n, const struct tap_record *rec)
 		return;
 	memcpy(&a, rec->data, sizeof a);
 	check_held(n, &a);
+	/* One process says each thing once and in order. */
+	if (a.op <= n->released_op)
+		world_violation(w, "%s put out answer %llu after answer %llu", n->name, (unsigned long long)a.op,
+				(unsigned long long)n->released_op);
+	n->released_op = a.op;
 	if (a.op >= SIM_OPS_MAX)
 		return;
 	if (w->seen_chain[a.op]) {
@@ -104,23 +111,39 @@ void check_captured(struct node *n, const struct machine_state *state)
 	uint64_t epoch = n->engine->epoch;
 
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
-		(struct captured){.epoch = epoch, .hash = machine_hash(n->machine, state), .ops = state->ops, .chain = state->chain};
+		(struct captured){.epoch = epoch, .hash = machine_hash_quick(n->machine, state), .ops = state->ops, .chain = state->chain};
 }
 
-void check_takeover(struct node *n, const struct machine_state *state)
+static void check_resumable(struct node *n, const struct machine_state *state, const char *what)
 {
 	struct world *w = n->world;
 	const struct captured *list = w->captured[1 - n->id];
 
-	w->takeovers++;
 	for (unsigned i = 0; i < SIM_CAPTURED; i++) {
 		if (list[i].chain != state->chain || !list[i].epoch)
 			continue;
 		if (list[i].hash != machine_hash(n->machine, state))
-			world_violation(w, "%s resumes epoch %llu, but RAM, state or disk differ from what was captured", n->name,
+			world_violation(w, "%s %s epoch %llu, but RAM, state or disk differ from what was captured", n->name, what,
 					(unsigned long long)list[i].epoch);
 		return;
 	}
 	if (state->ops)
-		world_violation(w, "%s resumes a state that was not captured lately (%llu operations)", n->name, (unsigned long long)state->ops);
+		world_violation(w, "%s %s a state that was not captured lately (%llu operations)", n->name, what, (unsigned long long)state->ops);
+}
+
+void check_takeover(struct node *n, const struct machine_state *state)
+{
+	n->world->takeovers++;
+	check_resumable(n, state, "resumes");
+}
+
+void check_standby(struct node *n)
+{
+	const struct ft_standby *s = &n->engine->standby;
+	struct machine_state state;
+
+	if (!s->committed || ft_engine_state(n->engine) != FT_STANDBY)
+		return;
+	memcpy(&state, s->stage.state[s->stage.staging ^ 1], sizeof state);
+	check_resumable(n, &state, "holds");
 }

@@ -18,8 +18,9 @@ static void write_page(struct machine *m, unsigned page)
 	struct world *w = m->node->world;
 	uint64_t value = world_random(w);
 
-	memcpy(m->ram + page * VMM_PAGE_BYTES + world_range(w, 0, 500) * 8, &value, sizeof value);
+	memcpy(m->ram + page * VMM_PAGE_BYTES + world_range(w, 0, world_chance(w, 50) ? 7 : 500) * 8, &value, sizeof value);
 	m->dirty[page] = 1;
+	m->page_stale[page] = true;
 }
 
 void machine_request(struct machine *m, uint64_t request)
@@ -37,6 +38,7 @@ void machine_request(struct machine *m, uint64_t request)
 	memset(block, (int)(request & 0xff), sizeof block);
 	memcpy(block, &m->state.chain, sizeof m->state.chain);
 	memcpy(n->disk.blocks[at], block, SIM_BLOCK);
+	m->block_stale[at] = true;
 	m->state.next_block++;
 	if (n->disk_tap)
 		sim_tap_output(n->disk_tap, TAP_DISK_WRITE, at * SIM_BLOCK, block, SIM_BLOCK);
@@ -54,10 +56,49 @@ void machine_request(struct machine *m, uint64_t request)
 
 uint64_t machine_hash(const struct machine *m, const struct machine_state *state)
 {
-	uint64_t ram = XXH3_64bits(m->ram, SIM_PAGES * VMM_PAGE_BYTES);
-	uint64_t disk = XXH3_64bits(m->node->disk.blocks, sizeof m->node->disk.blocks);
+	uint64_t sum = (state->chain * 7) ^ state->ops;
 
-	return ram ^ (disk * 3) ^ (state->chain * 7) ^ state->ops;
+	for (unsigned i = 0; i < SIM_PAGES; i++)
+		sum += XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
+	for (unsigned i = 0; i < SIM_BLOCKS; i++)
+		sum += XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+	return sum;
+}
+
+/* The same, from what was written since the last time: a running machine is hashed at every checkpoint. */
+uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state)
+{
+	uint64_t sum = (state->chain * 7) ^ state->ops;
+
+	for (unsigned i = 0; i < SIM_PAGES; i++) {
+		if (m->page_stale[i])
+			m->page_sum[i] = XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
+		m->page_stale[i] = false;
+		sum += m->page_sum[i];
+	}
+	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+		if (m->block_stale[i])
+			m->block_sum[i] = XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+		m->block_stale[i] = false;
+		sum += m->block_sum[i];
+	}
+	return sum;
+}
+
+static void all_stale(struct machine *m)
+{
+	memset(m->page_stale, 1, sizeof m->page_stale);
+	memset(m->block_stale, 1, sizeof m->block_stale);
+}
+
+void machine_forget_page(struct machine *m)
+{
+	unsigned page = (unsigned)world_range(m->node->world, 0, SIM_PAGES - 1);
+
+	if (world_chance(m->node->world, 3))
+		memcpy(m->ram + page * VMM_PAGE_BYTES, m->shadow[page], sizeof m->shadow[page]);
+	for (unsigned i = 0; i < SIM_PAGES; i++)
+		memcpy(m->shadow[i], m->ram + i * VMM_PAGE_BYTES, sizeof m->shadow[i]);
 }
 
 static struct machine *machine_of(struct vmm *vmm)
@@ -170,13 +211,13 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 {
 	struct machine *m = machine_of(vmm);
 	struct world *w = m->node->world;
-	bool fail = w->checkpoint_fails_next[m->node->id], early = world_chance(w, 50);
+	bool fail = m->node->checkpoint_fails, early = world_chance(w, 50);
+	uint64_t stopped = w->now;
 	int rc;
 
-	if (!m->running)
+	if (!m->running || !node_step(m->node))
 		return ft_err_set(err, ESRCH, "sim: not running");
-	if (fail)
-		w->checkpoint_fails_next[m->node->id] = false;
+	m->node->checkpoint_fails = fail && world_chance(w, 40); /* sometimes it keeps failing */
 	if (fail && early)
 		return ft_err_set(err, EIO, "sim: save failed before the guest stopped");
 	hooks->stopped(hooks->ctx);
@@ -184,7 +225,9 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 		machine_request(m, world_random(w));
 	m_harvest(vmm, pending, NULL);
 	rc = copy_pending(m, pending, c, hooks);
-	if (rc || fail) {
+	if (w->now - stopped > VMM_HOLD_MAX_MS * MS)
+		world_violation(w, "%s: the guest was held for %llu ms", m->node->name, (unsigned long long)((w->now - stopped) / MS));
+	if (rc || fail || !node_step(m->node)) {
 		if (w->mutant == MUTANT_ABORT_FORGETS)
 			ft_bitmap_clear_all(pending);
 		return ft_err_set(err, EIO, "sim: save failed");
@@ -243,8 +286,14 @@ static int state_read(const uint8_t *state, size_t len, struct machine_state *ou
 static int m_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
 {
 	struct machine_state s;
+	struct node *n = machine_of(vmm)->node;
 
-	(void)vmm;
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->trial_fails) {
+		n->trial_fails = false;
+		return ft_err_set(err, EINVAL, "sim: it does not load");
+	}
 	return state_read(state, len, &s, err);
 }
 
@@ -255,7 +304,10 @@ static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft
 
 	if (rc)
 		return rc;
+	if (!node_step(m->node))
+		return ft_err_set(err, EINTR, "dying");
 	check_takeover(m->node, &m->state);
+	all_stale(m);
 	m->armed = false;
 	m->running = true;
 	return 0;
@@ -291,6 +343,7 @@ struct machine *machine_new(struct node *node, bool armed)
 		abort();
 	m->vmm.ops = &machine_ops;
 	m->node = node;
+	all_stale(m);
 	m->armed = armed;
 	m->running = !armed;
 	m->state.magic = MACHINE_MAGIC;

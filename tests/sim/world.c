@@ -10,6 +10,7 @@ struct event {
 	uint64_t at, number;
 	struct node *owner;
 	uint64_t incarnation;
+	bool survives; /* a crash of its owner */
 	event_fn *fn;
 	void *ctx;
 	uint64_t arg;
@@ -86,6 +87,11 @@ void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn,
 			       .fn = fn, .ctx = ctx, .arg = arg});
 }
 
+void world_wait(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx)
+{
+	push(w, (struct event){.at = w->now + in, .number = w->seq++, .owner = owner, .survives = true, .fn = fn, .ctx = ctx});
+}
+
 bool world_step(struct world *w, uint64_t until)
 {
 	struct event e;
@@ -93,8 +99,10 @@ bool world_step(struct world *w, uint64_t until)
 	if (w->violated || !w->heap_n || w->heap[0].at > until)
 		return false;
 	e = pop(w);
-	w->now = e.at;
-	if (e.owner && e.owner->incarnation != e.incarnation)
+	/* Something that blocks may have let time pass it by. */
+	if (e.at > w->now)
+		w->now = e.at;
+	if (e.owner && !e.survives && e.owner->incarnation != e.incarnation)
 		return true;
 	if (e.owner && e.owner->frozen) {
 		/* The same number, so the order within a node survives its sleep. */
@@ -103,6 +111,9 @@ bool world_step(struct world *w, uint64_t until)
 		return true;
 	}
 	e.fn(e.ctx, e.arg);
+	for (unsigned i = 0; i < SIM_NODES; i++)
+		if (w->nodes[i].dying)
+			node_crash(&w->nodes[i], w->nodes[i].powerless);
 	return true;
 }
 
