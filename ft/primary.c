@@ -155,6 +155,13 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	if (!p->codec || ft_bitmap_init(&p->pending, info.ram_bytes / VMM_PAGE_BYTES) ||
 	    ft_bitmap_init(&p->overflow, info.ram_bytes / VMM_PAGE_BYTES))
 		return ft_err_set(err, ENOMEM, "protect: out of memory");
+	if (p->taps_in && !p->tracking) {
+		/* Left from a takeover, passing through: they were made to replay, and there is no disk among them. */
+		rc = e->env->taps_out(e->env_ctx, err);
+		if (rc)
+			return ft_err_context(err, "taps");
+		p->taps_in = false;
+	}
 	if (!p->taps_in) {
 		rc = e->env->taps_in(e->env_ctx, err);
 		if (rc)
@@ -262,6 +269,12 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why)
 	done_call(&p->verify_done, &err, 0);
 }
 
+void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why)
+{
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		done_call(&e->primary.waiting[i], why, 0);
+}
+
 static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_err *err)
 {
 	struct ft_primary *p = &e->primary;
@@ -273,9 +286,15 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 	ft_err_context(&copy, "checkpoint %llu", (unsigned long long)e->epoch);
 	engine_note_error(e, &copy);
 	primary_abort_checkpoint(e, copy.text);
+	done_call(&p->switch_done, &copy, 0);
 	p->requested = true; /* outputs wait: again as soon as the budget allows */
-	if (++p->failures >= FT_CHECKPOINT_TRIES && !p->vm_dead)
-		primary_peer_lost(e, "checkpoints keep failing");
+	if (++p->failures < FT_CHECKPOINT_TRIES || p->vm_dead)
+		return;
+	/* The standby is there: it lets go by agreement, and protection starts anew with rounds. */
+	if (p->sync_claimed && p->phase == PRIMARY_RUNNING && engine_data(e))
+		primary_leave(e, p->auto_retry, copy.text);
+	else
+		primary_peer_lost(e, copy.text);
 }
 
 static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
@@ -292,6 +311,9 @@ static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 	e->env->firing(e->env_ctx, true);
 	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
 	e->env->firing(e->env_ctx, false);
+	/* The epoch did not close: this checkpoint is void, and the guest was to stay stopped for it. */
+	if (!rc && hold->rc && keep_stopped)
+		(void)vmm_cont(e->vmm, NULL);
 	return rc ? rc : hold->rc;
 }
 
@@ -384,8 +406,13 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		arbitrate_in_sync(e);
 		return;
 	}
-	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err))
+	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err)) {
+		/* A shared disk that does not take what is committed: until it does there is no next epoch, for the standby keeps its copy only
+		 * until then. */
 		engine_note_error(e, &err);
+		p->release_ns = engine_now(e) + FT_RELEASE_RETRY_MS * NS_PER_MS;
+		return;
+	}
 	for (unsigned i = 0; i < FT_DONE_MAX; i++)
 		done_call(&p->in_flight[i], NULL, epoch);
 	e->env->changed(e->env_ctx);
@@ -528,7 +555,7 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	struct ft_primary *p = &e->primary;
 	uint64_t wake = UINT64_MAX;
 
-	if (p->ship.phase == SHIP_WAIT_ACK) {
+	if (p->ship.phase != SHIP_IDLE) {
 		if (now >= p->ship.deadline_ns) {
 			primary_peer_lost(e, "no acknowledgement in time");
 			return now;
@@ -543,6 +570,20 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	}
 	if ((p->sync_claimed && !p->first_commit_done) || p->vm_dead)
 		return wake; /* the arbiter or the hand-over answers */
+	if (p->release_ns) {
+		struct ft_err err = {0};
+
+		if (now < p->release_ns)
+			return p->release_ns;
+		p->release_ns = 0;
+		if (tap_chain_release(&e->chain, e->committed, &err)) {
+			engine_note_error(e, &err);
+			p->release_ns = now + FT_RELEASE_RETRY_MS * NS_PER_MS;
+			return p->release_ns;
+		}
+		for (unsigned i = 0; i < FT_DONE_MAX; i++)
+			done_call(&p->in_flight[i], NULL, e->committed);
+	}
 	if (p->want_switch && p->ship.phase == SHIP_IDLE) {
 		p->want_switch = false;
 		primary_checkpoint(e, true);

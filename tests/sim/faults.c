@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What goes wrong, when, and for how long: all from the seed. Every fault heals or is repaired by the operator; none is impossible in the field. */
+/* What goes wrong, when, and for how long: all from the seed. Every fault heals or is repaired by
+ * the operator; none is impossible in the field. */
 #include "tests/sim/world.h"
 
 #include "ft/engine_internal.h" /* white box: is there a connection? */
@@ -10,7 +11,8 @@
 struct node *world_runner(struct world *w)
 {
 	for (unsigned i = 0; i < SIM_NODES; i++)
-		if (!w->nodes[i].crashed && !w->nodes[i].frozen && w->nodes[i].machine && w->nodes[i].machine->running)
+		if (!w->nodes[i].crashed && !w->nodes[i].frozen && w->nodes[i].machine &&
+		    w->nodes[i].machine->running)
 			return &w->nodes[i];
 	return &w->nodes[0];
 }
@@ -29,7 +31,9 @@ static void on_heal(void *ctx, uint64_t what)
 {
 	struct world *w = ctx;
 
-	world_log(w, "HEALED: %s", (const char *[]){"arbiter", "host-A to arbiter", "host-B to arbiter", "A to B", "B to A"}[what]);
+	world_log(w, "HEALED: %s",
+		  (const char *[]){"arbiter", "host-A to arbiter", "host-B to arbiter", "A to B",
+				   "B to A"}[what]);
 	switch ((enum heal)what) {
 	case HEAL_ARBITER:
 		w->arbiter_down = false;
@@ -48,7 +52,11 @@ static void on_heal(void *ctx, uint64_t what)
 
 static void cut_link(struct world *w, unsigned mask, uint64_t ms)
 {
-	world_log(w, "LINK CUT, %s, for %llu ms", mask == 3 ? "both ways" : mask == 1 ? "A to B" : "B to A", (unsigned long long)ms);
+	world_log(w, "LINK CUT, %s, for %llu ms",
+		  mask == 3   ? "both ways"
+		  : mask == 1 ? "A to B"
+			      : "B to A",
+		  (unsigned long long)ms);
 	for (unsigned i = 0; i < SIM_NODES; i++) {
 		if (!(mask & 1u << i) || w->cut[i])
 			continue;
@@ -77,7 +85,8 @@ static void freeze(struct world *w, struct node *n)
 	if (n->crashed || n->frozen)
 		return;
 	node_freeze(n, true);
-	world_after(w, world_range(w, 20, world_chance(w, 50) ? 300 : 3000) * MS, NULL, on_thaw, n, n->incarnation);
+	world_after(w, world_range(w, 20, world_chance(w, 50) ? 300 : 3000) * MS, NULL, on_thaw, n,
+		    n->incarnation);
 }
 
 static void crash_soon(struct world *w, struct node *n)
@@ -98,8 +107,9 @@ static void switched(void *ctx, const struct ft_err *err, uint64_t value)
 		w->switches++;
 }
 
-/* What operators do when they should not have to think: the engine must keep them from harm. With arbiter none and a lost peer their word is a
- * grant, so that is left to the careful one (operator.c). */
+/* What operators do when they should not have to think: the engine must keep them from harm. With
+ * arbiter none and a lost peer their word is a grant, so that is left to the careful one
+ * (operator.c). */
 static bool word_is_grant(struct node *n)
 {
 	struct ft_engine_status s;
@@ -117,12 +127,15 @@ static void operate(struct world *w, struct node *n)
 		return;
 	standby = ft_engine_state(n->engine) == FT_STANDBY;
 	if (standby || world_chance(w, 60)) {
-		if (standby && !n->world->options.arbiter_file && n->engine->conns[CONN_DATA].link == NULL)
+		if (standby && !n->world->options.arbiter_file &&
+		    n->engine->conns[CONN_DATA].link == NULL)
 			return;
 		world_log(w, "%s: FAILOVER by an operator: %s", n->name,
-			  ft_engine_failover(n->engine, switched, w, &err) ? err.text : "under way");
+			  ft_engine_failover(n->engine, switched, w, &err) ? err.text
+									   : "under way");
 	} else {
-		world_log(w, "%s: CANCEL by an operator: %s", n->name, ft_engine_cancel(n->engine, &err) ? err.text : "under way");
+		world_log(w, "%s: CANCEL by an operator: %s", n->name,
+			  ft_engine_cancel(n->engine, &err) ? err.text : "under way");
 	}
 }
 
@@ -172,7 +185,8 @@ static void away(struct world *w, struct node *p)
 	} else {
 		cut_link(w, 3, ms);
 	}
-	world_after(w, world_range(w, w->options.takeover_ms, 800) * MS, NULL, on_runner_crash, w, world_chance(w, 50));
+	world_after(w, world_range(w, w->options.takeover_ms, 800) * MS, NULL, on_runner_crash, w,
+		    world_chance(w, 50));
 }
 
 static void on_fault(void *ctx, uint64_t arg)
@@ -210,7 +224,8 @@ static void on_fault(void *ctx, uint64_t arg)
 		break;
 	case 9:
 	case 10:
-		cut_link(w, (unsigned)world_range(w, 1, 3), world_range(w, 5, world_chance(w, 50) ? 100 : 2500));
+		cut_link(w, (unsigned)world_range(w, 1, 3),
+			 world_range(w, 5, world_chance(w, 50) ? 100 : 2500));
 		break;
 	case 11:
 		cut_arbiter(w);
@@ -253,8 +268,8 @@ void faults_end(struct world *w)
 	for (unsigned i = 0; i < SIM_NODES; i++) {
 		struct node *n = &w->nodes[i];
 
-		w->cut[i] = n->arbiter_cut = n->checkpoint_fails = n->trial_fails = n->arm_fails = n->apply_fails = n->overflow_fails =
-			n->resume_busy = false;
+		w->cut[i] = n->arbiter_cut = n->checkpoint_fails = n->trial_fails = n->arm_fails =
+			n->apply_fails = n->overflow_fails = n->resume_busy = false;
 		n->crash_in = 0;
 		if (n->frozen)
 			node_freeze(n, false);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The simulated guest and its VMM. One request is one atomic step: it writes some pages and a disk block, extends the chain and answers. */
+/* The simulated guest and its VMM. One request is one atomic step: it writes some pages and a disk
+ * block, extends the chain and answers. */
 #include "tests/sim/world.h"
 
 #include <errno.h>
@@ -18,7 +19,9 @@ static void write_page(struct machine *m, unsigned page)
 	struct world *w = m->node->world;
 	uint64_t value = world_random(w);
 
-	memcpy(m->ram + page * VMM_PAGE_BYTES + world_range(w, 0, world_chance(w, 50) ? 7 : 500) * 8, &value, sizeof value);
+	memcpy(m->ram + page * VMM_PAGE_BYTES +
+		       world_range(w, 0, world_chance(w, 50) ? 7 : 500) * 8,
+	       &value, sizeof value);
 	m->dirty[page] = 1;
 	m->page_stale[page] = true;
 }
@@ -44,14 +47,18 @@ void machine_request(struct machine *m, uint64_t request)
 		sim_tap_output(n->disk_tap, TAP_DISK_WRITE, at * SIM_BLOCK, block, SIM_BLOCK);
 	answer.parent = m->state.chain;
 	m->state.ops++;
-	m->state.chain = (XXH3_64bits_withSeed(&request, sizeof request, m->state.chain) ^ world_random(w)) | 1;
+	m->state.chain =
+		(XXH3_64bits_withSeed(&request, sizeof request, m->state.chain) ^ world_random(w)) |
+		1;
 	answer.op = m->state.ops;
 	answer.chain = m->state.chain;
 	check_executed(w, answer.op, answer.chain, answer.parent);
 	if (n->net_tap)
 		sim_tap_output(n->net_tap, TAP_NET, 0, &answer, sizeof answer);
 	else
-		check_output(n, &(struct tap_record){.kind = TAP_NET, .len = sizeof answer, .data = (uint8_t *)&answer});
+		check_output(n, &(struct tap_record){.kind = TAP_NET,
+						     .len = sizeof answer,
+						     .data = (uint8_t *)&answer});
 }
 
 uint64_t machine_hash(const struct machine *m, const struct machine_state *state)
@@ -65,20 +72,23 @@ uint64_t machine_hash(const struct machine *m, const struct machine_state *state
 	return sum;
 }
 
-/* The same, from what was written since the last time: a running machine is hashed at every checkpoint. */
+/* The same, from what was written since the last time: a running machine is hashed at every
+ * checkpoint. */
 uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state)
 {
 	uint64_t sum = (state->chain * 7) ^ state->ops;
 
 	for (unsigned i = 0; i < SIM_PAGES; i++) {
 		if (m->page_stale[i])
-			m->page_sum[i] = XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
+			m->page_sum[i] = XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES,
+							      VMM_PAGE_BYTES, i);
 		m->page_stale[i] = false;
 		sum += m->page_sum[i];
 	}
 	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
 		if (m->block_stale[i])
-			m->block_sum[i] = XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+			m->block_sum[i] = XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK,
+							       SIM_PAGES + i);
 		m->block_stale[i] = false;
 		sum += m->block_sum[i];
 	}
@@ -180,11 +190,13 @@ static int m_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *er
 	return 0;
 }
 
-static int m_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target, struct ft_err *err)
+static int m_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
+			struct ft_err *err)
 {
 	(void)err;
 	for (size_t i = 0; i < n; i++)
-		memcpy(target + i * VMM_PAGE_BYTES, machine_of(vmm)->ram + pfns[i] * VMM_PAGE_BYTES, VMM_PAGE_BYTES);
+		memcpy(target + i * VMM_PAGE_BYTES, machine_of(vmm)->ram + pfns[i] * VMM_PAGE_BYTES,
+		       VMM_PAGE_BYTES);
 	return 0;
 }
 
@@ -195,19 +207,22 @@ static int m_prepare(struct vmm *vmm, struct ft_err *err)
 	return 0;
 }
 
-static int copy_pending(struct machine *m, struct ft_bitmap *pending, struct vmm_capture *c, const struct vmm_hold_hooks *hooks)
+static int copy_pending(struct machine *m, struct ft_bitmap *pending, struct vmm_capture *c,
+			const struct vmm_hold_hooks *hooks)
 {
-	for (uint64_t i = ft_bitmap_next(pending, 0); i < pending->bits; i = ft_bitmap_next(pending, i + 1)) {
+	for (uint64_t i = ft_bitmap_next(pending, 0); i < pending->bits;
+	     i = ft_bitmap_next(pending, i + 1)) {
 		if (c->pages_n == c->pages_max && hooks->full(hooks->ctx, c))
 			return -EPIPE;
-		memcpy(c->pages + c->pages_n * VMM_PAGE_BYTES, m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES);
+		memcpy(c->pages + c->pages_n * VMM_PAGE_BYTES, m->ram + i * VMM_PAGE_BYTES,
+		       VMM_PAGE_BYTES);
 		c->pfns[c->pages_n++] = i;
 	}
 	return 0;
 }
 
-static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *c, const struct vmm_hold_hooks *hooks,
-			bool keep_stopped, struct ft_err *err)
+static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *c,
+			const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err)
 {
 	struct machine *m = machine_of(vmm);
 	struct world *w = m->node->world;
@@ -226,7 +241,8 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 	m_harvest(vmm, pending, NULL);
 	rc = copy_pending(m, pending, c, hooks);
 	if (w->now - stopped > VMM_HOLD_MAX_MS * MS)
-		world_violation(w, "%s: the guest was held for %llu ms", m->node->name, (unsigned long long)((w->now - stopped) / MS));
+		world_violation(w, "%s: the guest was held for %llu ms", m->node->name,
+				(unsigned long long)((w->now - stopped) / MS));
 	if (rc || fail || !node_step(m->node)) {
 		if (w->mutant == MUTANT_ABORT_FORGETS)
 			ft_bitmap_clear_all(pending);
@@ -275,7 +291,8 @@ static uint8_t *m_image(struct vmm *vmm)
 	return machine_of(vmm)->ram;
 }
 
-static int state_read(const uint8_t *state, size_t len, struct machine_state *out, struct ft_err *err)
+static int state_read(const uint8_t *state, size_t len, struct machine_state *out,
+		      struct ft_err *err)
 {
 	if (len != sizeof *out)
 		return ft_err_set(err, EPROTO, "sim: state of %zu bytes", len);
@@ -329,10 +346,29 @@ static long m_peek(struct vmm *vmm, long max)
 }
 
 static const struct vmm_ops machine_ops = {
-	.kind = "sim", .info = m_info, .status = m_status, .poll_fd = m_poll_fd, .poll = m_poll, .check = m_check, .taps_in = m_taps_in,
-	.taps_out = m_taps_out, .track_start = m_track_start, .track_stop = m_track_stop, .harvest = m_harvest, .dirty_peek = m_peek,
-	.read_pages = m_read_pages, .checkpoint_prepare = m_prepare, .checkpoint = m_checkpoint, .stop = m_stop, .cont = m_cont,
-	.quit = m_quit, .ram_digest = m_digest, .image = m_image, .trial = m_trial, .resume = m_resume, .free = m_free,
+	.kind = "sim",
+	.info = m_info,
+	.status = m_status,
+	.poll_fd = m_poll_fd,
+	.poll = m_poll,
+	.check = m_check,
+	.taps_in = m_taps_in,
+	.taps_out = m_taps_out,
+	.track_start = m_track_start,
+	.track_stop = m_track_stop,
+	.harvest = m_harvest,
+	.dirty_peek = m_peek,
+	.read_pages = m_read_pages,
+	.checkpoint_prepare = m_prepare,
+	.checkpoint = m_checkpoint,
+	.stop = m_stop,
+	.cont = m_cont,
+	.quit = m_quit,
+	.ram_digest = m_digest,
+	.image = m_image,
+	.trial = m_trial,
+	.resume = m_resume,
+	.free = m_free,
 };
 
 struct machine *machine_new(struct node *node, bool armed)

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-/* ft-sim SEED: draws everything from the seed, runs the phases (faults, then calm), says what happened. Of many seeds only those that fail are
- * told of. --mutant: a fault planted in the world, which the checks must find. */
+/* ft-sim SEED: draws everything from the seed, runs the phases (faults, then calm), says what
+ * happened. Of many seeds only those that fail are told of. --mutant: a fault planted in the world,
+ * which the checks must find. */
 #include "tests/sim/world.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "ft/engine_internal.h" /* white box: its phase */
 #include "ft/log.h"
 
-#define FAULT_PHASE  (3 * S)
-#define CALM_MIN     (200 * MS)
-#define CALM_MAX     (15 * S) /* by then the guest must be protected and served */
+#define FAULT_PHASE (3 * S)
+#define CALM_MIN    (200 * MS)
+#define CALM_MAX    (15 * S) /* by then the guest must be protected and served */
 
 static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_NONE] = "none",
@@ -40,7 +43,7 @@ static const char *const mutant_names[MUTANT_N] = {
 
 const char *mutant_name(enum mutant m)
 {
-	return mutant_names[m];
+	return m < MUTANT_N ? mutant_names[m] : "hostile";
 }
 
 /* ---- options ---- */
@@ -83,12 +86,14 @@ static void on_request(void *ctx, uint64_t arg)
 		if (!n->crashed && !n->frozen && n->machine && n->machine->running)
 			machine_request(n->machine, world_random(w));
 	}
-	world_after(w, world_range(w, w->options.request_us / 2, w->options.request_us * 2) * US, NULL, on_request, w, 0);
+	world_after(w, world_range(w, w->options.request_us / 2, w->options.request_us * 2) * US,
+		    NULL, on_request, w, 0);
 }
 
 /* ---- one seed ---- */
 
-/* The guest is gone for good when no host runs it or could: both died, or it died unprotected. That is no violation. */
+/* The guest is gone for good when no host runs it or could: both died, or it died unprotected. That
+ * is no violation. */
 static bool guest_lost(struct world *w)
 {
 	for (unsigned i = 0; i < SIM_NODES; i++) {
@@ -104,8 +109,10 @@ static bool settled(struct world *w)
 {
 	struct node *p = world_runner(w);
 
-	return guest_lost(w) || (w->now > w->calm_ns + CALM_MIN && w->last_answer_ns > w->calm_ns + CALM_MIN / 2 && !p->crashed &&
-				 ft_engine_state(p->engine) == FT_PROTECTED && p->engine->primary.phase == PRIMARY_RUNNING);
+	return guest_lost(w) ||
+	       (w->now > w->calm_ns + CALM_MIN && w->last_answer_ns > w->calm_ns + CALM_MIN / 2 &&
+		!p->crashed && ft_engine_state(p->engine) == FT_PROTECTED &&
+		p->engine->primary.phase == PRIMARY_RUNNING);
 }
 
 static void check_end(struct world *w)
@@ -116,7 +123,8 @@ static void check_end(struct world *w)
 		world_violation(w, "the guest was protected, met one fault, and is gone");
 	for (uint64_t op = 1; op <= w->answered_max; op++)
 		if (!w->seen_chain[op])
-			world_violation(w, "answer %llu never left, and the client has answer %llu", (unsigned long long)op,
+			world_violation(w, "answer %llu never left, and the client has answer %llu",
+					(unsigned long long)op,
 					(unsigned long long)w->answered_max);
 	if (settled(w) || w->answered_max + 8 >= SIM_OPS_MAX)
 		return;
@@ -124,7 +132,8 @@ static void check_end(struct world *w)
 		world_violation(w, "no answer for %llu ms although every fault has healed",
 				(unsigned long long)((w->now - w->last_answer_ns) / MS));
 	else
-		world_violation(w, "%s is %s although every fault has healed: %s", p->name, ft_state_name(ft_engine_state(p->engine)),
+		world_violation(w, "%s is %s although every fault has healed: %s", p->name,
+				ft_state_name(ft_engine_state(p->engine)),
 				ft_engine_reason(p->engine));
 }
 
@@ -135,11 +144,21 @@ static void world_free(struct world *w)
 			node_crash(&w->nodes[i], true);
 	w->verbose = false;
 	net_free(w);
+	node_forget_questions(w);
 	free(w->heap);
 	free(w->history);
 }
 
 static struct world *logged;
+
+/* An assertion tells where, but not in which world. */
+static char in_case_of_death[96];
+
+static void on_abort(int number)
+{
+	(void)number;
+	(void)!write(STDERR_FILENO, in_case_of_death, strlen(in_case_of_death));
+}
 
 static void to_timeline(enum ft_log_level level, const char *line)
 {
@@ -151,14 +170,18 @@ static void say_options(struct world *w)
 {
 	const struct options *o = &w->options;
 
-	world_log(w,
-		  "seed %llu: arbiter %s, survivor %s, takeover %s, trigger %d, interval %u ms, latency %llu-%llu us, %llu bytes/ms, window %llu, "
-		  "heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging %llu",
-		  (unsigned long long)o->seed, o->arbiter_file ? "file" : "none",
-		  (const char *[]){"", "standby", "primary", "manual"}[o->survivor], o->takeover_manual ? "manual" : "auto", (int)o->trigger,
-		  o->interval_ms, (unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
-		  (unsigned long long)o->bytes_per_ms, (unsigned long long)o->window, o->heartbeat_ms, o->takeover_ms,
-		  (unsigned long long)o->request_us, o->faults, (unsigned long long)o->staging_bytes);
+	world_log(
+		w,
+		"seed %llu: arbiter %s, survivor %s, takeover %s, trigger %d, interval %u ms, "
+		"latency %llu-%llu us, %llu bytes/ms, window %llu, "
+		"heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging %llu",
+		(unsigned long long)o->seed, o->arbiter_file ? "file" : "none",
+		(const char *[]){"", "standby", "primary", "manual"}[o->survivor],
+		o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
+		(unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
+		(unsigned long long)o->bytes_per_ms, (unsigned long long)o->window, o->heartbeat_ms,
+		o->takeover_ms, (unsigned long long)o->request_us, o->faults,
+		(unsigned long long)o->staging_bytes);
 }
 
 bool simulate(uint64_t seed, enum mutant mutant, bool verbose)
@@ -173,6 +196,8 @@ bool simulate(uint64_t seed, enum mutant mutant, bool verbose)
 	ft_log_sink_set(to_timeline);
 	ft_log_level_set(verbose ? FT_LOG_DEBUG : FT_LOG_ERROR);
 	w->mutant = mutant;
+	snprintf(in_case_of_death, sizeof in_case_of_death, "\ndied in seed %llu, mutant %s\n",
+		 (unsigned long long)seed, mutant_name(mutant));
 	draw_options(w, seed);
 	say_options(w);
 	for (unsigned i = 0; i < SIM_NODES; i++) {
@@ -193,10 +218,13 @@ bool simulate(uint64_t seed, enum mutant mutant, bool verbose)
 		check_end(w);
 	ok = !w->violated;
 	w->verbose = false;
-	if (verbose || !ok)
-		printf("seed %llu%s%s: %s: %llu answers, %llu twice, %u takeovers, %u planned switches%s%s\n", (unsigned long long)seed,
-		       mutant ? ", mutant " : "", mutant ? mutant_name(mutant) : "", ok ? "ok" : "VIOLATION", (unsigned long long)w->answers,
-		       (unsigned long long)w->duplicates, w->takeovers, w->switches, ok ? "" : ": ", ok ? "" : w->violation);
+	if (verbose || (!ok && mutant != MUTANT_HOSTILE))
+		printf("seed %llu%s%s: %s: %llu answers, %llu twice, %u takeovers, %u planned "
+		       "switches%s%s\n",
+		       (unsigned long long)seed, mutant ? ", mutant " : "",
+		       mutant ? mutant_name(mutant) : "", ok ? "ok" : "VIOLATION",
+		       (unsigned long long)w->answers, (unsigned long long)w->duplicates,
+		       w->takeovers, w->switches, ok ? "" : ": ", ok ? "" : w->violation);
 	world_free(w);
 	free(w);
 	return ok;
@@ -210,13 +238,15 @@ static int find_mutant(enum mutant m, uint64_t from, uint64_t count)
 		printf("mutant %s: found by seed %llu\n", mutant_name(m), (unsigned long long)seed);
 		return 0;
 	}
-	printf("mutant %s: NOT found within %llu seeds\n", mutant_name(m), (unsigned long long)count);
+	printf("mutant %s: NOT found within %llu seeds\n", mutant_name(m),
+	       (unsigned long long)count);
 	return 1;
 }
 
 /* ---- many seeds ---- */
 
-#define TIMELINES_MAX 2 /* of the first seeds that fail; the others only get the command that repeats them */
+#define TIMELINES_MAX                                                                              \
+	2 /* of the first seeds that fail; the others only get the command that repeats them */
 
 static double seconds(void)
 {
@@ -246,12 +276,13 @@ static int run_seeds(uint64_t from, uint64_t count, double within_s)
 	while (done < count && seconds() - start < within_s)
 		(void)run_seed(from + done++, &failed);
 	took = seconds() - start;
-	printf("%llu seeds from %llu, %u violations, %.0f seeds/s\n", (unsigned long long)done, (unsigned long long)from, failed,
-	       (double)done / (took > 0 ? took : 1));
+	printf("%llu seeds from %llu, %u violations, %.0f seeds/s\n", (unsigned long long)done,
+	       (unsigned long long)from, failed, (double)done / (took > 0 ? took : 1));
 	return failed ? 1 : 0;
 }
 
-/* A commit's hash gives every commit seeds of its own, and the same ones again; else the time does. */
+/* A commit's hash gives every commit seeds of its own, and the same ones again; else the time does.
+ */
 static int run_fresh(double within_s, const char *hash)
 {
 	char digits[13];
@@ -304,17 +335,30 @@ static int run_mutants(const char *name, uint64_t count)
 	return known ? rc : 2;
 }
 
+/* Assertions and sanitizers are the judges. */
+static int run_hostile(uint64_t from, uint64_t count)
+{
+	for (uint64_t seed = from; seed < from + count; seed++)
+		(void)simulate(seed, MUTANT_HOSTILE, false);
+	printf("%llu seeds against a hostile peer\n", (unsigned long long)count);
+	return 0;
+}
+
 static void usage(void)
 {
 	puts("usage: ft-sim SEED                       one run, with its timeline\n"
 	     "       ft-sim --seeds FROM COUNT         many, quietly\n"
-	     "       ft-sim --fresh SECONDS [HASH]     as many as fit, from a commit's hash on, else from the time on\n"
+	     "       ft-sim --fresh SECONDS [HASH]     as many as fit, from a commit's hash on, "
+	     "else from the time on\n"
 	     "       ft-sim --file FILE                those in the file\n"
+	     "       ft-sim --hostile FROM COUNT       against a peer that makes no sense: nothing "
+	     "may break\n"
 	     "       ft-sim --mutant NAME|all [COUNT]  must be found within COUNT (2000) seeds");
 }
 
 int main(int argc, char **argv)
 {
+	signal(SIGABRT, on_abort);
 	if (argc == 2 && argv[1][0] >= '0' && argv[1][0] <= '9')
 		return simulate(strtoull(argv[1], NULL, 0), MUTANT_NONE, true) ? 0 : 1;
 	if (argc == 4 && !strcmp(argv[1], "--seeds"))
@@ -323,6 +367,8 @@ int main(int argc, char **argv)
 		return run_fresh(strtod(argv[2], NULL), argc > 3 ? argv[3] : "");
 	if (argc == 3 && !strcmp(argv[1], "--file"))
 		return run_file(argv[2]);
+	if (argc == 4 && !strcmp(argv[1], "--hostile"))
+		return run_hostile(strtoull(argv[2], NULL, 0), strtoull(argv[3], NULL, 0));
 	if (argc >= 3 && argc <= 4 && !strcmp(argv[1], "--mutant"))
 		return run_mutants(argv[2], argc > 3 ? strtoull(argv[3], NULL, 0) : 2000);
 	usage();

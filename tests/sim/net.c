@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Connections between the two hosts. As TCP: ordered, nothing lost within one connection, latency, a bounded window, perhaps a slow wire, and
- * all the ways to end: refused, closed, reset, silent. A cut direction delays what was sent until it heals, as retransmission does; a host
- * without power answers nothing; one whose process died sends a reset. */
+/* Connections between the two hosts. As TCP: ordered, nothing lost within one connection, latency,
+ * a bounded window, perhaps a slow wire, and all the ways to end: refused, closed, reset, silent. A
+ * cut direction delays what was sent until it heals, as retransmission does; a host without power
+ * answers nothing; one whose process died sends a reset. */
 #include "tests/sim/world.h"
 
 #include <errno.h>
@@ -37,7 +38,8 @@ struct sim_link {
 
 static bool usable(const struct sim_link *l)
 {
-	return !l->closed && !l->told && !l->owner->crashed && l->incarnation == l->owner->incarnation;
+	return !l->closed && !l->told && !l->owner->crashed &&
+	       l->incarnation == l->owner->incarnation;
 }
 
 static bool blocked(const struct sim_link *from)
@@ -121,7 +123,8 @@ static void pump(void *ctx, uint64_t arg)
 		pump_at(to);
 		return;
 	}
-	/* A machine that is up but knows no such connection sends a reset; one without power nothing. */
+	/* A machine that is up but knows no such connection sends a reset; one without power
+	 * nothing. */
 	if (gone && (w->cut[to->owner->id] || (to->owner->crashed && to->owner->powerless)))
 		return;
 	to->first = p->next;
@@ -220,7 +223,8 @@ static int sim_drain(struct ft_link *link, unsigned deadline_ms)
 
 	if (!node_step(l->owner) || !l->backlog)
 		return 0;
-	if (blocked(l) || l->peer->owner->frozen || l->peer->owner->crashed || l->last_arrival > w->now + deadline_ms * MS) {
+	if (blocked(l) || l->peer->owner->frozen || l->peer->owner->crashed ||
+	    l->last_arrival > w->now + deadline_ms * MS) {
 		if (room(l))
 			return 0; /* it fits into the kernel's buffer */
 		w->now += deadline_ms * MS;
@@ -263,8 +267,11 @@ static void sim_close(struct ft_link *link)
 		send_fin(l);
 }
 
-static const struct ft_link_ops sim_link_ops = {
-	.send = sim_send, .reserve = sim_reserve, .drain = sim_drain, .bytes_sent = sim_bytes_sent, .close = sim_close};
+static const struct ft_link_ops sim_link_ops = {.send = sim_send,
+						.reserve = sim_reserve,
+						.drain = sim_drain,
+						.bytes_sent = sim_bytes_sent,
+						.close = sim_close};
 
 static struct sim_link *link_new(struct node *owner, struct node *to)
 {
@@ -284,7 +291,8 @@ static struct sim_link *link_new(struct node *owner, struct node *to)
 
 bool net_silent(struct node *from, struct node *to)
 {
-	return from->world->cut[0] || from->world->cut[1] || to->frozen || (to->crashed && to->powerless);
+	return from->world->cut[0] || from->world->cut[1] || to->frozen ||
+	       (to->crashed && to->powerless);
 }
 
 struct ft_link *net_connect(struct node *from, struct node *to)

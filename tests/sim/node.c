@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A host: the engine's environment over the simulated world. A crash ends the process (and the machine, where a keeper would), the disk
- * stays. */
+/* A host: the engine's environment over the simulated world. A crash ends the process (and the
+ * machine, where a keeper would), the disk stays. */
 #include "tests/sim/world.h"
 
 #include "ft/engine_internal.h" /* white box: was the guest protected? */
@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONNECT_US_MIN 100
-#define CONNECT_US_MAX 2000
+#define CONNECT_US_MIN	100
+#define CONNECT_US_MAX	2000
 #define CONNECT_TIMEOUT (3 * S)
 #define OVERFLOW_MAX	(4u << 20) /* a world of this size never needs more */
 
@@ -31,7 +31,8 @@ bool node_step(struct node *n)
 	return true;
 }
 
-/* ---- arbiter: one record, reached with latency. A request may be lost, or its answer, or it may be late ---- */
+/* ---- arbiter: one record, reached with latency. A request may be lost, or its answer, or it may
+ * be late ---- */
 
 struct question {
 	struct node *from;
@@ -42,12 +43,27 @@ struct question {
 	void *ctx;
 	unsigned uses;
 	uint64_t incarnation;
+	struct question *next, **link; /* all of the world */
 };
 
 static void question_done(struct question *q)
 {
-	if (--q->uses == 0)
+	if (--q->uses)
+		return;
+	*q->link = q->next;
+	if (q->next)
+		q->next->link = q->link;
+	free(q);
+}
+
+void node_forget_questions(struct world *w)
+{
+	while (w->questions) {
+		struct question *q = w->questions;
+
+		w->questions = q->next;
 		free(q);
+	}
 }
 
 static enum ft_arbiter_answer apply(struct question *q)
@@ -57,8 +73,8 @@ static enum ft_arbiter_answer apply(struct question *q)
 
 	if (!q->swap)
 		return FT_ARBITER_GRANTED;
-	if (w->mutant != MUTANT_GRANT_ALL &&
-	    (w->arbiter.generation != q->expected || (same && strcmp(w->arbiter.holder, q->want.holder))))
+	if (w->mutant != MUTANT_GRANT_ALL && (w->arbiter.generation != q->expected ||
+					      (same && strcmp(w->arbiter.holder, q->want.holder))))
 		return FT_ARBITER_LOST;
 	w->arbiter = q->want;
 	return FT_ARBITER_GRANTED;
@@ -72,7 +88,8 @@ static void tell(struct question *q, enum ft_arbiter_answer a)
 	if (q->told || n->crashed || n->incarnation != q->incarnation)
 		return;
 	q->told = true;
-	world_log(n->world, "%s: arbiter %s generation %llu: %s", n->name, q->swap ? "swap to" : "read",
+	world_log(n->world, "%s: arbiter %s generation %llu: %s", n->name,
+		  q->swap ? "swap to" : "read",
 		  (unsigned long long)(q->swap ? q->want.generation : now.generation),
 		  (const char *[]){"granted", "lost", "unreachable", "undecided"}[a]);
 	q->fn(q->ctx, a, &now, a == FT_ARBITER_UNREACHABLE ? "no route" : "");
@@ -84,7 +101,8 @@ static void on_arrival(void *ctx, uint64_t answer_is_lost)
 	enum ft_arbiter_answer a = apply(q);
 
 	if (answer_is_lost && q->swap && a == FT_ARBITER_GRANTED)
-		world_log(q->from->world, "%s: arbiter swap to generation %llu happened, unanswered", q->from->name,
+		world_log(q->from->world,
+			  "%s: arbiter swap to generation %llu happened, unanswered", q->from->name,
 			  (unsigned long long)q->want.generation);
 	if (!answer_is_lost)
 		tell(q, a);
@@ -100,23 +118,37 @@ static void on_deadline(void *ctx, uint64_t arg)
 	question_done(q);
 }
 
-static void ask(struct ft_arbiter *a, bool swap, uint64_t expected, const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+static void ask(struct ft_arbiter *a, bool swap, uint64_t expected,
+		const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
 {
 	struct node *n = (struct node *)((char *)a - offsetof(struct node, arbiter));
 	struct world *w = n->world;
 	struct question *q = calloc(1, sizeof *q);
-	bool unreachable = w->arbiter_down || n->arbiter_cut, arrives = !unreachable || world_chance(w, 40);
-	uint64_t in = unreachable ? world_range(w, 1, 4000) * MS : world_range(w, 100, world_chance(w, 95) ? 5000 : 1500000) * US;
+	bool unreachable = w->arbiter_down || n->arbiter_cut,
+	     arrives = !unreachable || world_chance(w, 40);
+	uint64_t in = unreachable ? world_range(w, 1, 4000) * MS
+				  : world_range(w, 100, world_chance(w, 95) ? 5000 : 1500000) * US;
 
 	if (!q)
 		abort();
-	*q = (struct question){.from = n, .swap = swap, .expected = expected, .fn = fn, .ctx = ctx, .uses = 1, .incarnation = n->incarnation};
+	*q = (struct question){.from = n,
+			       .swap = swap,
+			       .expected = expected,
+			       .fn = fn,
+			       .ctx = ctx,
+			       .uses = 1,
+			       .incarnation = n->incarnation};
 	if (want)
 		q->want = *want;
 	if (!node_step(n)) {
 		free(q);
 		return;
 	}
+	q->next = w->questions;
+	q->link = &w->questions;
+	if (q->next)
+		q->next->link = &q->next;
+	w->questions = q;
 	/* The deadline is the asker's own, so it sleeps with it; the request does not. */
 	world_wait(w, FT_ARBITER_DEADLINE_MS * MS, n, on_deadline, q);
 	if (arrives) {
@@ -130,7 +162,8 @@ static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
 	ask(a, false, 0, NULL, fn, ctx);
 }
 
-static void arbiter_swap(struct ft_arbiter *a, uint64_t expected, const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+static void arbiter_swap(struct ft_arbiter *a, uint64_t expected,
+			 const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
 {
 	ask(a, true, expected, want, fn, ctx);
 }
@@ -140,7 +173,8 @@ static void arbiter_free(struct ft_arbiter *a)
 	(void)a;
 }
 
-static const struct ft_arbiter_ops arbiter_file = {.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
+static const struct ft_arbiter_ops arbiter_file = {
+	.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
 
 /* ---- environment ---- */
 
@@ -195,7 +229,9 @@ static void env_dial(void *ctx, bool heartbeat)
 	if (n->dial_number[heartbeat] || !node_step(n))
 		return;
 	n->dial_number[heartbeat] = ++w->seq;
-	world_after(w, silent ? CONNECT_TIMEOUT : world_range(w, CONNECT_US_MIN, CONNECT_US_MAX) * US, n, on_dial, n, n->dial_number[heartbeat]);
+	world_after(w,
+		    silent ? CONNECT_TIMEOUT : world_range(w, CONNECT_US_MIN, CONNECT_US_MAX) * US,
+		    n, on_dial, n, n->dial_number[heartbeat]);
 }
 
 static void env_hang_up(void *ctx)
@@ -203,7 +239,8 @@ static void env_hang_up(void *ctx)
 	struct node *n = ctx;
 
 	n->dial_number[0] = n->dial_number[1] = 0;
-	if (n->world->mutant == MUTANT_RELEASE_ON_LOSS && n->net_tap && ft_engine_state(n->engine) == FT_PROTECTED)
+	if (n->world->mutant == MUTANT_RELEASE_ON_LOSS && n->net_tap &&
+	    ft_engine_state(n->engine) == FT_PROTECTED)
 		n->net_tap->ops->release(n->net_tap, UINT64_MAX - 1, NULL);
 }
 
@@ -243,7 +280,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 {
 	(void)ctx;
 	(void)err;
-	setup->vmm = (char *)(uintptr_t)"sim";
+	setup->vmm = (char *)(uintptr_t) "sim";
 	setup->ram_bytes = SIM_PAGES * VMM_PAGE_BYTES;
 	return 0;
 }
@@ -253,7 +290,8 @@ static void env_disks_all_behind(void *ctx)
 	sim_disk_tap_all_behind(((struct node *)ctx)->disk_tap);
 }
 
-static int env_disk_next(void *ctx, uint8_t *data, uint32_t max, struct ft_disk_chunk *chunk, struct ft_err *err)
+static int env_disk_next(void *ctx, uint8_t *data, uint32_t max, struct ft_disk_chunk *chunk,
+			 struct ft_err *err)
 {
 	(void)max;
 	(void)err;
@@ -308,7 +346,8 @@ static void env_disarm(void *ctx)
 	env_vm_end(ctx);
 }
 
-static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len, struct ft_err *err)
+static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len,
+		      struct ft_err *err)
 {
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
@@ -318,7 +357,8 @@ static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint
 	return 0;
 }
 
-static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err)
+static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
+			  struct ft_err *err)
 {
 	struct node *n = ctx;
 
@@ -399,18 +439,40 @@ static void env_changed(void *ctx)
 	if (n->engine && ft_engine_state(n->engine) != (enum ft_state)n->state_told) {
 		n->state_told = (int)ft_engine_state(n->engine);
 		if (n->none)
-			ft_arbiter_none_set_side(n->none, n->state_told == FT_STANDBY ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
-		world_log(n->world, "%s: %s: %s", n->name, ft_state_name(ft_engine_state(n->engine)), ft_engine_reason(n->engine));
+			ft_arbiter_none_set_side(n->none, n->state_told == FT_STANDBY
+								  ? FT_SIDE_STANDBY
+								  : FT_SIDE_PRIMARY);
+		world_log(n->world, "%s: %s: %s", n->name,
+			  ft_state_name(ft_engine_state(n->engine)), ft_engine_reason(n->engine));
 	}
 }
 
 const struct ft_env_ops node_env = {
-	.now_ns = env_now, .wake_at = env_wake_at, .random = env_random, .dial = env_dial, .hang_up = env_hang_up,
-	.taps_in = env_taps_in, .taps_out = env_taps_out, .firing = env_firing, .describe = env_describe,
-	.disks_all_behind = env_disks_all_behind, .disk_next = env_disk_next, .disks_behind = env_disks_behind, .disks_yield = env_disks_yield, .guard = env_guard,
-	.vm_end = env_vm_end, .arm = env_arm, .disarm = env_disarm, .store_sync = env_store_sync, .store_apply = env_store_apply,
-	.store_commit = env_store_commit, .store_released = env_store_released, .store_activate = env_store_activate,
-	.store_outdate = env_store_outdate, .generation = env_generation, .changed = env_changed,
+	.now_ns = env_now,
+	.wake_at = env_wake_at,
+	.random = env_random,
+	.dial = env_dial,
+	.hang_up = env_hang_up,
+	.taps_in = env_taps_in,
+	.taps_out = env_taps_out,
+	.firing = env_firing,
+	.describe = env_describe,
+	.disks_all_behind = env_disks_all_behind,
+	.disk_next = env_disk_next,
+	.disks_behind = env_disks_behind,
+	.disks_yield = env_disks_yield,
+	.guard = env_guard,
+	.vm_end = env_vm_end,
+	.arm = env_arm,
+	.disarm = env_disarm,
+	.store_sync = env_store_sync,
+	.store_apply = env_store_apply,
+	.store_commit = env_store_commit,
+	.store_released = env_store_released,
+	.store_activate = env_store_activate,
+	.store_outdate = env_store_outdate,
+	.generation = env_generation,
+	.changed = env_changed,
 };
 
 /* ---- staging beyond its bound ---- */
@@ -424,7 +486,8 @@ static int overflow_write(void *ctx, uint64_t at, const uint8_t *data, size_t le
 		return -ENOSPC;
 	}
 	if (at + len > OVERFLOW_MAX) {
-		world_violation(o->node->world, "%s: %llu bytes of staging beyond its bound", o->node->name, (unsigned long long)(at + len));
+		world_violation(o->node->world, "%s: %llu bytes of staging beyond its bound",
+				o->node->name, (unsigned long long)(at + len));
 		return -ENOSPC;
 	}
 	if (at + len > o->room) {
@@ -456,7 +519,8 @@ static void overflow_reset(void *ctx)
 	o->room = 0;
 }
 
-static const struct ft_overflow_ops overflow_ops = {.write = overflow_write, .read = overflow_read, .reset = overflow_reset};
+static const struct ft_overflow_ops overflow_ops = {
+	.write = overflow_write, .read = overflow_read, .reset = overflow_reset};
 
 /* ---- life ---- */
 
@@ -483,12 +547,16 @@ void node_start(struct node *n, bool primary)
 	const struct options *o = &n->world->options;
 	struct ft_err err = {0};
 	struct ft_engine_config config = {
-		.policy = {.trigger = o->trigger, .interval_ns = o->interval_ms * MS, .max_downtime_ns = 30 * MS, .max_overhead = 0.5},
+		.policy = {.trigger = o->trigger,
+			   .interval_ns = o->interval_ms * MS,
+			   .max_downtime_ns = 30 * MS,
+			   .max_overhead = 0.5},
 		.heartbeat_ms = o->heartbeat_ms,
 		.takeover_ms = o->takeover_ms,
 		.staging_bytes = o->staging_bytes,
 		.delta_base_bytes = o->base_pages * 4096,
-		.generation = n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
+		.generation =
+			n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
 		.takeover_manual = o->takeover_manual,
 		.overflow = &overflow_ops,
 		.overflow_ctx = {&n->overflow[0], &n->overflow[1], &n->overflow[2]},
@@ -498,7 +566,8 @@ void node_start(struct node *n, bool primary)
 	snprintf(config.host_id, sizeof config.host_id, "%s", n->name);
 	n->arbiter.ops = &arbiter_file;
 	if (!o->arbiter_file)
-		n->none = ft_arbiter_none_new(o->survivor, primary ? FT_SIDE_PRIMARY : FT_SIDE_STANDBY);
+		n->none = ft_arbiter_none_new(o->survivor,
+					      primary ? FT_SIDE_PRIMARY : FT_SIDE_STANDBY);
 	n->crashed = n->frozen = n->powerless = false;
 	n->crash_in = 0;
 	n->released_op = 0;
@@ -506,7 +575,8 @@ void node_start(struct node *n, bool primary)
 	n->waits_since_ns = n->world->now;
 	for (unsigned i = 0; i < 3; i++)
 		n->overflow[i].node = n;
-	if (ft_engine_new(&config, &node_env, n, n->none ? n->none : &n->arbiter, &n->engine, &err)) {
+	if (ft_engine_new(&config, &node_env, n, n->none ? n->none : &n->arbiter, &n->engine,
+			  &err)) {
 		world_violation(n->world, "%s: cannot start: %s", n->name, err.text);
 		return;
 	}
@@ -524,7 +594,8 @@ static bool protected_here(struct node *n)
 	const struct ft_primary *p = &n->engine->primary;
 	const struct node *o = other(n);
 
-	return ft_engine_state(n->engine) == FT_PROTECTED && p->first_commit_done && !o->crashed && o->engine->standby.committed &&
+	return ft_engine_state(n->engine) == FT_PROTECTED && p->first_commit_done && !o->crashed &&
+	       o->engine->standby.committed &&
 	       (p->phase == PRIMARY_RUNNING || p->phase == PRIMARY_HANDING);
 }
 

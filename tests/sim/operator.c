@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The people: they protect what is solo, restart what crashed, and decide where only they can. With arbiter none their word is a grant, so before
- * they give it they find out whether the guest went on elsewhere, as the handbook tells them to. */
+/* The people: they protect what is solo, restart what crashed, and decide where only they can. With
+ * arbiter none their word is a grant, so before they give it they find out whether the guest went
+ * on elsewhere, as the handbook tells them to. */
 #include "tests/sim/world.h"
 
 #include <errno.h>
@@ -13,7 +14,8 @@
 
 static bool waits(struct node *n)
 {
-	return !n->crashed && !n->frozen && (n->engine->primary.phase == PRIMARY_LOST || n->engine->standby.suspicious);
+	return !n->crashed && !n->frozen &&
+	       (n->engine->primary.phase == PRIMARY_LOST || n->engine->standby.suspicious);
 }
 
 static bool is_standby(struct node *n)
@@ -24,7 +26,8 @@ static bool is_standby(struct node *n)
 static void decide(struct world *w, struct node *n, struct node *o)
 {
 	bool standby = is_standby(n);
-	uint64_t generation = standby ? n->engine->standby.primary_generation : n->engine->generation;
+	uint64_t generation =
+		standby ? n->engine->standby.primary_generation : n->engine->generation;
 	struct ft_err err = {0};
 
 	/* The other host must be seen as it is, and must not run the guest. */
@@ -59,7 +62,8 @@ static void look_at_waiting(struct world *w, struct node *n, struct node *o)
 		if (!w->options.arbiter_file)
 			decide(w, n, o);
 		else if (w->options.takeover_manual && is_standby(n))
-			(void)ft_engine_failover(n->engine, NULL, NULL, &err); /* the arbiter decides */
+			(void)ft_engine_failover(n->engine, NULL, NULL,
+						 &err); /* the arbiter decides */
 	}
 }
 
@@ -68,7 +72,8 @@ static void verified(void *ctx, const struct ft_err *err, uint64_t value)
 	struct world *w = ctx;
 
 	if (err && err->code == EBADMSG)
-		world_violation(w, "verify: the digests differ (%llx): %s", (unsigned long long)value, err->text);
+		world_violation(w, "verify: the digests differ (%llx): %s",
+				(unsigned long long)value, err->text);
 }
 
 static void look_after(struct world *w, struct node *n, struct node *o)

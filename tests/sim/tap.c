@@ -41,13 +41,15 @@ static void let_go(struct sim_tap *t, const struct held *h)
 		check_output(t->node, &rec);
 }
 
-static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const void *data, uint32_t len)
+static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const void *data,
+		   uint32_t len)
 {
 	struct held *h;
 
 	assert(len <= RECORD_DATA_MAX);
 	if (t->n == RECORDS_MAX) {
-		world_violation(t->node->world, "%s: tap holds more than %d outputs", t->node->name, RECORDS_MAX);
+		world_violation(t->node->world, "%s: tap holds more than %d outputs", t->node->name,
+				RECORDS_MAX);
 		return;
 	}
 	if (t->n == t->room) {
@@ -61,7 +63,8 @@ static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const vo
 	memcpy(h->data, data, len);
 }
 
-void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data, uint32_t len)
+void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data,
+		    uint32_t len)
 {
 	struct sim_tap *t = (struct sim_tap *)tap;
 	struct held direct = {.kind = kind, .arg = arg, .len = len};
@@ -69,7 +72,8 @@ void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const voi
 	if (is_disk(t) && t->mode == TAP_TRACK) {
 		t->behind[arg / SIM_BLOCK] = 1;
 	} else if (t->mode == TAP_HOLD) {
-		if (is_disk(t) && t->node->world->mutant == MUTANT_FORGET_WRITE && world_chance(t->node->world, 3))
+		if (is_disk(t) && t->node->world->mutant == MUTANT_FORGET_WRITE &&
+		    world_chance(t->node->world, 3))
 			return;
 		append(t, kind, arg, data, len);
 		if (!is_disk(t) && tap->notify.output)
@@ -124,7 +128,8 @@ static int sim_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 		t->open = epoch;
 		for (unsigned i = 0; is_disk(t) && i < SIM_BLOCKS; i++) {
 			if (t->behind[i])
-				append(t, TAP_DISK_WRITE, i * SIM_BLOCK, t->node->disk.blocks[i], SIM_BLOCK);
+				append(t, TAP_DISK_WRITE, i * SIM_BLOCK, t->node->disk.blocks[i],
+				       SIM_BLOCK);
 			t->behind[i] = 0;
 		}
 	}
@@ -134,7 +139,8 @@ static int sim_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 	return 0;
 }
 
-static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor, uint8_t *out, size_t room)
+static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor, uint8_t *out,
+			 size_t room)
 {
 	struct sim_tap *t = (struct sim_tap *)tap;
 	size_t used = 0;
@@ -202,9 +208,12 @@ static void sim_free(struct tap *tap)
 	free(tap);
 }
 
-#define SIM_TAP_OPS(NAME)                                                                                                                  \
-	{.kind = NAME, .set_mode = sim_set_mode, .close_epoch = sim_close_epoch, .export = sim_export, .release = sim_release,             \
-	 .discard = sim_discard, .replay = sim_replay, .stats = sim_stats, .free = sim_free}
+#define SIM_TAP_OPS(NAME)                                                                          \
+	{                                                                                          \
+		.kind = NAME, .set_mode = sim_set_mode, .close_epoch = sim_close_epoch,            \
+		.export = sim_export, .release = sim_release, .discard = sim_discard,              \
+		.replay = sim_replay, .stats = sim_stats, .free = sim_free                         \
+	}
 static const struct tap_ops net_ops = SIM_TAP_OPS("net"), disk_ops = SIM_TAP_OPS("disk");
 
 static void on_output(void *ctx)
@@ -227,7 +236,8 @@ static struct tap *tap_new(struct node *node, const struct tap_ops *ops, const c
 	if (!t)
 		abort();
 	t->tap.ops = ops;
-	t->tap.notify = (struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};
+	t->tap.notify =
+		(struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};
 	t->node = node;
 	t->open = 1;
 	memcpy(t->tap.id, id, strlen(id) + 1);

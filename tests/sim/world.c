@@ -81,15 +81,26 @@ static struct event pop(struct world *w)
 	return first;
 }
 
-void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx, uint64_t arg)
+void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx,
+		 uint64_t arg)
 {
-	push(w, (struct event){.at = w->now + in, .number = w->seq++, .owner = owner, .incarnation = owner ? owner->incarnation : 0,
-			       .fn = fn, .ctx = ctx, .arg = arg});
+	push(w, (struct event){.at = w->now + in,
+			       .number = w->seq++,
+			       .owner = owner,
+			       .incarnation = owner ? owner->incarnation : 0,
+			       .fn = fn,
+			       .ctx = ctx,
+			       .arg = arg});
 }
 
 void world_wait(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx)
 {
-	push(w, (struct event){.at = w->now + in, .number = w->seq++, .owner = owner, .survives = true, .fn = fn, .ctx = ctx});
+	push(w, (struct event){.at = w->now + in,
+			       .number = w->seq++,
+			       .owner = owner,
+			       .survives = true,
+			       .fn = fn,
+			       .ctx = ctx});
 }
 
 bool world_step(struct world *w, uint64_t until)
@@ -134,7 +145,7 @@ void world_violation(struct world *w, const char *fmt, ...)
 {
 	va_list ap;
 
-	if (w->violated)
+	if (w->violated || w->mutant == MUTANT_HOSTILE)
 		return;
 	w->violated = true;
 	va_start(ap, fmt);

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The deterministic simulator: two production engines in one process and one thread, in a world whose clock, links, arbiter, machines, disks
- * and faults all come from one seed. Same seed in, same run out, to the last event.
+/* The deterministic simulator: two production engines in one process and one thread, in a world
+ * whose clock, links, arbiter, machines, disks and faults all come from one seed. Same seed in,
+ * same run out, to the last event.
  *
- *   world.c   clock, queue of events, random numbers, timeline       machine.c  a small guest: RAM, state, disk, a chain of answers
- *   net.c     connections with latency, cuts, losses of connection   tap.c      its outputs by epoch
- *   node.c    a host: engine, environment, machine                    check.c    the promises, checked at every output and at the end
- *   faults.c  what goes wrong, drawn from the seed                    operator.c the people: protect, restart, decide
- *   main.c    options from the seed, phases                           mutants.c  faults that the checks must find
+ *   world.c   clock, queue of events, random numbers, timeline       machine.c  a small guest: RAM,
+ * state, disk, a chain of answers net.c     connections with latency, cuts, losses of connection
+ * tap.c      its outputs by epoch node.c    a host: engine, environment, machine check.c    the
+ * promises, checked at every output and at the end faults.c  what goes wrong, drawn from the seed
+ * operator.c the people: protect, restart, decide main.c    options from the seed, phases mutants.c
+ * faults that the checks must find
  *
- * The guest's answers carry a hash chain with a random input in each link, so that an execution that is repeated after a rollback
- * differs from the one before: an output that was released too early shows as a fork. */
+ * The guest's answers carry a hash chain with a random input in each link, so that an execution
+ * that is repeated after a rollback differs from the one before: an output that was released too
+ * early shows as a fork. */
 #ifndef TESTS_SIM_WORLD_H
 #define TESTS_SIM_WORLD_H
 
@@ -23,11 +26,11 @@
 #define MS 1000000ull
 #define S  1000000000ull
 
-#define SIM_NODES      2
-#define SIM_PAGES      24
-#define SIM_BLOCKS     32 /* disk, 512 bytes each */
-#define SIM_BLOCK      512
-#define SIM_OPS_MAX    20000
+#define SIM_NODES   2
+#define SIM_PAGES   24
+#define SIM_BLOCKS  32 /* disk, 512 bytes each */
+#define SIM_BLOCK   512
+#define SIM_OPS_MAX 20000
 
 struct world;
 struct node;
@@ -38,8 +41,10 @@ typedef void event_fn(void *ctx, uint64_t arg);
 uint64_t world_random(struct world *w);
 uint64_t world_range(struct world *w, uint64_t lo, uint64_t hi); /* inclusive */
 bool world_chance(struct world *w, unsigned percent);
-/* Runs fn at now + in. owner: events of a frozen node wait until it thaws, those of a crashed one are dropped; NULL: nobody's. */
-void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx, uint64_t arg);
+/* Runs fn at now + in. owner: events of a frozen node wait until it thaws, those of a crashed one
+ * are dropped; NULL: nobody's. */
+void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx,
+		 uint64_t arg);
 /* Likewise, but a crash of the owner does not drop it. */
 void world_wait(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx);
 bool world_step(struct world *w, uint64_t until);
@@ -77,7 +82,8 @@ void machine_request(struct machine *m, uint64_t request);
 /* ---- tap ---- */
 struct tap *sim_net_tap(struct node *node);
 struct tap *sim_disk_tap(struct node *node);
-void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data, uint32_t len);
+void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data,
+		    uint32_t len);
 bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data);
 void sim_disk_tap_all_behind(struct tap *tap);
 uint64_t sim_disk_tap_behind(struct tap *tap);
@@ -106,7 +112,8 @@ struct node {
 	struct tap *net_tap, *disk_tap;
 	bool crashed, powerless, frozen, arbiter_cut;
 	bool guarded; /* if the process dies, so must the VM */
-	/* Crash at the k-th call of the engine into its environment: from there on nothing that it does has an effect. */
+	/* Crash at the k-th call of the engine into its environment: from there on nothing that it
+	 * does has an effect. */
 	bool dying;
 	unsigned crash_in; /* 0 = no */
 	/* Faults that happen once. */
@@ -128,6 +135,7 @@ void node_start(struct node *n, bool primary);
 void node_crash(struct node *n, bool powerless);
 void node_freeze(struct node *n, bool frozen);
 void node_vm_dies(struct node *n);
+void node_forget_questions(struct world *w);
 /* The node as an environment. */
 extern const struct ft_env_ops node_env;
 
@@ -159,28 +167,31 @@ struct options {
 /* Faults planted in the world; the checks must find each. */
 enum mutant {
 	MUTANT_NONE,
-	MUTANT_RELEASE_EARLY,	   /* outputs leave when the epoch closes */
-	MUTANT_RELEASE_ON_LOSS,	   /* outputs leave when the peer is lost */
-	MUTANT_RELEASE_TWICE,	   /* an epoch's outputs leave twice */
-	MUTANT_RELEASE_BACKWARDS,  /* in reverse order */
-	MUTANT_SKIP_SCAN,	   /* a dirty page is now and then not harvested */
-	MUTANT_FORGET_WRITE,	   /* a disk write is not recorded */
-	MUTANT_FORGET_APPLY,	   /* the standby's disk loses a write */
-	MUTANT_FORGET_PAGE,	   /* the standby's image loses a page */
-	MUTANT_SYNC_HOLE,	   /* the initial copy leaves out a block */
-	MUTANT_GRANT_ALL,	   /* the arbiter grants whoever asks */
-	MUTANT_LATE_CLOSE,	   /* the epoch closes before the guest stands still */
-	MUTANT_ABORT_FORGETS,	   /* a failed checkpoint forgets its pages */
-	MUTANT_OLD_EPOCHS_FORGOTTEN, /* records of an epoch whose checkpoint failed are not exported with the next */
-	MUTANT_NO_REPLAY,	   /* outputs of the last checkpoint are not sent again */
-	MUTANT_STATE_OLD,	   /* the state of the checkpoint before is shipped */
-	MUTANT_FAKE_ACK,	   /* a checkpoint is acknowledged that never arrived */
-	MUTANT_CUT_CHECKPOINT,	   /* a frame of outputs is lost and the totals say so too */
-	MUTANT_FORGET_GENERATION,  /* a host forgets its generation when it restarts */
-	MUTANT_N
+	MUTANT_RELEASE_EARLY,	     /* outputs leave when the epoch closes */
+	MUTANT_RELEASE_ON_LOSS,	     /* outputs leave when the peer is lost */
+	MUTANT_RELEASE_TWICE,	     /* an epoch's outputs leave twice */
+	MUTANT_RELEASE_BACKWARDS,    /* in reverse order */
+	MUTANT_SKIP_SCAN,	     /* a dirty page is now and then not harvested */
+	MUTANT_FORGET_WRITE,	     /* a disk write is not recorded */
+	MUTANT_FORGET_APPLY,	     /* the standby's disk loses a write */
+	MUTANT_FORGET_PAGE,	     /* the standby's image loses a page */
+	MUTANT_SYNC_HOLE,	     /* the initial copy leaves out a block */
+	MUTANT_GRANT_ALL,	     /* the arbiter grants whoever asks */
+	MUTANT_LATE_CLOSE,	     /* the epoch closes before the guest stands still */
+	MUTANT_ABORT_FORGETS,	     /* a failed checkpoint forgets its pages */
+	MUTANT_OLD_EPOCHS_FORGOTTEN, /* records of an epoch whose checkpoint failed are not exported
+					with the next */
+	MUTANT_NO_REPLAY,	     /* outputs of the last checkpoint are not sent again */
+	MUTANT_STATE_OLD,	     /* the state of the checkpoint before is shipped */
+	MUTANT_FAKE_ACK,	     /* a checkpoint is acknowledged that never arrived */
+	MUTANT_CUT_CHECKPOINT,	     /* a frame of outputs is lost and the totals say so too */
+	MUTANT_FORGET_GENERATION,    /* a host forgets its generation when it restarts */
+	MUTANT_N,
+	MUTANT_HOSTILE /* a peer that makes no sense: promises are off, but nothing may break */
 };
 
-/* One operation as some machine executed it; chains are unique, so this is a tree of all histories. */
+/* One operation as some machine executed it; chains are unique, so this is a tree of all histories.
+ */
 struct link_of_chain {
 	uint64_t op, chain, parent;
 };
@@ -200,8 +211,10 @@ struct world {
 	struct ft_grant_record arbiter;
 	bool cut[SIM_NODES]; /* what this node sends does not arrive for now */
 	bool arbiter_down, corrupt_next;
-	uint64_t ran_generation; /* the newest that a guest ran under: what a careful operator finds out before deciding */
+	uint64_t ran_generation; /* the newest that a guest ran under: what a careful operator finds
+				    out before deciding */
 	struct sim_link *links;
+	struct question *questions; /* to the arbiter, under way */
 	struct link_of_chain *history;
 	unsigned history_n, history_max;
 	struct captured captured[SIM_NODES][SIM_CAPTURED];
