@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <confuse.h>
+#include <ctype.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -350,6 +351,15 @@ static int find_dir(struct loader *l, const char *file)
 	return 0;
 }
 
+/* What is quoted in a complaint came from the file and may be anything: it stays one line. */
+static int complain(int ret, struct ft_err *err)
+{
+	for (char *p = err->text; *p; p++)
+		if (iscntrl((unsigned char)*p))
+			*p = '?';
+	return ret;
+}
+
 int config_load(const char *file, const char *const *sets, unsigned sets_n,
 		struct ft_config *config, struct ft_err *err)
 {
@@ -361,14 +371,15 @@ int config_load(const char *file, const char *const *sets, unsigned sets_n,
 	*err = (struct ft_err){0};
 	set_defaults(config);
 	ret = find_dir(&l, file);
+	if (!ret)
+		ret = config_text_read(file, &text, err);
 	if (ret)
-		return ret;
-	ret = config_text_read(file, &text, err);
-	if (ret)
-		return ret;
+		return complain(ret, err);
 	ret = parse_text(&l, text);
 	free(text);
 	for (unsigned i = 0; i < sets_n && !ret; i++)
 		ret = apply_set(&l, sets[i]);
-	return ret ? ret : config_check(config, &l.origins, err);
+	if (!ret)
+		ret = config_check(config, &l.origins, err);
+	return ret ? complain(ret, err) : 0;
 }

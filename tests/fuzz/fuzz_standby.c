@@ -1,0 +1,802 @@
+// SPDX-License-Identifier: Apache-2.0
+// A standby's engine against a peer that sends whatever it likes: verified messages, for the link
+// has checked the frames, but no more than that. The input is a list of actions: a connection, a
+// message (raw, or with a body that parses), time, an operator, an arbiter's answer, a fault of
+// this host. The VM, its stores, the arbiter and the links are fakes that check what the engine
+// promises:
+//   - an epoch is acknowledged only if all of it arrived, and committed once;
+//   - what is committed is not touched by anything but the next whole checkpoint;
+//   - the VM is resumed only from a committed epoch, under a generation newer than the primary's;
+//   - it keeps at most so many connections, and arms one VM at a time.
+#include <assert.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ft/engine.h"
+#include "ft/log.h"
+#include "ft/page.h"
+
+#define PAGES	  16
+#define RAM_BYTES (PAGES * (size_t)VMM_PAGE_BYTES)
+#define STAGING	  (64u << 10) /* small, so that its bound is met */
+#define LINKS	  8
+#define LINKS_MAX 6 /* data, heartbeat and four that have not said who they are */
+#define MS	  UINT64_C(1000000)
+
+struct input {
+	const uint8_t *at;
+	size_t left;
+};
+
+struct fake_link {
+	struct ft_link base;
+	unsigned slot;
+};
+
+enum {
+	FAIL_SEND = 1,
+	FAIL_ARM = 2,
+	FAIL_TRIAL = 4,
+	FAIL_STORE = 8,
+	FAIL_ACTIVATE = 16,
+	FAIL_RESUME = 32,
+	FAIL_COMMIT = 64
+};
+
+static struct world {
+	struct ft_engine *engine;
+	struct ft_arbiter arbiter, *none;
+	struct vmm vmm;
+	uint8_t image[RAM_BYTES];
+	uint64_t now, image_hash, committed_seen;
+	struct fake_link *links[LINKS];
+	bool dialing, dialing_beat, armed, resumed;
+	unsigned fail;
+
+	/* the question that waits */
+	ft_arbiter_fn *asked;
+	void *asked_ctx;
+	struct ft_grant_record want;
+
+	/* what was sent of the checkpoint on its way, and what has become of it */
+	uint64_t generation, epoch, pages, state, events, stored;
+	bool whole;
+} w;
+
+static unsigned take(struct input *in)
+{
+	if (!in->left)
+		return 0;
+	in->left--;
+	return *in->at++;
+}
+
+static size_t take_bytes(struct input *in, uint8_t *out, size_t max)
+{
+	size_t n = take(in) | (size_t)take(in) << 8;
+
+	n = n < max ? n : max;
+	n = n < in->left ? n : in->left;
+	memcpy(out, in->at, n);
+	in->at += n;
+	in->left -= n;
+	return n;
+}
+
+/* ---- links ---- */
+
+static int link_send(struct ft_link *link, const struct ft_msg *msg)
+{
+	(void)link;
+	assert(msg->body_len <= FT_BODY_MAX && msg->payload_len <= FT_PAYLOAD_MAX);
+	if (w.fail & FAIL_SEND)
+		return -EPIPE;
+	if (msg->type == FT_MSG_ACK)
+		assert(w.whole && msg->epoch == w.epoch && msg->generation == w.generation);
+	return 0;
+}
+
+static uint8_t *link_reserve(struct ft_link *link, uint32_t payload_max)
+{
+	(void)link;
+	(void)payload_max;
+	return NULL;
+}
+
+static int link_drain(struct ft_link *link, unsigned deadline_ms)
+{
+	(void)link;
+	(void)deadline_ms;
+	return 0;
+}
+
+static uint64_t link_bytes_sent(struct ft_link *link)
+{
+	(void)link;
+	return 0;
+}
+
+static void link_close(struct ft_link *link)
+{
+	struct fake_link *l = (struct fake_link *)link;
+
+	assert(w.links[l->slot] == l);
+	w.links[l->slot] = NULL;
+	free(l);
+}
+
+static const struct ft_link_ops link_ops = {
+	.send = link_send,
+	.reserve = link_reserve,
+	.drain = link_drain,
+	.bytes_sent = link_bytes_sent,
+	.close = link_close,
+};
+
+static struct ft_link *link_make(void)
+{
+	for (unsigned i = 0; i < LINKS; i++) {
+		if (w.links[i])
+			continue;
+		w.links[i] = calloc(1, sizeof *w.links[i]);
+		w.links[i]->slot = i;
+		w.links[i]->base.ops = &link_ops;
+		snprintf(w.links[i]->base.peer, sizeof w.links[i]->base.peer, "fuzz");
+		return &w.links[i]->base;
+	}
+	return NULL;
+}
+
+static unsigned links_n(void)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < LINKS; i++)
+		n += w.links[i] != NULL;
+	return n;
+}
+
+/* ---- the VM ---- */
+
+static void m_info(struct vmm *vmm, struct vmm_info *info)
+{
+	(void)vmm;
+	*info = (struct vmm_info){.kind = "fuzz", .ram_bytes = RAM_BYTES, .disks_n = 1};
+}
+
+static uint8_t *m_image(struct vmm *vmm)
+{
+	(void)vmm;
+	return w.image;
+}
+
+static int m_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
+{
+	(void)vmm;
+	(void)state;
+	assert(w.armed && len == w.state);
+	return w.fail & FAIL_TRIAL ? ft_err_set(err, EINVAL, "does not load") : 0;
+}
+
+static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
+{
+	(void)vmm;
+	(void)state;
+	(void)len;
+	assert(w.armed && w.stored && !w.resumed);
+	w.resumed = true;
+	return w.fail & FAIL_RESUME ? ft_err_set(err, EIO, "does not resume") : 0;
+}
+
+static int m_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
+{
+	(void)vmm;
+	(void)err;
+	*digest = XXH3_64bits(w.image, sizeof w.image);
+	return 0;
+}
+
+/* A standby needs no more of a VM. */
+static const struct vmm_ops vmm_ops = {
+	.kind = "fuzz",
+	.info = m_info,
+	.image = m_image,
+	.trial = m_trial,
+	.resume = m_resume,
+	.ram_digest = m_digest,
+};
+
+/* ---- environment ---- */
+
+static uint64_t env_now(void *ctx)
+{
+	(void)ctx;
+	return w.now;
+}
+
+static void env_wake_at(void *ctx, uint64_t when_ns)
+{
+	(void)ctx;
+	(void)when_ns;
+}
+
+static uint64_t env_random(void *ctx)
+{
+	(void)ctx;
+	return 4711;
+}
+
+static void env_dial(void *ctx, bool heartbeat)
+{
+	(void)ctx;
+	w.dialing = true;
+	w.dialing_beat = heartbeat;
+}
+
+static void env_hang_up(void *ctx)
+{
+	(void)ctx;
+	w.dialing = false;
+}
+
+static void env_guard(void *ctx, bool on)
+{
+	(void)ctx;
+	(void)on;
+}
+
+static void env_disarm(void *ctx)
+{
+	(void)ctx;
+	assert(w.armed);
+	w.armed = false;
+	w.stored = w.committed_seen = 0;
+	ft_engine_set_vmm(w.engine, NULL);
+}
+
+static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
+{
+	(void)ctx;
+	assert(!w.armed);
+	for (size_t i = 0; i < setup->n_disks; i++)
+		assert(setup->disks[i]->id && setup->disks[i]->image);
+	if (w.fail & FAIL_ARM)
+		return ft_err_set(err, EINVAL, "no such guest here");
+	w.armed = true;
+	w.resumed = false;
+	memset(w.image, 0, sizeof w.image);
+	ft_engine_set_vmm(w.engine, &w.vmm);
+	return 0;
+}
+
+static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
+			  struct ft_err *err)
+{
+	(void)ctx;
+	assert(chunk->zero || !chunk->bytes || data);
+	assert(!w.stored);
+	return w.fail & FAIL_STORE ? ft_err_set(err, ENOSPC, "disk full") : 0;
+}
+
+static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	(void)ctx;
+	assert(w.whole && rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH);
+	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : 0;
+}
+
+static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	(void)ctx;
+	assert(w.whole && generation == w.generation && epoch == w.epoch && epoch > w.stored);
+	if (w.fail & FAIL_COMMIT)
+		return ft_err_set(err, EIO, "disk broken");
+	w.stored = epoch;
+	return 0;
+}
+
+static void env_store_released(void *ctx, uint64_t epoch)
+{
+	(void)ctx;
+	assert(epoch == w.stored);
+}
+
+static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	(void)ctx;
+	assert(w.armed && w.stored && epoch == w.stored && generation > w.generation);
+	if (w.fail & FAIL_ACTIVATE)
+		return ft_err_set(err, w.now & MS ? EBUSY : EIO, "disk is not free");
+	return 0;
+}
+
+static int env_store_outdate(void *ctx, struct ft_err *err)
+{
+	(void)ctx;
+	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : 0;
+}
+
+static void env_vm_end(void *ctx)
+{
+	(void)ctx;
+	w.armed = false;
+	ft_engine_set_vmm(w.engine, NULL);
+}
+
+static void env_generation(void *ctx, uint64_t generation)
+{
+	(void)ctx;
+	assert(generation > 0);
+}
+
+static void env_changed(void *ctx)
+{
+	(void)ctx;
+}
+
+/* What only a primary needs is not there. */
+static const struct ft_env_ops env_ops = {
+	.now_ns = env_now,
+	.wake_at = env_wake_at,
+	.random = env_random,
+	.dial = env_dial,
+	.hang_up = env_hang_up,
+	.guard = env_guard,
+	.vm_end = env_vm_end,
+	.arm = env_arm,
+	.disarm = env_disarm,
+	.store_sync = env_store_sync,
+	.store_apply = env_store_apply,
+	.store_commit = env_store_commit,
+	.store_released = env_store_released,
+	.store_activate = env_store_activate,
+	.store_outdate = env_store_outdate,
+	.generation = env_generation,
+	.changed = env_changed,
+};
+
+/* ---- arbiter ---- */
+
+static void arbiter_ask(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
+{
+	(void)a;
+	assert(!w.asked);
+	w.asked = fn;
+	w.asked_ctx = ctx;
+}
+
+static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
+{
+	w.want = (struct ft_grant_record){.generation = w.generation,
+					  .holder = "primary",
+					  .in_sync = true,
+					  .partner = "standby"};
+	arbiter_ask(a, fn, ctx);
+}
+
+static void arbiter_swap(struct ft_arbiter *a, uint64_t expected,
+			 const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+{
+	assert(want->generation == expected + 1 && want->generation > 0);
+	w.want = *want;
+	arbiter_ask(a, fn, ctx);
+}
+
+static void arbiter_free(struct ft_arbiter *a)
+{
+	(void)a;
+}
+
+static const struct ft_arbiter_ops arbiter_ops = {
+	.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
+
+static void arbiter_answers(struct input *in)
+{
+	unsigned how = take(in);
+	struct ft_grant_record now = w.want;
+	ft_arbiter_fn *fn = w.asked;
+
+	if (!fn)
+		return;
+	w.asked = NULL;
+	if (how & 4)
+		now.generation += how >> 3;
+	if (how % 4 == FT_ARBITER_UNREACHABLE)
+		memset(&now, 0, sizeof now);
+	fn(w.asked_ctx, (enum ft_arbiter_answer)(how % 4), &now, how % 4 ? "fuzz" : "");
+}
+
+/* ---- messages ---- */
+
+static void deliver(struct input *in, unsigned type, uint64_t epoch, const uint8_t *body,
+		    size_t body_len, const uint8_t *payload, size_t len)
+{
+	struct fake_link *l = w.links[take(in) % LINKS];
+	struct ft_msg msg = {.type = (uint16_t)type,
+			     .generation = w.generation,
+			     .epoch = epoch,
+			     .body_len = (uint32_t)body_len,
+			     .payload_len = (uint32_t)len};
+	uint8_t *exact = malloc(body_len + len + 1);
+
+	if (body_len)
+		msg.body = memcpy(exact, body, body_len);
+	if (len)
+		msg.payload = memcpy(exact + body_len, payload, len);
+	if (l)
+		l->base.events.message(l->base.events.ctx, &msg);
+	free(exact);
+}
+
+static void deliver_body(struct input *in, unsigned type, uint64_t epoch,
+			 const ProtobufCMessage *body)
+{
+	uint8_t packed[4096];
+	size_t n = protobuf_c_message_get_packed_size(body);
+
+	assert(n <= sizeof packed);
+	protobuf_c_message_pack(body, packed);
+	deliver(in, type, epoch, packed, n, NULL, 0);
+}
+
+static void do_raw(struct input *in)
+{
+	uint8_t body[512], payload[4096];
+	unsigned type = take(in) % (FT_MSG_TYPE_MAX + 1), where = take(in);
+	uint64_t epoch = where & 1 ? w.epoch : where >> 1;
+	size_t body_n = take_bytes(in, body, sizeof body),
+	       n = take_bytes(in, payload, sizeof payload);
+
+	/* It counts where it could count. */
+	w.whole = false;
+	deliver(in, type, epoch, body, body_n, payload, n);
+}
+
+static void do_hello(struct input *in)
+{
+	Ft__Hello hello = FT__HELLO__INIT;
+	unsigned how = take(in);
+
+	hello.name = (char *)(how & 1 ? "other" : "guest");
+	hello.host_id = (char *)(how & 2 ? (how & 4 ? "standby" : "another") : "primary");
+	hello.role = how & 8 ? FT__ROLE__ROLE_STANDBY : FT__ROLE__ROLE_PRIMARY;
+	hello.heartbeat = how & 16;
+	hello.session = 7;
+	hello.generation = how & 32 ? UINT64_MAX : w.generation;
+	hello.version = (char *)"0";
+	deliver_body(in, FT_MSG_HELLO, 0, &hello.base);
+}
+
+static void do_setup(struct input *in)
+{
+	Ft__Disk disk = FT__DISK__INIT, *disks[] = {&disk, &disk};
+	Ft__Setup setup = FT__SETUP__INIT;
+	unsigned how = take(in);
+
+	disk.id = (char *)"root";
+	disk.image = (char *)"root.img";
+	setup.session = how & 1 ? 8 : 7;
+	setup.resume = how & 2;
+	setup.vmm = (char *)"fuzz";
+	setup.ram_bytes = RAM_BYTES;
+	setup.uuid = (char *)"";
+	setup.disks = disks;
+	setup.n_disks = how >> 2 & 1;
+	/* Generations at the end of their range are as good as any to a standby. */
+	if (how & 8)
+		w.generation = how & 16 ? UINT64_MAX - (how >> 7) : how >> 5;
+	deliver_body(in, FT_MSG_SETUP, 0, &setup.base);
+}
+
+static size_t put_page(struct input *in, uint8_t *out)
+{
+	unsigned pfn = take(in), how = take(in);
+	uint8_t *data = out + FT_PAGE_RECORD_HEADER;
+	uint32_t hash = ZERO_HASH;
+	unsigned kind = FT_PAGE_ZERO, n = 0;
+
+	if (how & 1) {
+		kind = FT_PAGE_RAW;
+		n = FT_PAGE_BYTES;
+		memset(data, (int)(how >> 1), n);
+		hash = page_hash(data);
+	} else if (how & 2) {
+		kind = FT_PAGE_DELTA;
+		n = RUN_HEADER + WORD_BYTES;
+		put16(data, how >> 2);
+		put16(data + 2, 1);
+		memset(data + RUN_HEADER, (int)how, WORD_BYTES);
+		hash = how;
+	}
+	put32(out, pfn & 128 ? pfn : pfn % PAGES);
+	out[4] = (uint8_t)kind;
+	out[5] = 0;
+	put16(out + 6, n);
+	put32(out + 8, hash);
+	return FT_PAGE_RECORD_HEADER + n;
+}
+
+static void do_pages(struct input *in)
+{
+	uint8_t payload[4 * FT_PAGE_RECORD_MAX];
+	unsigned how = take(in), records = how % 4;
+	size_t n = 0;
+
+	for (unsigned i = 0; i <= records; i++)
+		n += put_page(in, payload + n);
+	if (how & 0x40)
+		n -= how % FT_PAGE_RECORD_HEADER; /* cut */
+	if (!(how & 0x80))
+		w.pages += n;
+	deliver(in, FT_MSG_PAGES, how & 0x80 ? 0 : w.epoch, NULL, 0, payload, n);
+}
+
+static void do_events(struct input *in)
+{
+	uint8_t payload[8192];
+	unsigned how = take(in);
+	struct tap_record rec = {
+		.kind = 1 + how % (TAP_KIND_MAX - 1), .device = how >> 6, .arg = how};
+	size_t n;
+
+	rec.len = rec.kind == TAP_DISK_FLUSH			      ? 0
+		  : rec.kind == TAP_NET || rec.kind == TAP_DISK_WRITE ? 1 + 16 * take(in)
+								      : 8;
+	memset(payload, (int)how, sizeof payload);
+	tap_record_put_header(payload, &rec);
+	n = TAP_RECORD_HEADER + rec.len;
+	if (how & 32)
+		n = (n + 1) / 2; /* the next one begins in the middle of this one */
+	w.events += n;
+	deliver(in, FT_MSG_EVENTS, w.epoch, NULL, 0, payload, n);
+}
+
+static void do_begin(struct input *in)
+{
+	unsigned how = take(in);
+
+	w.epoch = how & 128 ? UINT64_MAX - (how & 1) : w.stored + how % 4;
+	w.pages = w.state = w.events = 0;
+	w.whole = false;
+	deliver(in, FT_MSG_BEGIN, w.epoch, NULL, 0, NULL, 0);
+}
+
+static void do_state(struct input *in)
+{
+	static uint8_t payload[FT_PAYLOAD_MAX];
+	size_t n = take(in) & 1 ? sizeof payload : 1 + take(in);
+
+	w.state += n;
+	deliver(in, FT_MSG_STATE, w.epoch, NULL, 0, payload, n);
+}
+
+static void do_end(struct input *in)
+{
+	Ft__End end = FT__END__INIT;
+	unsigned how = take(in);
+
+	end.pages_bytes = w.pages + (how & 1);
+	end.state_bytes = w.state + (how >> 1 & 1);
+	end.events_bytes = w.events + (how >> 2 & 1);
+	end.trial = (how & 8) ? w.stored != 0 : w.stored == 0;
+	end.digest = how & 16;
+	w.whole = !(how & 15) && w.state;
+	deliver_body(in, FT_MSG_END, w.epoch, &end.base);
+	w.whole = false;
+}
+
+static void do_word(struct input *in)
+{
+	static const uint8_t types[] = {FT_MSG_BYE, FT_MSG_HANDOVER, FT_MSG_REFUSE, FT_MSG_READY,
+					FT_MSG_HANDED};
+	unsigned how = take(in);
+	Ft__Beat beat = FT__BEAT__INIT;
+
+	if (how & 1) {
+		beat.patience_ms = how << 24;
+		deliver_body(in, FT_MSG_BEAT, 0, &beat.base);
+	} else {
+		deliver(in, types[how / 2 % sizeof types], w.stored, NULL, 0, NULL, 0);
+	}
+}
+
+/* ---- what happens otherwise ---- */
+
+static void do_dialed(struct input *in)
+{
+	struct ft_err err = {.code = ECONNREFUSED, .text = "refused"};
+	struct ft_link *link = take(in) & 1 ? link_make() : NULL;
+
+	if (!w.dialing) {
+		if (link)
+			link->ops->close(link);
+		return;
+	}
+	w.dialing = false;
+	ft_engine_dialed(w.engine, w.dialing_beat, link, link ? NULL : &err);
+}
+
+static void do_link(struct input *in)
+{
+	unsigned how = take(in);
+	struct fake_link *l = w.links[how % LINKS];
+	struct ft_err why = {.code = EPIPE, .text = "closed"};
+
+	if (!l)
+		return;
+	if (how & 64)
+		l->base.events.writable(l->base.events.ctx);
+	else
+		l->base.events.closed(l->base.events.ctx, &why);
+}
+
+static void on_done(void *ctx, const struct ft_err *err, uint64_t value)
+{
+	(void)ctx;
+	(void)err;
+	(void)value;
+}
+
+static void do_operator(struct input *in)
+{
+	struct ft_err err = {0};
+
+	switch (take(in) % 4) {
+	case 0:
+		(void)ft_engine_failover(w.engine, on_done, NULL, &err);
+		break;
+	case 1:
+		assert(ft_engine_cancel(w.engine, &err));
+		break;
+	case 2:
+		assert(ft_engine_checkpoint(w.engine, on_done, NULL, &err));
+		break;
+	case 3:
+		if (w.armed)
+			ft_engine_vm_lost(w.engine, false, "killed");
+		break;
+	}
+}
+
+static void do_time(struct input *in)
+{
+	w.now += (1 + take(in)) * 3 * MS;
+	ft_engine_tick(w.engine);
+}
+
+static void act(struct input *in)
+{
+	struct ft_link *link;
+
+	switch (take(in) % 16) {
+	case 0:
+		link = link_make();
+		if (link)
+			ft_engine_accepted(w.engine, link);
+		break;
+	case 1:
+		do_raw(in);
+		break;
+	case 2:
+		do_hello(in);
+		break;
+	case 3:
+		do_setup(in);
+		break;
+	case 4:
+		do_pages(in);
+		break;
+	case 5:
+		do_begin(in);
+		break;
+	case 6:
+		do_state(in);
+		break;
+	case 7:
+		do_events(in);
+		break;
+	case 8:
+		do_end(in);
+		break;
+	case 9:
+		do_word(in);
+		break;
+	case 10:
+		do_time(in);
+		break;
+	case 11:
+		do_link(in);
+		break;
+	case 12:
+		do_dialed(in);
+		break;
+	case 13:
+		do_operator(in);
+		break;
+	case 14:
+		arbiter_answers(in);
+		break;
+	case 15:
+		w.fail = take(in);
+		break;
+	}
+}
+
+static bool is_standby(void)
+{
+	return ft_engine_state(w.engine) == FT_STANDBY || ft_engine_state(w.engine) == FT_TAKEOVER;
+}
+
+static void check(void)
+{
+	struct ft_engine_status status;
+	uint64_t hash;
+
+	assert(links_n() <= LINKS_MAX);
+	if (!is_standby())
+		return;
+	ft_engine_status(w.engine, &status);
+	if (!status.epoch_committed || !w.armed) {
+		w.committed_seen = 0;
+		return;
+	}
+	assert(status.epoch_committed == w.stored);
+	hash = XXH3_64bits(w.image, sizeof w.image);
+	if (status.epoch_committed == w.committed_seen)
+		assert(hash == w.image_hash);
+	w.committed_seen = status.epoch_committed;
+	w.image_hash = hash;
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	(void)argc;
+	(void)argv;
+	ft_log_level_set((enum ft_log_level)(FT_LOG_ERROR));
+	return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+	struct ft_engine_config config = {
+		.name = "guest",
+		.host_id = "standby",
+		.policy = {.trigger = FT_TRIGGER_OUTPUT,
+			   .interval_ns = 50 * MS,
+			   .max_downtime_ns = 30 * MS,
+			   .max_overhead = 0.25},
+		.heartbeat_ms = 50,
+		.takeover_ms = 300,
+		.staging_bytes = STAGING,
+	};
+	struct input in = {.at = data, .left = len};
+	struct ft_arbiter *arbiter = &w.arbiter;
+	struct ft_err err = {0};
+	unsigned how = take(&in);
+
+	memset(&w, 0, sizeof w);
+	w.now = 1000 * MS;
+	w.generation = 1;
+	w.arbiter.ops = &arbiter_ops;
+	w.vmm.ops = &vmm_ops;
+	config.takeover_manual = how & 2;
+	if (how & 1)
+		arbiter = w.none = ft_arbiter_none_new(FT_SURVIVOR_STANDBY, FT_SIDE_STANDBY);
+	if (ft_engine_new(&config, &env_ops, NULL, arbiter, &w.engine, &err))
+		abort();
+	ft_engine_start_standby(w.engine);
+	while (in.left && is_standby()) {
+		act(&in);
+		check();
+	}
+	if (how & 4)
+		ft_engine_stop(w.engine, "the end");
+	ft_engine_free(w.engine);
+	assert(links_n() == 0);
+	if (w.none)
+		w.none->ops->free(w.none);
+	return 0;
+}
