@@ -7,8 +7,8 @@
  *   takeover   the standby lost its primary and wants to run the guest
  *
  * One question at a time; an answer that comes after the situation changed is dropped: each question carries the number of the situation it
- * was asked in. A swap whose answer is lost may have happened, so a record in our own name is a grant whenever it is found. With arbiter "none" the operator's
- * word decides (ft/arbiter_none.c), so a claim needs nobody. */
+ * was asked in. A swap whose answer is lost may have happened, so a record in our own name is a grant whenever it is found. With arbiter
+ * "none" the operator's word decides (ft/arbiter_none.c), so a claim needs nobody. */
 #include "ft/engine_internal.h"
 
 #include <stdio.h>

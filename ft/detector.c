@@ -32,6 +32,12 @@ void ft_detector_heard(struct ft_detector *d, uint64_t now_ns)
 		d->heard_ns = now_ns;
 }
 
+void ft_detector_beat(struct ft_detector *d, uint64_t now_ns, uint64_t patience_ns)
+{
+	ft_detector_heard(d, now_ns);
+	d->patient_ns = patience_ns ? now_ns + patience_ns : 0;
+}
+
 bool ft_detector_due(struct ft_detector *d, uint64_t now_ns)
 {
 	if (elapsed(now_ns, d->sent_ns) < d->heartbeat_ns)
@@ -48,7 +54,7 @@ bool ft_detector_suspect(struct ft_detector *d, uint64_t now_ns)
 		d->checked_ns = now_ns;
 	if (gap > d->silence_ns / 2)
 		ft_detector_heard(d, now_ns);
-	return elapsed(now_ns, d->heard_ns) >= d->silence_ns;
+	return now_ns >= d->patient_ns && elapsed(now_ns, d->heard_ns) >= d->silence_ns;
 }
 
 uint64_t ft_detector_wake(const struct ft_detector *d)

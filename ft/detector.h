@@ -13,10 +13,13 @@ struct ft_detector {
 	uint64_t heard_ns;     /* last sign of life */
 	uint64_t sent_ns;
 	uint64_t checked_ns;   /* last call of ft_detector_suspect() */
+	uint64_t patient_ns;   /* the peer asked not to be suspected before this time, 0 = it did not */
 };
 
 void ft_detector_start(struct ft_detector *d, uint64_t now_ns, unsigned heartbeat_ms, unsigned silence_ms);
 void ft_detector_heard(struct ft_detector *d, uint64_t now_ns);
+/* A heartbeat: asks for `patience_ns` of silence that is known in advance; 0 takes an earlier request back. */
+void ft_detector_beat(struct ft_detector *d, uint64_t now_ns, uint64_t patience_ns);
 /* True when a heartbeat is due; the caller sends it. */
 bool ft_detector_due(struct ft_detector *d, uint64_t now_ns);
 /* True when the peer is suspected. A gap between calls (we were frozen, not the peer) of more than half the silence restarts the

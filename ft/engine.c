@@ -249,8 +249,8 @@ static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
 
 	if (!beat)
 		return;
-	/* Known silence of the peer is counted as heard in advance; bounded, for the peer may be wrong about itself. */
-	ft_detector_heard(&e->detector, engine_now(e) + (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
+	/* Bounded, for the peer may be wrong about itself. */
+	ft_detector_beat(&e->detector, engine_now(e), (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
 	ft__beat__free_unpacked(beat, NULL);
 }
 
@@ -282,9 +282,8 @@ static void on_message(void *ctx, const struct ft_msg *msg)
 		engine_drop(e, conn);
 		return;
 	}
-	/* A sign of life is one wherever it arrives; but never one that shortens what patience granted. */
-	if (engine_now(e) > e->detector.heard_ns)
-		ft_detector_heard(&e->detector, engine_now(e));
+	/* A sign of life is one wherever it arrives. */
+	ft_detector_heard(&e->detector, engine_now(e));
 	if (msg->type == FT_MSG_BEAT)
 		on_beat(e, msg);
 	else if (conn != &e->conns[CONN_DATA])
@@ -566,7 +565,9 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 	struct ft_err err = {.code = ECANCELED};
 
 	snprintf(err.text, sizeof err.text, "stopped: %s", why);
-	if (!is_standby(e) && engine_data(e)) {
+	if (e->state.now == FT_STANDBY)
+		standby_leave(e);
+	else if (engine_data(e)) {
 		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}

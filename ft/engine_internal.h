@@ -70,6 +70,7 @@ struct ft_primary {
 	bool gave_away;	  /* a HANDOVER went out and was not refused */
 	bool bye_sent;
 	bool leave_retry; /* after PRIMARY_LEAVING */
+	bool vm_off;	  /* PRIMARY_LEAVING because the guest shut itself down */
 	char why[FT_REASON_MAX]; /* protection is ending */
 	struct ft_bitmap pending;  /* pages that the standby does not have yet */
 	struct ft_bitmap overflow; /* pages of the checkpoint in flight that left staging while the guest was held */
@@ -247,6 +248,8 @@ void standby_free(struct ft_engine *e);
 void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
 void standby_message(struct ft_engine *e, const struct ft_msg *msg);
 void standby_link_closed(struct ft_engine *e, bool data, const char *why);
+/* Gives up what it holds and tells the primary so, which then needs nobody's grant to go on alone. */
+void standby_leave(struct ft_engine *e);
 uint64_t standby_tick(struct ft_engine *e, uint64_t now);
 /* Forgets the session: VM disarmed, nothing committed. */
 void standby_reset(struct ft_engine *e);

@@ -22,7 +22,8 @@ enum ft_msg_type {
 	FT_MSG_DIGEST,	  /* standby: digest of its image at that epoch, when END asked for it */
 	FT_MSG_HANDOVER,  /* primary: planned switch, take the guest */
 	FT_MSG_HANDED,	  /* standby: it runs here, under this generation */
-	FT_MSG_BYE,	  /* primary: protection ends by agreement; what you hold is outdated */
+	FT_MSG_BYE,	  /* primary: protection ends by agreement; what you hold is outdated.
+			     standby: so it is, and nothing of it will run (the answer, or because it is stopped) */
 	FT_MSG_BEAT,	  /* both ways, on the heartbeat connection */
 	FT_MSG_TYPE_MAX
 };

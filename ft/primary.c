@@ -450,6 +450,19 @@ static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
 
 /* ---- messages, time ---- */
 
+/* In order and of its own accord: it holds nothing any more, so nobody has to be asked. */
+static void standby_left(struct ft_engine *e)
+{
+	static const char why[] = "the standby was stopped";
+
+	if (e->primary.phase < PRIMARY_SETUP || e->primary.phase > PRIMARY_HANDING)
+		return;
+	if (e->primary.vm_dead)
+		primary_peer_lost(e, why);
+	else
+		primary_end(e, e->primary.auto_retry, why);
+}
+
 void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 {
 	switch (msg->type) {
@@ -483,6 +496,8 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 	case FT_MSG_BYE:
 		if (e->primary.phase == PRIMARY_LEAVING)
 			primary_end(e, e->primary.leave_retry, e->primary.why);
+		else
+			standby_left(e);
 		break;
 	default:
 		ft_warn("%s: %s from a standby: ignored", e->config.name, ft_msg_name(msg->type));

@@ -17,16 +17,51 @@ static bool standby_may_have_it(const struct ft_primary *p)
 	return p->sync_claimed;
 }
 
+/* The VM is no more. What it put out last, its disk writes above all, is the guest's history unless a standby may go on with another one. */
+static void vm_gone(struct ft_engine *e, const char *why)
+{
+	struct ft_err err = {.code = ESRCH};
+	bool shared = standby_may_have_it(&e->primary);
+
+	snprintf(err.text, sizeof err.text, "%s", why);
+	e->situation++;
+	e->primary.phase = PRIMARY_IDLE;
+	e->primary.tracking = e->primary.taps_in = false;
+	e->primary.sync_claimed = e->primary.first_commit_done = false;
+	engine_hang_up(e);
+	if (shared)
+		tap_chain_discard(&e->chain);
+	else
+		tap_chain_set_mode(&e->chain, TAP_PASS);
+	primary_abort_checkpoint(e, why);
+	e->env->vm_end(e->env_ctx);
+	done_call(&e->primary.protect_done, &err, 0);
+	done_call(&e->primary.switch_done, &err, 0);
+}
+
+/* The guest shut itself down, and the standby knows, or is not to be had. */
+static void vm_off(struct ft_engine *e)
+{
+	e->primary.vm_off = false;
+	vm_gone(e, e->primary.why);
+	engine_set_state(e, FT_STOPPED, "%s", e->primary.why);
+}
+
 void primary_end(struct ft_engine *e, bool retry, const char *why)
 {
 	struct ft_primary *p = &e->primary;
 	struct ft_err err = {0}, reason = {.code = ECANCELED};
 
 	snprintf(reason.text, sizeof reason.text, "%s", why);
-	e->situation++;
-	engine_hang_up(e);
 	/* From here on the guest is this host's alone, whatever happens to this process. */
 	e->env->guard(e->env_ctx, false);
+	if (p->vm_off) {
+		p->sync_claimed = false;
+		vm_off(e);
+		return;
+	}
+	e->situation++;
+	engine_hang_up(e);
 	if (e->state.now != FT_SOLO)
 		engine_set_state(e, FT_SOLO, "%s", reason.text);
 	tap_chain_set_mode(&e->chain, TAP_PASS);
@@ -77,23 +112,6 @@ void primary_leave_continue(struct ft_engine *e)
 		primary_peer_lost(e, "cannot say BYE");
 }
 
-static void vm_gone(struct ft_engine *e, const char *why)
-{
-	struct ft_err err = {.code = ESRCH};
-
-	snprintf(err.text, sizeof err.text, "%s", why);
-	e->situation++;
-	e->primary.phase = PRIMARY_IDLE;
-	e->primary.tracking = e->primary.taps_in = false;
-	e->primary.sync_claimed = e->primary.first_commit_done = false;
-	engine_hang_up(e);
-	tap_chain_discard(&e->chain);
-	primary_abort_checkpoint(e, why);
-	e->env->vm_end(e->env_ctx);
-	done_call(&e->primary.protect_done, &err, 0);
-	done_call(&e->primary.switch_done, &err, 0);
-}
-
 void primary_peer_lost(struct ft_engine *e, const char *why)
 {
 	struct ft_primary *p = &e->primary;
@@ -111,6 +129,10 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 		/* Both are gone from here: the standby decides by itself. */
 		vm_gone(e, err.text);
 		engine_set_state(e, FT_FAILED, "the VM died and then the %s", err.text);
+		return;
+	}
+	if (p->vm_off) {
+		vm_off(e);
 		return;
 	}
 	if (!standby_may_have_it(p)) {
@@ -204,17 +226,21 @@ void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
 	case FT_SOLO:
 	case FT_SYNCING:
 	case FT_PROTECTED:
-		if (p->vm_dead)
+		if (p->vm_dead || p->vm_off)
 			return;
 		p->stopped = false;
 		if (!by_guest && p->phase == PRIMARY_RUNNING && p->first_commit_done) {
 			vm_lost_protected(e, why);
 			break;
 		}
-		if (engine_data(e) && by_guest) {
-			(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
-			engine_data(e)->ops->drain(engine_data(e), 200);
+		if (by_guest && p->sync_claimed && p->phase == PRIMARY_RUNNING) {
+			/* The standby must not bring back what wanted to end. */
+			p->vm_off = true;
+			primary_leave(e, false, why);
+			break;
 		}
+		if (by_guest && !p->sync_claimed)
+			e->env->guard(e->env_ctx, false);
 		vm_gone(e, why);
 		engine_set_state(e, by_guest ? FT_STOPPED : FT_FAILED, "%s", why);
 		break;

@@ -161,6 +161,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	} else {
 		s->armed = true;
 		s->session = setup->session;
+		engine_watch(e, true); /* or a primary that lost its power keeps this VM armed for ever */
 		engine_set_state(e, FT_STANDBY, "receiving from %s", s->primary_host);
 		send_ready(e);
 	}
@@ -493,18 +494,24 @@ static void image_broken(struct ft_engine *e, const struct ft_err *err)
 	refuse(e, &copy);
 }
 
-static void on_bye(struct ft_engine *e)
+void standby_leave(struct ft_engine *e)
 {
 	struct ft_err err = {0};
 
-	/* The answer is the primary's proof that what is held here will never run. Whoever offered itself is not wanted any more. */
+	/* The BYE is the primary's proof that what is held here will never run. */
 	if (e->env->store_outdate(e->env_ctx, &err))
 		engine_note_error(e, &err);
 	standby_reset(e);
-	e->standby.offering = false;
-	if (engine_send(e, FT_MSG_BYE, 0, NULL, NULL, 0) == 0)
+	if (engine_data(e) && engine_send(e, FT_MSG_BYE, 0, NULL, NULL, 0) == 0)
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	engine_hang_up(e);
+}
+
+static void on_bye(struct ft_engine *e)
+{
+	/* Whoever offered itself is not wanted any more. */
+	e->standby.offering = false;
+	standby_leave(e);
 	engine_set_state(e, FT_STANDBY, "the primary ended protection: waiting for a primary");
 }
 

@@ -56,7 +56,8 @@ static const struct command commands[] = {
 	 "  freeze   the primary host stops, and wakes up again later\n"
 	 "  link     the replication link is cut\n"
 	 "  standby  the standby host dies\n"
-	 "  switch   planned switch, roles are exchanged",
+	 "  switch   planned switch, roles are exchanged\n"
+	 "Exit code 77: this machine lacks what was asked for, nothing was done.",
 	 run_drill, -1},
 	{"stop", "NAME", "shut the guest and its agent down", "",
 	 run_plain, 120000},

@@ -4,7 +4,7 @@
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 jobs=$(nproc)
 
-build_packages=(gcc cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler libprotobuf-c-dev libevent-dev libssl-dev
+build_packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler libprotobuf-c-dev libevent-dev libssl-dev
 	libjansson-dev libconfuse-dev liblz4-dev libxxhash-dev libcmocka-dev libnbd-dev)
 run_packages=(qemu-system-x86 qemu-utils busybox-static cpio iproute2 libnbd-bin)
 check_packages=(clang clang-format clang-tidy libclang-rt-14-dev)
@@ -36,13 +36,14 @@ install_packages() {
 	rm -f "$log"
 }
 
-# build PRESET: configures once, then builds; prints only what went wrong.
+# build PRESET [TARGET]...: configures once, then builds; prints only what went wrong.
 build() {
-	local log
+	local log preset=$1
 	log=$(mktemp)
-	if ! (cd "$top" && cmake --preset "$1" && cmake --build --preset "$1" -j "$jobs") >"$log" 2>&1; then
+	shift
+	if ! (cd "$top" && cmake --preset "$preset" && cmake --build --preset "$preset" -j "$jobs" ${1:+--target "$@"}) >"$log" 2>&1; then
 		grep -E -A5 'error|Error|FAILED' "$log" | head -40 >&2 || true
-		die "build $1 failed"
+		die "build $preset failed"
 	fi
 	rm -f "$log"
 }

@@ -93,14 +93,14 @@ void kv_work(struct kv_client *c, unsigned n)
 	}
 }
 
-void pocket_conf(const char *path, const char *extra)
+void pocket_conf(const char *path, const char *ft, const char *extra)
 {
 	write_file(path,
 		   "name = \"%s\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\n"
 		   "disk root { image = \"A.img\" size = \"8M\" }\n"
 		   "nic net0 { attach = \"udp:127.0.0.1:%d\" }\n"
-		   "tls { insecure = true }\n%s\n",
-		   GUEST, KV_PORT, extra);
+		   "tls { insecure = true }\nft { takeover_ms = 1000 %s }\n%s\n",
+		   GUEST, KV_PORT, ft, extra);
 }
 
 const char *unix_uri(const char *name)
@@ -113,13 +113,13 @@ const char *unix_uri(const char *name)
 	return uri[next];
 }
 
-void pocket_pair(struct host *a, struct host *b, const char *extra)
+void pocket_pair(struct host *a, struct host *b, const char *ft, const char *extra)
 {
 	const char *conf = at("g.conf");
 
 	*a = host_make("A");
 	*b = host_make("B");
-	pocket_conf(conf, extra);
+	pocket_conf(conf, ft, extra);
 	host_start(a, conf, NULL);
 	host_start(b, conf, "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
 	wait_state(a, "solo", START_MS);
@@ -149,15 +149,61 @@ void need_qemu(void)
 	}
 }
 
-void qemu_conf(const char *path, const char *append, const char *extra)
+void bridge(void)
+{
+	shell("ip link add br0 type bridge forward_delay 0 && ip addr add 10.9.0.1/24 dev br0 && ip link set br0 up && "
+	      "ip tuntap add tapb mode tap vnet_hdr && ip link set tapb master br0 up");
+}
+
+void qemu_conf(const char *path, const char *append, const char *ft, const char *extra)
 {
 	write_file(path,
 		   "name = \"%s\"\nmemory = \"256M\"\nkernel = \"%s\"\ninitrd = \"%s\"\n"
 		   "append = \"console=ttyS0 quiet panic=1 tsc=unstable %s\"\n"
 		   "disk root { image = \"A.img\" size = \"64M\" }\n"
 		   "console { log = \"A.console\" socket = \"A.tty.sock\" }\n"
-		   "tls { insecure = true }\n%s\n",
-		   GUEST, kernel, initrd, append, extra);
+		   "tls { insecure = true }\nft { takeover_ms = 1000 %s }\n%s\n",
+		   GUEST, kernel, initrd, append, ft, extra);
+}
+
+int guest_connect(void)
+{
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(7), .sin_addr.s_addr = htonl(0x0a090002)};
+	struct timeval limit = {GOES_ON_MS / 1000, 0};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+	if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0)
+		fail_msg("connecting to the guest: %s", strerror(errno));
+	return fd;
+}
+
+void guest_echo(int fd, unsigned n)
+{
+	static unsigned number;
+
+	for (unsigned i = 0; i < n; i++) {
+		char sent[16], got[16];
+
+		snprintf(sent, sizeof sent, "message %6u\n", number++ % 1000000);
+		assert_int_equal(send(fd, sent, 15, MSG_NOSIGNAL), 15);
+		if (recv(fd, got, 15, MSG_WAITALL) != 15)
+			fail_msg("the guest does not answer: %s", strerror(errno));
+		assert_memory_equal(sent, got, 15);
+	}
+}
+
+void guest_type(const struct host *h, const char *line)
+{
+	struct sockaddr_un to = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	snprintf(to.sun_path, sizeof to.sun_path, "%s", at("%s.tty.sock", h->id));
+	assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+	assert_int_equal(send(fd, line, strlen(line), MSG_NOSIGNAL), strlen(line));
+	assert_int_equal(send(fd, "\n", 1, MSG_NOSIGNAL), 1);
+	close(fd);
 }
 
 void qemu_start(struct host *h, const char *conf)

@@ -232,6 +232,8 @@ void place_open(void)
 		exit(1);
 	}
 	signal(SIGPIPE, SIG_IGN);
+	/* One test of a program: FT_TEST='killed*' build/tests/agent/agent-qemu_restart */
+	cmocka_set_test_filter(getenv("FT_TEST"));
 	if (system("ip link set lo up") != 0) {
 		printf("skipped: ip is not installed\n");
 		exit(77);
@@ -244,6 +246,9 @@ void place_open(void)
 int place_clear(void **state)
 {
 	uint64_t until = now_ms() + 5000;
+
+	if (getenv("FT_KEEP"))
+		shell("rm -rf $FT_KEEP; cp -r %s $FT_KEEP", place);
 
 	(void)state;
 	while (now_ms() < until) {
@@ -258,6 +263,8 @@ int place_clear(void **state)
 		}
 	}
 	memset(agents, 0, sizeof agents);
+	/* Interfaces of killed agents' guests. */
+	shell("for i in $(ip -o link | sed -n 's/^[0-9]*: \\(ft[^:@]*\\).*/\\1/p'); do ip link del $i; done");
 	shell("rm -rf %s/A %s/B %s/*.img* %s/*.console %s/*.sock", place, place, place, place, place);
 	return 0;
 }

@@ -92,6 +92,8 @@ int ask(struct host *h, const char *command, const char *argument, char message[
 void ask_ok(struct host *h, const char *command, const char *argument);
 /* Asserts that it is refused with that text in the message. */
 void ask_refused(struct host *h, const char *command, const char *argument, const char *text);
+/* Asks and does not wait for the answer. */
+void ask_async(struct host *h, const char *command, const char *argument);
 void wait_state(struct host *h, const char *state, unsigned within_ms);
 /* Free with ctl__reply__free_unpacked(). */
 Ctl__Reply *status_of(struct host *h);
@@ -113,19 +115,28 @@ void kv_close(struct kv_client *c);
 /* PUT and GET of n keys, each answer checked; repeats unanswered requests for up to GOES_ON_MS each. */
 void kv_work(struct kv_client *c, unsigned n);
 
-/* A pair of pocket machines: a.conf serves both, B listens at b.sock. extra: more lines for the file. */
-void pocket_conf(const char *path, const char *extra);
+/* A pair of pocket machines: a.conf serves both, B listens at b.sock. ft: more keys of that section, the defaults with
+ * a takeover_ms for busy machines are there; extra: more lines. */
+void pocket_conf(const char *path, const char *ft, const char *extra);
 /* "kemari:unix:" and a path in the place. */
 const char *unix_uri(const char *name);
-void pocket_pair(struct host *a, struct host *b, const char *extra);
+void pocket_pair(struct host *a, struct host *b, const char *ft, const char *extra);
 
 /* ---- QEMU guests ---- */
 
 /* Exits 77 unless there are QEMU, kernel and initrd. */
 void need_qemu(void);
 /* append: more words for the guest's command line, e.g. "ft.dirty=..." */
-void qemu_conf(const char *path, const char *append, const char *extra);
+/* br0 with 10.9.0.1/24, and a tap interface tapb on it. */
+void bridge(void);
+/* Guest A with a disk, a console and `append` on its command line; it logs to A.console. extra: more lines, the NICs among them. */
+void qemu_conf(const char *path, const char *append, const char *ft, const char *extra);
 void qemu_start(struct host *h, const char *conf);
+/* A TCP connection to the guest's echo server, and n exchanges over it. */
+int guest_connect(void);
+void guest_echo(int fd, unsigned n);
+/* Types a line into the guest's shell. */
+void guest_type(const struct host *h, const char *line);
 /* Last "tick N" on the console that this host's agent logs; -1: none. */
 int last_tick(const struct host *h);
 /* A tick later than `after`; returns it. */

@@ -34,7 +34,7 @@ static void guest_file_mistakes(void **state)
 		{"name = \"g\"\nvmm = \"xen\"\n", "is none of"},
 		{"name = \"g\"\nbogus = 1\n", "bogus"},
 		{"name = \"g\"\nmemory = \"64M\n", ":"},
-		{"name = \"g\"\ndisk root { }\n", "image"},
+		{"name = \"g\"\nmemory = \"64M\"\ndisk root { }\n", "image"},
 		{"name = \"g\"\ndisk root { image = \"a\" mode = \"copied\" }\n", "is none of"},
 		{"name = \"g\"\nnic n { attach = \"wire:x\" }\n", "attach"},
 		{"name = \"g\"\nnic n { attach = \"bridge:b\" mac = \"x\" }\n", "MAC"},
@@ -43,7 +43,7 @@ static void guest_file_mistakes(void **state)
 		{"name = \"g\"\nft { takeover_ms = 1 }\n", "takeover_ms"},
 		{"name = \"g\"\narbiter { type = \"file\" }\n", "dir"},
 		{"name = \"g\"\ntls { ca = \"ca.pem\" }\n", "tls"},
-		{"name = \"g\"\nprogram = \"kv\"\n", "program"},
+		{"name = \"g\"\nmemory = \"64M\"\nprogram = \"kv\"\n", "program"},
 		{"name = \"g\"\nqemu { attach = \"/x.qmp\" }\nmemory = \"64M\"\n", "attach"},
 	};
 

@@ -127,6 +127,10 @@ int net_first_answer(int fd, uint64_t since_ns, unsigned within_ms, double *ms, 
 
 /* BENCH_SKIPPED and why when there is no guest, no QEMU or no ip. */
 int guest_available(struct bench *b, struct ft_err *err);
+/* A command for the guest's shell that ends `payload WHAT`. */
+#define GUEST_END(what)                                                                            \
+	"for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in 'payload " what             \
+	" '*) kill ${p#/proc/};; esac; done 2>/dev/null"
 int guest_make_disk(const char *path, struct ft_err *err);
 /* Waits until the guest says GUEST-READY in its console's log. */
 int guest_wait_ready(const char *console_log, struct ft_err *err);

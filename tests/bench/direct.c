@@ -2,6 +2,7 @@
 // Guests that this process drives through vmm.h, without agents: what the VMM glue costs by itself.
 #include "direct.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,50 +77,72 @@ static void fill_q35(struct bench *b, struct qemu_config *c)
 	c->args = args;
 }
 
-static int start(struct direct *d, const struct qemu_config *c, struct ft_err *err)
+static int start(struct bench *b, struct direct *d, const struct qemu_config *c, struct ft_err *err)
 {
-	int before, rc = make_network(d, err);
+	int before, rc = guest_available(b, err);
 
+	if (rc)
+		return rc;
+	rc = make_network(d, err);
 	if (!rc)
 		rc = guest_make_disk(c->disks[0].image, err);
 	if (rc)
 		return rc;
+	snprintf(d->console_log, sizeof d->console_log, "%s", c->console_log);
 	before = net_enter(d->ns);
 	rc = qemu_start(c, &d->vmm, err);
 	net_leave(before);
-	if (!rc)
-		rc = guest_wait_ready(c->console_log, err);
-	if (!rc)
-		rc = vmm_check(d->vmm, err);
-	return rc ? rc : vmm_track_start(d->vmm, err);
+	return rc;
 }
 
-static int direct_new(struct bench *b, bool q35, struct direct **out, struct ft_err *err)
+void direct_begin(struct bench *b, bool q35)
 {
+	struct direct **d = q35 ? &b->q35 : &b->pc;
 	struct qemu_config c;
-	int rc = guest_available(b, err);
 
-	if (*out || rc)
-		return rc;
-	*out = calloc(1, sizeof **out);
-	if (!*out)
-		return ft_err_set(err, ENOMEM, "no memory");
+	if (*d)
+		return;
+	*d = calloc(1, sizeof **d);
+	assert(*d);
 	if (q35)
 		fill_q35(b, &c);
 	else
 		fill(b, "pc", &c);
-	(*out)->name = c.name;
-	return start(*out, &c, err);
+	(*d)->skipped = start(b, *d, &c, &(*d)->broken) == BENCH_SKIPPED;
+}
+
+static int direct_ready(struct bench *b, bool q35, struct ft_err *err)
+{
+	struct direct *d;
+	int rc;
+
+	direct_begin(b, q35);
+	d = q35 ? b->q35 : b->pc;
+	if (d->broken.code) {
+		*err = d->broken;
+		return d->skipped ? BENCH_SKIPPED : -err->code;
+	}
+	if (d->ready)
+		return 0;
+	rc = guest_wait_ready(d->console_log, err);
+	if (!rc)
+		rc = vmm_check(d->vmm, err);
+	if (!rc)
+		rc = vmm_track_start(d->vmm, err);
+	d->ready = !rc;
+	if (rc)
+		d->broken = *err;
+	return rc;
 }
 
 int direct_pc(struct bench *b, struct ft_err *err)
 {
-	return direct_new(b, false, &b->pc, err);
+	return direct_ready(b, false, err);
 }
 
 int direct_q35(struct bench *b, struct ft_err *err)
 {
-	return direct_new(b, true, &b->q35, err);
+	return direct_ready(b, true, err);
 }
 
 void direct_end(struct direct *d)
@@ -184,11 +207,17 @@ static void stopped(void *ctx)
 	(void)ctx;
 }
 
+static int take(struct capture *c, struct vmm *vmm, bool keep_stopped, struct ft_err *err)
+{
+	struct vmm_hold_hooks hooks = {.stopped = stopped};
+
+	return vmm_checkpoint(vmm, &c->pending, &c->capture, &hooks, keep_stopped, err);
+}
+
 int capture_take(struct capture *c, struct vmm *vmm, double *pause_ms, size_t *pages,
 		 struct ft_err *err)
 {
-	struct vmm_hold_hooks hooks = {.stopped = stopped};
-	int rc = vmm_checkpoint(vmm, &c->pending, &c->capture, &hooks, false, err);
+	int rc = take(c, vmm, false, err);
 
 	if (rc)
 		return rc;
@@ -247,12 +276,14 @@ void scatter(uint64_t *pfns, size_t n, uint64_t first, uint64_t of)
 
 /* ---- QEMU's own time to load and resume ---- */
 
+/* The guest's RAM and state of one moment, into a standby that runs on by itself for as long as it
+ * takes to end it. */
 static int load_once(struct bench *b, struct capture *c, double *ms, struct ft_err *err)
 {
 	struct direct *d = b->pc;
 	struct qemu_config config;
 	struct vmm *standby = NULL;
-	uint64_t start;
+	uint64_t start_ns;
 	int before = net_enter(d->ns), rc;
 
 	fill(b, "load", &config);
@@ -261,14 +292,21 @@ static int load_once(struct bench *b, struct capture *c, double *ms, struct ft_e
 	if (!rc)
 		rc = qemu_arm(&config, &standby, err);
 	net_leave(before);
-	if (rc)
-		return rc;
-	memcpy(vmm_image(standby), qemu_of(d->vmm)->ram.map, GUEST_MEMORY);
-	start = bench_now_ns();
-	rc = vmm_resume(standby, c->capture.state, c->capture.state_len, err);
-	*ms = bench_ms_since(start);
-	vmm_quit(standby, false, 0);
-	vmm_free(standby);
+	if (!rc)
+		rc = take(c, d->vmm, true, err);
+	if (!rc) {
+		memcpy(vmm_image(standby), qemu_of(d->vmm)->ram.map, GUEST_MEMORY);
+		ft_bitmap_clear_all(&c->pending);
+		rc = vmm_cont(d->vmm, err);
+	}
+	start_ns = bench_now_ns();
+	if (!rc)
+		rc = vmm_resume(standby, c->capture.state, c->capture.state_len, err);
+	*ms = bench_ms_since(start_ns);
+	if (standby) {
+		vmm_quit(standby, false, 0);
+		vmm_free(standby);
+	}
 	return rc;
 }
 
@@ -283,9 +321,7 @@ int direct_load(struct bench *b, struct ft_err *err)
 		return rc;
 	rc = capture_new(GUEST_PAGES, &c, err);
 	for (unsigned i = 0; i < (b->quick ? 3 : 7) && !rc; i++) {
-		rc = capture_take(c, b->pc->vmm, &ms, NULL, err);
-		if (!rc)
-			rc = load_once(b, c, &ms, err);
+		rc = load_once(b, c, &ms, err);
 		if (!rc)
 			samples_add(&s, ms);
 	}

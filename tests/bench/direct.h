@@ -9,8 +9,12 @@
 struct direct {
 	struct vmm *vmm;
 	int ns; /* its tap is on br0 there, which is 10.9.0.1 */
-	const char *name;
+	char console_log[BENCH_PATH_MAX];
+	bool ready, skipped;
+	struct ft_err broken; /* why it could not be made */
 };
+/* Start to boot, so that all guests of a run boot at once. Errors come from what follows. */
+void direct_begin(struct bench *b, bool q35);
 /* Make b->pc, the default machine as agents start it / b->q35, with modern virtio devices. Booted
  * and tracked; once. BENCH_SKIPPED when there is no guest. */
 int direct_pc(struct bench *b, struct ft_err *err);

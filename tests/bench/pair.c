@@ -40,6 +40,8 @@ struct pair {
 	struct host host[2];
 	unsigned active; /* which has the guest */
 	int switch_ns, client_ns;
+	bool ready, skipped;
+	struct ft_err broken; /* why it could not be made */
 };
 
 static struct host *active(struct pair *p)
@@ -68,11 +70,11 @@ static int host_network(struct pair *p, struct host *h, struct ft_err *err)
 	if (h->ns < 0)
 		return h->ns;
 	snprintf(port, sizeof port, "host%u", h->number);
-	rc = net_cable(h->ns, "up", p->switch_ns, port, err);
+	rc = net_cable(h->ns, "uplink", p->switch_ns, port, err);
 	if (!rc)
 		rc = net_run(h->ns, err,
 			     "ip link set lo up && ip link add br0 type bridge forward_delay 0 && "
-			     "ip link set br0 up && ip link set up master br0 up");
+			     "ip link set br0 up && ip link set uplink master br0 up");
 	return rc ? rc : net_run(p->switch_ns, err, "ip link set %s master br0 up", port);
 }
 
@@ -252,23 +254,45 @@ static int start_pair(struct pair *p, struct ft_err *err)
 		rc = start_agent(p, &p->host[0], false, err);
 	if (!rc)
 		rc = start_agent(p, &p->host[1], true, err);
+	return rc;
+}
+
+void pair_begin(struct bench *b)
+{
+	struct pair *p = b->pair;
+	int rc;
+
+	if (p)
+		return;
+	b->pair = p = calloc(1, sizeof *p);
+	assert(p);
+	p->b = b;
+	rc = guest_available(b, &p->broken);
+	p->skipped = rc == BENCH_SKIPPED;
 	if (!rc)
-		rc = guest_wait_ready(p->host[0].console, err);
-	return rc ? rc : pair_protect(p, err);
+		start_pair(p, &p->broken);
 }
 
 int pair_up(struct bench *b, struct ft_err *err)
 {
-	int rc = guest_available(b, err);
+	struct pair *p;
+	int rc;
 
+	pair_begin(b);
+	p = b->pair;
+	if (p->broken.code) {
+		*err = p->broken;
+		return p->skipped ? BENCH_SKIPPED : -err->code;
+	}
+	if (p->ready)
+		return tell(active(p), "wait", "protected", ASK_MS, err);
+	rc = guest_wait_ready(p->host[0].console, err);
+	if (!rc)
+		rc = pair_protect(p, err);
+	p->ready = !rc;
 	if (rc)
-		return rc;
-	if (b->pair)
-		return tell(active(b->pair), "wait", "protected", ASK_MS, err);
-	b->pair = calloc(1, sizeof *b->pair);
-	assert(b->pair);
-	b->pair->b = b;
-	return start_pair(b->pair, err);
+		p->broken = *err;
+	return rc;
 }
 
 void pair_end(struct pair *p)
@@ -376,7 +400,7 @@ int pair_silence(struct pair *p, uint64_t *at_ns, struct ft_err *err)
 	int rc;
 
 	*at_ns = bench_now_ns();
-	rc = net_run(active(p)->ns, err, "ip link set peer down; ip link set up down");
+	rc = net_run(active(p)->ns, err, "ip link set peer down; ip link set uplink down");
 	kill_agent(active(p));
 	p->active = !p->active;
 	return rc;
@@ -387,7 +411,7 @@ int pair_heal(struct pair *p, struct ft_err *err)
 	int rc = tell(active(p), "wait", "solo", ASK_MS, err);
 
 	if (!rc)
-		rc = net_run(other(p)->ns, err, "ip link set peer up && ip link set up up");
+		rc = net_run(other(p)->ns, err, "ip link set peer up && ip link set uplink up");
 	if (!rc)
 		rc = start_agent(p, other(p), true, err);
 	return rc ? rc : pair_protect(p, err);

@@ -14,6 +14,8 @@
 
 struct pair;
 
+/* Starts the agents, and the guest to boot; errors come from pair_up(). */
+void pair_begin(struct bench *b);
 /* Makes b->pair at its first call: guest booted, protected over TLS. Later: protected, idle.
  * BENCH_SKIPPED when there is no guest. */
 int pair_up(struct bench *b, struct ft_err *err);

@@ -10,7 +10,7 @@
 #include "pair.h"
 
 #define START_SPIN "payload spin 99"
-#define STOP_SPIN  "pkill -f 'payload spin'"
+#define STOP_SPIN  GUEST_END("spin")
 
 static int count(int fd, uint64_t *n, struct ft_err *err)
 {

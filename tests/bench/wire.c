@@ -6,7 +6,7 @@
 #include "pair.h"
 
 #define START_LOAD "payload dirty 2000 16; payload write 1 /dev/vda 8"
-#define STOP_LOAD  "pkill -f 'payload dirty'; pkill -f 'payload write'"
+#define STOP_LOAD  GUEST_END("dirty") "; " GUEST_END("write")
 
 int bench_wire(struct bench *b, struct ft_err *err)
 {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The promises of the design, checked at every event that could break one.
  *
- *   output commit, nothing missing   each answer that a client sees must descend from every answer seen before it: a release before its
- *                                    checkpoint, a lost operation and a second primary all show as a fork of the chain
- *   exact resume                     RAM, state and disk at a takeover hash to what they were when that checkpoint was captured
- *   protected means held             while a host says protected, no answer leaves whose checkpoint is not acknowledged */
+ *   output commit, nothing missing   each answer that a client sees must descend from every answer
+ * seen before it: a release before its checkpoint, a lost operation and a second primary all show
+ * as a fork of the chain exact resume                     RAM, state and disk at a takeover hash to
+ * what they were when that checkpoint was captured protected means held             while a host
+ * says protected, no answer leaves whose checkpoint is not acknowledged */
 #include "tests/sim/world.h"
 
 #include "ft/engine_internal.h" /* white box: what the engine says of itself costs too much to ask at every output */
@@ -24,7 +25,8 @@ void check_executed(struct world *w, uint64_t op, uint64_t chain, uint64_t paren
 		if (!w->history)
 			abort();
 	}
-	w->history[w->history_n++] = (struct link_of_chain){.op = op, .chain = chain, .parent = parent};
+	w->history[w->history_n++] =
+		(struct link_of_chain){.op = op, .chain = chain, .parent = parent};
 }
 
 /* The chain of operation `op` in the history that leads to `chain`; 0 = it does not lead there. */
@@ -49,11 +51,16 @@ static void check_held(struct node *n, const struct answer *a)
 
 	if (!n->engine || ft_engine_state(n->engine) != FT_PROTECTED)
 		return;
+	if (!n->guarded)
+		world_violation(w, "%s is protected, but its VM would outlive it", n->name);
 	committed = n->engine->committed;
 	for (unsigned i = 0; i < SIM_CAPTURED; i++)
 		if (w->captured[n->id][i].epoch == committed && w->captured[n->id][i].ops < a->op)
-			world_violation(w, "%s released answer %llu while protected at epoch %llu, which holds %llu operations", n->name,
-					(unsigned long long)a->op, (unsigned long long)committed,
+			world_violation(w,
+					"%s released answer %llu while protected at epoch %llu, "
+					"which holds %llu operations",
+					n->name, (unsigned long long)a->op,
+					(unsigned long long)committed,
 					(unsigned long long)w->captured[n->id][i].ops);
 }
 
@@ -66,30 +73,41 @@ void check_output(struct node *n, const struct tap_record *rec)
 		return;
 	memcpy(&a, rec->data, sizeof a);
 	check_held(n, &a);
+	/* One process says each thing once and in order. */
+	if (a.op <= n->released_op)
+		world_violation(w, "%s put out answer %llu after answer %llu", n->name,
+				(unsigned long long)a.op, (unsigned long long)n->released_op);
+	n->released_op = a.op;
 	if (a.op >= SIM_OPS_MAX)
 		return;
 	if (w->seen_chain[a.op]) {
 		w->duplicates++;
 		if (w->seen_chain[a.op] != a.chain)
-			world_violation(w, "answer %llu was given twice, differently (now by %s): two histories were released",
+			world_violation(w,
+					"answer %llu was given twice, differently (now by %s): two "
+					"histories were released",
 					(unsigned long long)a.op, n->name);
 		return;
 	}
-	/* Answers may come late but never across histories: compare with the nearest known one on each side. */
+	/* Answers may come late but never across histories: compare with the nearest known one on
+	 * each side. */
 	for (uint64_t op = a.op; op-- > 1;) {
 		if (!w->seen_chain[op])
 			continue;
 		if (ancestor(w, a.chain, op) != w->seen_chain[op])
-			world_violation(w, "answer %llu of %s does not contain operation %llu, which the client has", (unsigned long long)a.op,
-					n->name, (unsigned long long)op);
+			world_violation(w,
+					"answer %llu of %s does not contain operation %llu, which "
+					"the client has",
+					(unsigned long long)a.op, n->name, (unsigned long long)op);
 		break;
 	}
 	for (uint64_t op = a.op + 1; op <= w->answered_max; op++) {
 		if (!w->seen_chain[op])
 			continue;
 		if (ancestor(w, w->seen_chain[op], a.op) != a.chain)
-			world_violation(w, "late answer %llu of %s is not in the history of answer %llu", (unsigned long long)a.op, n->name,
-					(unsigned long long)op);
+			world_violation(
+				w, "late answer %llu of %s is not in the history of answer %llu",
+				(unsigned long long)a.op, n->name, (unsigned long long)op);
 		break;
 	}
 	w->seen_chain[a.op] = a.chain;
@@ -104,23 +122,45 @@ void check_captured(struct node *n, const struct machine_state *state)
 	uint64_t epoch = n->engine->epoch;
 
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
-		(struct captured){.epoch = epoch, .hash = machine_hash(n->machine, state), .ops = state->ops, .chain = state->chain};
+		(struct captured){.epoch = epoch,
+				  .hash = machine_hash_quick(n->machine, state),
+				  .ops = state->ops,
+				  .chain = state->chain};
 }
 
-void check_takeover(struct node *n, const struct machine_state *state)
+static void check_resumable(struct node *n, const struct machine_state *state, const char *what)
 {
 	struct world *w = n->world;
 	const struct captured *list = w->captured[1 - n->id];
 
-	w->takeovers++;
 	for (unsigned i = 0; i < SIM_CAPTURED; i++) {
 		if (list[i].chain != state->chain || !list[i].epoch)
 			continue;
 		if (list[i].hash != machine_hash(n->machine, state))
-			world_violation(w, "%s resumes epoch %llu, but RAM, state or disk differ from what was captured", n->name,
-					(unsigned long long)list[i].epoch);
+			world_violation(w,
+					"%s %s epoch %llu, but RAM, state or disk differ from what "
+					"was captured",
+					n->name, what, (unsigned long long)list[i].epoch);
 		return;
 	}
 	if (state->ops)
-		world_violation(w, "%s resumes a state that was not captured lately (%llu operations)", n->name, (unsigned long long)state->ops);
+		world_violation(w, "%s %s a state that was not captured lately (%llu operations)",
+				n->name, what, (unsigned long long)state->ops);
+}
+
+void check_takeover(struct node *n, const struct machine_state *state)
+{
+	n->world->takeovers++;
+	check_resumable(n, state, "resumes");
+}
+
+void check_standby(struct node *n)
+{
+	const struct ft_standby *s = &n->engine->standby;
+	struct machine_state state;
+
+	if (!s->committed || ft_engine_state(n->engine) != FT_STANDBY)
+		return;
+	memcpy(&state, s->stage.state[s->stage.staging ^ 1], sizeof state);
+	check_resumable(n, &state, "holds");
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The simulated guest and its VMM. One request is one atomic step: it writes some pages and a disk block, extends the chain and answers. */
+/* The simulated guest and its VMM. One request is one atomic step: it writes some pages and a disk
+ * block, extends the chain and answers. */
 #include "tests/sim/world.h"
 
 #include <errno.h>
@@ -18,8 +19,11 @@ static void write_page(struct machine *m, unsigned page)
 	struct world *w = m->node->world;
 	uint64_t value = world_random(w);
 
-	memcpy(m->ram + page * VMM_PAGE_BYTES + world_range(w, 0, 500) * 8, &value, sizeof value);
+	memcpy(m->ram + page * VMM_PAGE_BYTES +
+		       world_range(w, 0, world_chance(w, 50) ? 7 : 500) * 8,
+	       &value, sizeof value);
 	m->dirty[page] = 1;
+	m->page_stale[page] = true;
 }
 
 void machine_request(struct machine *m, uint64_t request)
@@ -37,27 +41,74 @@ void machine_request(struct machine *m, uint64_t request)
 	memset(block, (int)(request & 0xff), sizeof block);
 	memcpy(block, &m->state.chain, sizeof m->state.chain);
 	memcpy(n->disk.blocks[at], block, SIM_BLOCK);
+	m->block_stale[at] = true;
 	m->state.next_block++;
 	if (n->disk_tap)
 		sim_tap_output(n->disk_tap, TAP_DISK_WRITE, at * SIM_BLOCK, block, SIM_BLOCK);
 	answer.parent = m->state.chain;
 	m->state.ops++;
-	m->state.chain = (XXH3_64bits_withSeed(&request, sizeof request, m->state.chain) ^ world_random(w)) | 1;
+	m->state.chain =
+		(XXH3_64bits_withSeed(&request, sizeof request, m->state.chain) ^ world_random(w)) |
+		1;
 	answer.op = m->state.ops;
 	answer.chain = m->state.chain;
 	check_executed(w, answer.op, answer.chain, answer.parent);
 	if (n->net_tap)
 		sim_tap_output(n->net_tap, TAP_NET, 0, &answer, sizeof answer);
 	else
-		check_output(n, &(struct tap_record){.kind = TAP_NET, .len = sizeof answer, .data = (uint8_t *)&answer});
+		check_output(n, &(struct tap_record){.kind = TAP_NET,
+						     .len = sizeof answer,
+						     .data = (uint8_t *)&answer});
 }
 
 uint64_t machine_hash(const struct machine *m, const struct machine_state *state)
 {
-	uint64_t ram = XXH3_64bits(m->ram, SIM_PAGES * VMM_PAGE_BYTES);
-	uint64_t disk = XXH3_64bits(m->node->disk.blocks, sizeof m->node->disk.blocks);
+	uint64_t sum = (state->chain * 7) ^ state->ops;
 
-	return ram ^ (disk * 3) ^ (state->chain * 7) ^ state->ops;
+	for (unsigned i = 0; i < SIM_PAGES; i++)
+		sum += XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
+	for (unsigned i = 0; i < SIM_BLOCKS; i++)
+		sum += XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+	return sum;
+}
+
+/* The same, from what was written since the last time: a running machine is hashed at every
+ * checkpoint. */
+uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state)
+{
+	uint64_t sum = (state->chain * 7) ^ state->ops;
+
+	for (unsigned i = 0; i < SIM_PAGES; i++) {
+		if (m->page_stale[i])
+			m->page_sum[i] = XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES,
+							      VMM_PAGE_BYTES, i);
+		m->page_stale[i] = false;
+		sum += m->page_sum[i];
+	}
+	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+		if (m->block_stale[i])
+			m->block_sum[i] = XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK,
+							       SIM_PAGES + i);
+		m->block_stale[i] = false;
+		sum += m->block_sum[i];
+	}
+	return sum;
+}
+
+static void all_stale(struct machine *m)
+{
+	memset(m->page_stale, 1, sizeof m->page_stale);
+	memset(m->block_stale, 1, sizeof m->block_stale);
+}
+
+void machine_forget_page(struct machine *m)
+{
+	unsigned page = (unsigned)world_range(m->node->world, 0, SIM_PAGES - 1);
+
+	if (world_chance(m->node->world, 3))
+		memcpy(m->ram + page * VMM_PAGE_BYTES, m->shadow[page], sizeof m->shadow[page]);
+	for (unsigned i = 0; i < SIM_PAGES; i++)
+		memcpy(m->shadow[i], m->ram + i * VMM_PAGE_BYTES, sizeof m->shadow[i]);
 }
 
 static struct machine *machine_of(struct vmm *vmm)
@@ -139,11 +190,13 @@ static int m_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *er
 	return 0;
 }
 
-static int m_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target, struct ft_err *err)
+static int m_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
+			struct ft_err *err)
 {
 	(void)err;
 	for (size_t i = 0; i < n; i++)
-		memcpy(target + i * VMM_PAGE_BYTES, machine_of(vmm)->ram + pfns[i] * VMM_PAGE_BYTES, VMM_PAGE_BYTES);
+		memcpy(target + i * VMM_PAGE_BYTES, machine_of(vmm)->ram + pfns[i] * VMM_PAGE_BYTES,
+		       VMM_PAGE_BYTES);
 	return 0;
 }
 
@@ -154,29 +207,32 @@ static int m_prepare(struct vmm *vmm, struct ft_err *err)
 	return 0;
 }
 
-static int copy_pending(struct machine *m, struct ft_bitmap *pending, struct vmm_capture *c, const struct vmm_hold_hooks *hooks)
+static int copy_pending(struct machine *m, struct ft_bitmap *pending, struct vmm_capture *c,
+			const struct vmm_hold_hooks *hooks)
 {
-	for (uint64_t i = ft_bitmap_next(pending, 0); i < pending->bits; i = ft_bitmap_next(pending, i + 1)) {
+	for (uint64_t i = ft_bitmap_next(pending, 0); i < pending->bits;
+	     i = ft_bitmap_next(pending, i + 1)) {
 		if (c->pages_n == c->pages_max && hooks->full(hooks->ctx, c))
 			return -EPIPE;
-		memcpy(c->pages + c->pages_n * VMM_PAGE_BYTES, m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES);
+		memcpy(c->pages + c->pages_n * VMM_PAGE_BYTES, m->ram + i * VMM_PAGE_BYTES,
+		       VMM_PAGE_BYTES);
 		c->pfns[c->pages_n++] = i;
 	}
 	return 0;
 }
 
-static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *c, const struct vmm_hold_hooks *hooks,
-			bool keep_stopped, struct ft_err *err)
+static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *c,
+			const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err)
 {
 	struct machine *m = machine_of(vmm);
 	struct world *w = m->node->world;
-	bool fail = w->checkpoint_fails_next[m->node->id], early = world_chance(w, 50);
+	bool fail = m->node->checkpoint_fails, early = world_chance(w, 50);
+	uint64_t stopped = w->now;
 	int rc;
 
-	if (!m->running)
+	if (!m->running || !node_step(m->node))
 		return ft_err_set(err, ESRCH, "sim: not running");
-	if (fail)
-		w->checkpoint_fails_next[m->node->id] = false;
+	m->node->checkpoint_fails = fail && world_chance(w, 40); /* sometimes it keeps failing */
 	if (fail && early)
 		return ft_err_set(err, EIO, "sim: save failed before the guest stopped");
 	hooks->stopped(hooks->ctx);
@@ -184,7 +240,10 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 		machine_request(m, world_random(w));
 	m_harvest(vmm, pending, NULL);
 	rc = copy_pending(m, pending, c, hooks);
-	if (rc || fail) {
+	if (w->now - stopped > VMM_HOLD_MAX_MS * MS)
+		world_violation(w, "%s: the guest was held for %llu ms", m->node->name,
+				(unsigned long long)((w->now - stopped) / MS));
+	if (rc || fail || !node_step(m->node)) {
 		if (w->mutant == MUTANT_ABORT_FORGETS)
 			ft_bitmap_clear_all(pending);
 		return ft_err_set(err, EIO, "sim: save failed");
@@ -232,7 +291,8 @@ static uint8_t *m_image(struct vmm *vmm)
 	return machine_of(vmm)->ram;
 }
 
-static int state_read(const uint8_t *state, size_t len, struct machine_state *out, struct ft_err *err)
+static int state_read(const uint8_t *state, size_t len, struct machine_state *out,
+		      struct ft_err *err)
 {
 	if (len != sizeof *out)
 		return ft_err_set(err, EPROTO, "sim: state of %zu bytes", len);
@@ -243,8 +303,14 @@ static int state_read(const uint8_t *state, size_t len, struct machine_state *ou
 static int m_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
 {
 	struct machine_state s;
+	struct node *n = machine_of(vmm)->node;
 
-	(void)vmm;
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->trial_fails) {
+		n->trial_fails = false;
+		return ft_err_set(err, EINVAL, "sim: it does not load");
+	}
 	return state_read(state, len, &s, err);
 }
 
@@ -255,7 +321,10 @@ static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft
 
 	if (rc)
 		return rc;
+	if (!node_step(m->node))
+		return ft_err_set(err, EINTR, "dying");
 	check_takeover(m->node, &m->state);
+	all_stale(m);
 	m->armed = false;
 	m->running = true;
 	return 0;
@@ -277,10 +346,29 @@ static long m_peek(struct vmm *vmm, long max)
 }
 
 static const struct vmm_ops machine_ops = {
-	.kind = "sim", .info = m_info, .status = m_status, .poll_fd = m_poll_fd, .poll = m_poll, .check = m_check, .taps_in = m_taps_in,
-	.taps_out = m_taps_out, .track_start = m_track_start, .track_stop = m_track_stop, .harvest = m_harvest, .dirty_peek = m_peek,
-	.read_pages = m_read_pages, .checkpoint_prepare = m_prepare, .checkpoint = m_checkpoint, .stop = m_stop, .cont = m_cont,
-	.quit = m_quit, .ram_digest = m_digest, .image = m_image, .trial = m_trial, .resume = m_resume, .free = m_free,
+	.kind = "sim",
+	.info = m_info,
+	.status = m_status,
+	.poll_fd = m_poll_fd,
+	.poll = m_poll,
+	.check = m_check,
+	.taps_in = m_taps_in,
+	.taps_out = m_taps_out,
+	.track_start = m_track_start,
+	.track_stop = m_track_stop,
+	.harvest = m_harvest,
+	.dirty_peek = m_peek,
+	.read_pages = m_read_pages,
+	.checkpoint_prepare = m_prepare,
+	.checkpoint = m_checkpoint,
+	.stop = m_stop,
+	.cont = m_cont,
+	.quit = m_quit,
+	.ram_digest = m_digest,
+	.image = m_image,
+	.trial = m_trial,
+	.resume = m_resume,
+	.free = m_free,
 };
 
 struct machine *machine_new(struct node *node, bool armed)
@@ -291,6 +379,7 @@ struct machine *machine_new(struct node *node, bool armed)
 		abort();
 	m->vmm.ops = &machine_ops;
 	m->node = node;
+	all_stale(m);
 	m->armed = armed;
 	m->running = !armed;
 	m->state.magic = MACHINE_MAGIC;

@@ -1,78 +1,160 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A host: the engine's environment over the simulated world. A crash ends the process (and the machine, where a keeper would), the disk
- * stays. */
+/* A host: the engine's environment over the simulated world. A crash ends the process (and the
+ * machine, where a keeper would), the disk stays. */
 #include "tests/sim/world.h"
+
+#include "ft/engine_internal.h" /* white box: was the guest protected? */
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define CONNECT_US_MIN 100
-#define CONNECT_US_MAX 2000
+#define CONNECT_US_MIN	100
+#define CONNECT_US_MAX	2000
 #define CONNECT_TIMEOUT (3 * S)
+#define OVERFLOW_MAX	(4u << 20) /* a world of this size never needs more */
 
 static struct node *other(struct node *n)
 {
 	return &n->world->nodes[1 - n->id];
 }
 
-/* ---- arbiter: one record, reached with latency ---- */
+bool node_step(struct node *n)
+{
+	if (n->dying || n->crashed)
+		return false;
+	if (n->crash_in && --n->crash_in == 0) {
+		n->dying = true; /* world_step() does the rest when the engine has returned */
+		return false;
+	}
+	return true;
+}
+
+/* ---- arbiter: one record, reached with latency. A request may be lost, or its answer, or it may
+ * be late ---- */
 
 struct question {
 	struct node *from;
-	bool swap;
+	bool swap, told;
 	uint64_t expected;
 	struct ft_grant_record want;
 	ft_arbiter_fn *fn;
 	void *ctx;
+	unsigned uses;
+	uint64_t incarnation;
+	struct question *next, **link; /* all of the world */
 };
 
-static void answer(void *ctx, uint64_t arg)
+static void question_done(struct question *q)
 {
-	struct question *q = ctx;
-	struct world *w = q->from->world;
-	struct ft_grant_record now = w->arbiter;
-	enum ft_arbiter_answer a = FT_ARBITER_GRANTED;
-
-	if (arg) {
-		a = FT_ARBITER_UNREACHABLE;
-	} else if (q->swap && !w->options.arbiter_file) {
-		bool primary = ft_engine_state(q->from->engine) != FT_STANDBY;
-
-		a = (w->options.survivor == FT_SURVIVOR_PRIMARY && primary) || (w->options.survivor == FT_SURVIVOR_STANDBY && !primary)
-			    ? FT_ARBITER_GRANTED
-			    : FT_ARBITER_UNDECIDED;
-		now = q->want;
-	} else if (q->swap) {
-		bool same = q->want.generation == q->expected;
-
-		if (w->arbiter.generation != q->expected || (same && strcmp(w->arbiter.holder, q->want.holder)))
-			a = w->mutant == MUTANT_GRANT_ALL ? FT_ARBITER_GRANTED : FT_ARBITER_LOST;
-		if (a == FT_ARBITER_GRANTED) {
-			w->arbiter = q->want;
-			now = q->want;
-		}
-	}
-	world_log(w, "%s: arbiter %s generation %llu: %s", q->from->name, q->swap ? "swap to" : "read",
-		  (unsigned long long)(q->swap ? q->want.generation : now.generation),
-		  (const char *[]){"granted", "lost", "unreachable", "undecided"}[a]);
-	q->fn(q->ctx, a, &now, a == FT_ARBITER_UNREACHABLE ? "no route" : "");
+	if (--q->uses)
+		return;
+	*q->link = q->next;
+	if (q->next)
+		q->next->link = q->link;
 	free(q);
 }
 
-static void ask(struct ft_arbiter *a, bool swap, uint64_t expected, const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+void node_forget_questions(struct world *w)
+{
+	while (w->questions) {
+		struct question *q = w->questions;
+
+		w->questions = q->next;
+		free(q);
+	}
+}
+
+static enum ft_arbiter_answer apply(struct question *q)
+{
+	struct world *w = q->from->world;
+	bool same = q->want.generation == q->expected;
+
+	if (!q->swap)
+		return FT_ARBITER_GRANTED;
+	if (w->mutant != MUTANT_GRANT_ALL && (w->arbiter.generation != q->expected ||
+					      (same && strcmp(w->arbiter.holder, q->want.holder))))
+		return FT_ARBITER_LOST;
+	w->arbiter = q->want;
+	return FT_ARBITER_GRANTED;
+}
+
+static void tell(struct question *q, enum ft_arbiter_answer a)
+{
+	struct node *n = q->from;
+	struct ft_grant_record now = n->world->arbiter;
+
+	if (q->told || n->crashed || n->incarnation != q->incarnation)
+		return;
+	q->told = true;
+	world_log(n->world, "%s: arbiter %s generation %llu: %s", n->name,
+		  q->swap ? "swap to" : "read",
+		  (unsigned long long)(q->swap ? q->want.generation : now.generation),
+		  (const char *[]){"granted", "lost", "unreachable", "undecided"}[a]);
+	q->fn(q->ctx, a, &now, a == FT_ARBITER_UNREACHABLE ? "no route" : "");
+}
+
+static void on_arrival(void *ctx, uint64_t answer_is_lost)
+{
+	struct question *q = ctx;
+	enum ft_arbiter_answer a = apply(q);
+
+	if (answer_is_lost && q->swap && a == FT_ARBITER_GRANTED)
+		world_log(q->from->world,
+			  "%s: arbiter swap to generation %llu happened, unanswered", q->from->name,
+			  (unsigned long long)q->want.generation);
+	if (!answer_is_lost)
+		tell(q, a);
+	question_done(q);
+}
+
+static void on_deadline(void *ctx, uint64_t arg)
+{
+	struct question *q = ctx;
+
+	(void)arg;
+	tell(q, FT_ARBITER_UNREACHABLE);
+	question_done(q);
+}
+
+static void ask(struct ft_arbiter *a, bool swap, uint64_t expected,
+		const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
 {
 	struct node *n = (struct node *)((char *)a - offsetof(struct node, arbiter));
+	struct world *w = n->world;
 	struct question *q = calloc(1, sizeof *q);
-	bool down = n->world->arbiter_down;
+	bool unreachable = w->arbiter_down || n->arbiter_cut,
+	     arrives = !unreachable || world_chance(w, 40);
+	uint64_t in = unreachable ? world_range(w, 1, 4000) * MS
+				  : world_range(w, 100, world_chance(w, 95) ? 5000 : 1500000) * US;
 
 	if (!q)
 		abort();
-	*q = (struct question){.from = n, .swap = swap, .expected = expected, .fn = fn, .ctx = ctx};
+	*q = (struct question){.from = n,
+			       .swap = swap,
+			       .expected = expected,
+			       .fn = fn,
+			       .ctx = ctx,
+			       .uses = 1,
+			       .incarnation = n->incarnation};
 	if (want)
 		q->want = *want;
-	world_after(n->world, down ? FT_ARBITER_DEADLINE_MS * MS : world_range(n->world, 100, 5000) * US, n, answer, q, down);
+	if (!node_step(n)) {
+		free(q);
+		return;
+	}
+	q->next = w->questions;
+	q->link = &w->questions;
+	if (q->next)
+		q->next->link = &q->next;
+	w->questions = q;
+	/* The deadline is the asker's own, so it sleeps with it; the request does not. */
+	world_wait(w, FT_ARBITER_DEADLINE_MS * MS, n, on_deadline, q);
+	if (arrives) {
+		q->uses++;
+		world_after(w, in, NULL, on_arrival, q, unreachable);
+	}
 }
 
 static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
@@ -80,7 +162,8 @@ static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
 	ask(a, false, 0, NULL, fn, ctx);
 }
 
-static void arbiter_swap(struct ft_arbiter *a, uint64_t expected, const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
+static void arbiter_swap(struct ft_arbiter *a, uint64_t expected,
+			 const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
 {
 	ask(a, true, expected, want, fn, ctx);
 }
@@ -90,8 +173,8 @@ static void arbiter_free(struct ft_arbiter *a)
 	(void)a;
 }
 
-static const struct ft_arbiter_ops arbiter_file = {.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
-static const struct ft_arbiter_ops arbiter_none = {.type = "none", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
+static const struct ft_arbiter_ops arbiter_file = {
+	.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
 
 /* ---- environment ---- */
 
@@ -134,8 +217,6 @@ static void on_dial(void *ctx, uint64_t number)
 		return; /* hung up */
 	n->dial_number[heartbeat] = 0;
 	link = net_connect(n, other(n));
-	if (!n->engine)
-		return;
 	ft_engine_dialed(n->engine, heartbeat, link, link ? NULL : &err);
 }
 
@@ -143,12 +224,14 @@ static void env_dial(void *ctx, bool heartbeat)
 {
 	struct node *n = ctx;
 	struct world *w = n->world;
-	bool silent = w->link_cut || other(n)->frozen;
+	bool silent = net_silent(n, other(n));
 
-	if (n->dial_number[heartbeat])
+	if (n->dial_number[heartbeat] || !node_step(n))
 		return;
 	n->dial_number[heartbeat] = ++w->seq;
-	world_after(w, silent ? CONNECT_TIMEOUT : world_range(w, CONNECT_US_MIN, CONNECT_US_MAX) * US, n, on_dial, n, n->dial_number[heartbeat]);
+	world_after(w,
+		    silent ? CONNECT_TIMEOUT : world_range(w, CONNECT_US_MIN, CONNECT_US_MAX) * US,
+		    n, on_dial, n, n->dial_number[heartbeat]);
 }
 
 static void env_hang_up(void *ctx)
@@ -156,6 +239,9 @@ static void env_hang_up(void *ctx)
 	struct node *n = ctx;
 
 	n->dial_number[0] = n->dial_number[1] = 0;
+	if (n->world->mutant == MUTANT_RELEASE_ON_LOSS && n->net_tap &&
+	    ft_engine_state(n->engine) == FT_PROTECTED)
+		n->net_tap->ops->release(n->net_tap, UINT64_MAX - 1, NULL);
 }
 
 static int env_taps_in(void *ctx, struct ft_err *err)
@@ -194,7 +280,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 {
 	(void)ctx;
 	(void)err;
-	setup->vmm = (char *)(uintptr_t)"sim";
+	setup->vmm = (char *)(uintptr_t) "sim";
 	setup->ram_bytes = SIM_PAGES * VMM_PAGE_BYTES;
 	return 0;
 }
@@ -204,7 +290,8 @@ static void env_disks_all_behind(void *ctx)
 	sim_disk_tap_all_behind(((struct node *)ctx)->disk_tap);
 }
 
-static int env_disk_next(void *ctx, uint8_t *data, uint32_t max, struct ft_disk_chunk *chunk, struct ft_err *err)
+static int env_disk_next(void *ctx, uint8_t *data, uint32_t max, struct ft_disk_chunk *chunk,
+			 struct ft_err *err)
 {
 	(void)max;
 	(void)err;
@@ -241,6 +328,12 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 {
 	struct node *n = ctx;
 
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->arm_fails) {
+		n->arm_fails = false;
+		return ft_err_set(err, ENOMEM, "sim: cannot start a VM");
+	}
 	if (strcmp(setup->vmm, "sim"))
 		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
 	n->machine = machine_new(n, true);
@@ -253,30 +346,64 @@ static void env_disarm(void *ctx)
 	env_vm_end(ctx);
 }
 
-static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len, struct ft_err *err)
+static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len,
+		      struct ft_err *err)
 {
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
 	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
 		return ft_err_set(err, EPROTO, "disk: bad range");
 	memcpy(n->disk.blocks[offset / SIM_BLOCK], data, len);
 	return 0;
 }
 
-static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err)
+static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
+			  struct ft_err *err)
 {
-	return write_disk(ctx, chunk->offset, data, chunk->bytes, err);
+	struct node *n = ctx;
+
+	if (n->world->mutant == MUTANT_SYNC_HOLE && world_chance(n->world, 1))
+		return 0;
+	return write_disk(n, chunk->offset, data, chunk->bytes, err);
 }
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
-	return write_disk(ctx, rec->arg, rec->data, rec->len, err);
+	struct node *n = ctx;
+
+	if (n->apply_fails) {
+		n->apply_fails = false;
+		return ft_err_set(err, EIO, "sim: disk");
+	}
+	if (n->world->mutant == MUTANT_FORGET_APPLY && world_chance(n->world, 2))
+		return 0;
+	return write_disk(n, rec->arg, rec->data, rec->len, err);
 }
 
 static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
 {
-	(void)ctx;
+	struct node *n = ctx;
+
 	(void)generation;
 	(void)epoch;
-	(void)err;
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->world->mutant == MUTANT_FORGET_PAGE)
+		machine_forget_page(n->machine);
+	return 0;
+}
+
+static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	(void)generation;
+	(void)epoch;
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->resume_busy && world_chance(n->world, 80))
+		return ft_err_set(err, EBUSY, "sim: the old primary still holds the disk");
+	n->resume_busy = false;
 	return 0;
 }
 
@@ -295,7 +422,14 @@ static int env_store_outdate(void *ctx, struct ft_err *err)
 
 static void env_generation(void *ctx, uint64_t generation)
 {
-	((struct node *)ctx)->remembered_generation = generation;
+	struct node *n = ctx;
+	enum ft_state state = ft_engine_state(n->engine);
+
+	if (!node_step(n))
+		return;
+	n->remembered_generation = generation;
+	if (state != FT_STANDBY && state != FT_STARTING && generation > n->world->ran_generation)
+		n->world->ran_generation = generation;
 }
 
 static void env_changed(void *ctx)
@@ -304,17 +438,41 @@ static void env_changed(void *ctx)
 
 	if (n->engine && ft_engine_state(n->engine) != (enum ft_state)n->state_told) {
 		n->state_told = (int)ft_engine_state(n->engine);
-		world_log(n->world, "%s: %s: %s", n->name, ft_state_name(ft_engine_state(n->engine)), ft_engine_reason(n->engine));
+		if (n->none)
+			ft_arbiter_none_set_side(n->none, n->state_told == FT_STANDBY
+								  ? FT_SIDE_STANDBY
+								  : FT_SIDE_PRIMARY);
+		world_log(n->world, "%s: %s: %s", n->name,
+			  ft_state_name(ft_engine_state(n->engine)), ft_engine_reason(n->engine));
 	}
 }
 
 const struct ft_env_ops node_env = {
-	.now_ns = env_now, .wake_at = env_wake_at, .random = env_random, .dial = env_dial, .hang_up = env_hang_up,
-	.taps_in = env_taps_in, .taps_out = env_taps_out, .firing = env_firing, .describe = env_describe,
-	.disks_all_behind = env_disks_all_behind, .disk_next = env_disk_next, .disks_behind = env_disks_behind, .disks_yield = env_disks_yield, .guard = env_guard,
-	.vm_end = env_vm_end, .arm = env_arm, .disarm = env_disarm, .store_sync = env_store_sync, .store_apply = env_store_apply,
-	.store_commit = env_store_commit, .store_released = env_store_released, .store_activate = env_store_commit,
-	.store_outdate = env_store_outdate, .generation = env_generation, .changed = env_changed,
+	.now_ns = env_now,
+	.wake_at = env_wake_at,
+	.random = env_random,
+	.dial = env_dial,
+	.hang_up = env_hang_up,
+	.taps_in = env_taps_in,
+	.taps_out = env_taps_out,
+	.firing = env_firing,
+	.describe = env_describe,
+	.disks_all_behind = env_disks_all_behind,
+	.disk_next = env_disk_next,
+	.disks_behind = env_disks_behind,
+	.disks_yield = env_disks_yield,
+	.guard = env_guard,
+	.vm_end = env_vm_end,
+	.arm = env_arm,
+	.disarm = env_disarm,
+	.store_sync = env_store_sync,
+	.store_apply = env_store_apply,
+	.store_commit = env_store_commit,
+	.store_released = env_store_released,
+	.store_activate = env_store_activate,
+	.store_outdate = env_store_outdate,
+	.generation = env_generation,
+	.changed = env_changed,
 };
 
 /* ---- staging beyond its bound ---- */
@@ -323,6 +481,15 @@ static int overflow_write(void *ctx, uint64_t at, const uint8_t *data, size_t le
 {
 	struct overflow *o = ctx;
 
+	if (o->node->overflow_fails) {
+		o->node->overflow_fails = false;
+		return -ENOSPC;
+	}
+	if (at + len > OVERFLOW_MAX) {
+		world_violation(o->node->world, "%s: %llu bytes of staging beyond its bound",
+				o->node->name, (unsigned long long)(at + len));
+		return -ENOSPC;
+	}
 	if (at + len > o->room) {
 		o->room = (at + len) * 2;
 		o->bytes = realloc(o->bytes, o->room);
@@ -348,10 +515,12 @@ static void overflow_reset(void *ctx)
 	struct overflow *o = ctx;
 
 	free(o->bytes);
-	*o = (struct overflow){0};
+	o->bytes = NULL;
+	o->room = 0;
 }
 
-static const struct ft_overflow_ops overflow_ops = {.write = overflow_write, .read = overflow_read, .reset = overflow_reset};
+static const struct ft_overflow_ops overflow_ops = {
+	.write = overflow_write, .read = overflow_read, .reset = overflow_reset};
 
 /* ---- life ---- */
 
@@ -378,22 +547,36 @@ void node_start(struct node *n, bool primary)
 	const struct options *o = &n->world->options;
 	struct ft_err err = {0};
 	struct ft_engine_config config = {
-		.policy = {.trigger = o->trigger, .interval_ns = o->interval_ms * MS, .max_downtime_ns = 30 * MS, .max_overhead = 0.5},
+		.policy = {.trigger = o->trigger,
+			   .interval_ns = o->interval_ms * MS,
+			   .max_downtime_ns = 30 * MS,
+			   .max_overhead = 0.5},
 		.heartbeat_ms = o->heartbeat_ms,
 		.takeover_ms = o->takeover_ms,
 		.staging_bytes = o->staging_bytes,
-		.delta_base_bytes = 16 * 4096,
-		.generation = n->remembered_generation,
+		.delta_base_bytes = o->base_pages * 4096,
+		.generation =
+			n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
+		.takeover_manual = o->takeover_manual,
 		.overflow = &overflow_ops,
 		.overflow_ctx = {&n->overflow[0], &n->overflow[1], &n->overflow[2]},
 	};
 
 	snprintf(config.name, sizeof config.name, "guest");
 	snprintf(config.host_id, sizeof config.host_id, "%s", n->name);
-	n->arbiter.ops = o->arbiter_file ? &arbiter_file : &arbiter_none;
-	n->crashed = n->frozen = false;
+	n->arbiter.ops = &arbiter_file;
+	if (!o->arbiter_file)
+		n->none = ft_arbiter_none_new(o->survivor,
+					      primary ? FT_SIDE_PRIMARY : FT_SIDE_STANDBY);
+	n->crashed = n->frozen = n->powerless = false;
+	n->crash_in = 0;
+	n->released_op = 0;
 	n->state_told = -1;
-	if (ft_engine_new(&config, &node_env, n, &n->arbiter, &n->engine, &err)) {
+	n->waits_since_ns = n->world->now;
+	for (unsigned i = 0; i < 3; i++)
+		n->overflow[i].node = n;
+	if (ft_engine_new(&config, &node_env, n, n->none ? n->none : &n->arbiter, &n->engine,
+			  &err)) {
 		world_violation(n->world, "%s: cannot start: %s", n->name, err.text);
 		return;
 	}
@@ -405,22 +588,40 @@ void node_start(struct node *n, bool primary)
 	}
 }
 
-void node_crash(struct node *n, bool silent)
+/* Was the guest protected here, and the standby in reach? Then one fault may not cost it. */
+static bool protected_here(struct node *n)
 {
+	const struct ft_primary *p = &n->engine->primary;
+	const struct node *o = other(n);
+
+	return ft_engine_state(n->engine) == FT_PROTECTED && p->first_commit_done && !o->crashed &&
+	       o->engine->standby.committed &&
+	       (p->phase == PRIMARY_RUNNING || p->phase == PRIMARY_HANDING);
+}
+
+void node_crash(struct node *n, bool powerless)
+{
+	struct world *w = n->world;
+
 	if (n->crashed)
 		return;
-	world_log(n->world, "%s: CRASH%s", n->name, silent ? ", silently" : "");
-	net_node_gone(n, silent);
+	world_log(w, "%s: CRASH%s", n->name, powerless ? " of the host" : "");
+	if (!w->faults_over && w->options.faults == 1 && protected_here(n))
+		w->must_survive = true;
+	net_node_gone(n, powerless);
 	n->crashed = true;
-	n->crashed_ns = n->world->now;
+	n->powerless = powerless;
+	n->dying = false;
+	n->crashed_ns = w->now;
 	n->incarnation++;
 	n->dial_number[0] = n->dial_number[1] = 0;
 	n->output_told = false;
-	if (n->engine) {
-		taps_free(n);
-		ft_engine_free(n->engine);
-	}
+	taps_free(n);
+	ft_engine_free(n->engine);
 	n->engine = NULL;
+	if (n->none)
+		n->none->ops->free(n->none);
+	n->none = NULL;
 	for (unsigned i = 0; i < 3; i++)
 		overflow_reset(&n->overflow[i]);
 	if (n->machine)
@@ -436,9 +637,11 @@ void node_freeze(struct node *n, bool frozen)
 
 void node_vm_dies(struct node *n)
 {
-	if (!n->machine || n->crashed || n->machine->dead)
+	if (!n->machine || n->crashed || n->frozen || n->machine->dead)
 		return;
 	world_log(n->world, "%s: VM DIES", n->name);
+	if (n->world->options.faults == 1 && protected_here(n))
+		n->world->must_survive = true;
 	n->machine->running = false;
 	n->machine->dead = true;
 	ft_engine_vm_lost(n->engine, false, "VM process died");

@@ -24,7 +24,7 @@ struct sim_tap {
 	bool becomes_hold;
 	uint64_t open;
 	struct held *held;
-	unsigned n;
+	unsigned n, room;
 	uint8_t behind[SIM_BLOCKS];
 };
 
@@ -37,25 +37,34 @@ static void let_go(struct sim_tap *t, const struct held *h)
 {
 	struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len, .data = h->data};
 
-	if (!is_disk(t))
+	if (!is_disk(t) && !t->node->dying)
 		check_output(t->node, &rec);
 }
 
-static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const void *data, uint32_t len)
+static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const void *data,
+		   uint32_t len)
 {
 	struct held *h;
 
 	assert(len <= RECORD_DATA_MAX);
 	if (t->n == RECORDS_MAX) {
-		world_violation(t->node->world, "%s: tap holds more than %d outputs", t->node->name, RECORDS_MAX);
+		world_violation(t->node->world, "%s: tap holds more than %d outputs", t->node->name,
+				RECORDS_MAX);
 		return;
+	}
+	if (t->n == t->room) {
+		t->room = t->room ? t->room * 2 : 64;
+		t->held = realloc(t->held, t->room * sizeof *t->held);
+		if (!t->held)
+			abort();
 	}
 	h = &t->held[t->n++];
 	*h = (struct held){.epoch = t->open, .kind = kind, .arg = arg, .len = len};
 	memcpy(h->data, data, len);
 }
 
-void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data, uint32_t len)
+void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data,
+		    uint32_t len)
 {
 	struct sim_tap *t = (struct sim_tap *)tap;
 	struct held direct = {.kind = kind, .arg = arg, .len = len};
@@ -63,7 +72,8 @@ void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const voi
 	if (is_disk(t) && t->mode == TAP_TRACK) {
 		t->behind[arg / SIM_BLOCK] = 1;
 	} else if (t->mode == TAP_HOLD) {
-		if (is_disk(t) && t->node->world->mutant == MUTANT_FORGET_WRITE && world_chance(t->node->world, 3))
+		if (is_disk(t) && t->node->world->mutant == MUTANT_FORGET_WRITE &&
+		    world_chance(t->node->world, 3))
 			return;
 		append(t, kind, arg, data, len);
 		if (!is_disk(t) && tap->notify.output)
@@ -76,14 +86,21 @@ void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const voi
 
 static void release_up_to(struct sim_tap *t, uint64_t epoch)
 {
+	enum mutant mutant = t->node->world->mutant;
 	unsigned kept = 0;
 
 	for (unsigned i = 0; i < t->n; i++) {
+		if (t->held[i].epoch <= epoch && mutant != MUTANT_RELEASE_BACKWARDS)
+			let_go(t, &t->held[i]);
+		if (t->held[i].epoch <= epoch && mutant == MUTANT_RELEASE_TWICE)
+			let_go(t, &t->held[i]);
+	}
+	for (unsigned i = t->n; mutant == MUTANT_RELEASE_BACKWARDS && i-- > 0;)
 		if (t->held[i].epoch <= epoch)
 			let_go(t, &t->held[i]);
-		else
+	for (unsigned i = 0; i < t->n; i++)
+		if (t->held[i].epoch > epoch)
 			t->held[kept++] = t->held[i];
-	}
 	t->n = kept;
 }
 
@@ -111,7 +128,8 @@ static int sim_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 		t->open = epoch;
 		for (unsigned i = 0; is_disk(t) && i < SIM_BLOCKS; i++) {
 			if (t->behind[i])
-				append(t, TAP_DISK_WRITE, i * SIM_BLOCK, t->node->disk.blocks[i], SIM_BLOCK);
+				append(t, TAP_DISK_WRITE, i * SIM_BLOCK, t->node->disk.blocks[i],
+				       SIM_BLOCK);
 			t->behind[i] = 0;
 		}
 	}
@@ -121,30 +139,45 @@ static int sim_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 	return 0;
 }
 
-static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor, uint8_t *out, size_t room)
+static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor, uint8_t *out,
+			 size_t room)
 {
 	struct sim_tap *t = (struct sim_tap *)tap;
 	size_t used = 0;
 
-	for (; cursor->at < t->n; cursor->at++) {
+	if (t->node->world->mutant == MUTANT_OLD_EPOCHS_FORGOTTEN && epoch + 1 < t->open)
+		return 0;
+	for (; cursor->at < t->n && used < room; cursor->at++) {
 		const struct held *h = &t->held[cursor->at];
 		struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len};
+		uint8_t whole[TAP_RECORD_HEADER + RECORD_DATA_MAX];
+		size_t left;
 
 		if (h->epoch != epoch)
 			continue;
-		if (used + TAP_RECORD_HEADER + h->len > room)
+		/* A record may be cut anywhere; the rest goes into the next frame. */
+		tap_record_put_header(whole, &rec);
+		memcpy(whole + TAP_RECORD_HEADER, h->data, h->len);
+		left = TAP_RECORD_HEADER + h->len - cursor->offset;
+		if (left > room - used)
+			left = room - used;
+		memcpy(out + used, whole + cursor->offset, left);
+		used += left;
+		cursor->offset += left;
+		if (cursor->offset < TAP_RECORD_HEADER + h->len)
 			break;
-		tap_record_put_header(out + used, &rec);
-		memcpy(out + used + TAP_RECORD_HEADER, h->data, h->len);
-		used += TAP_RECORD_HEADER + h->len;
+		cursor->offset = 0;
 	}
 	return used;
 }
 
 static int sim_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
+	struct sim_tap *t = (struct sim_tap *)tap;
+
 	(void)err;
-	release_up_to((struct sim_tap *)tap, epoch);
+	if (node_step(t->node))
+		release_up_to(t, epoch);
 	return 0;
 }
 
@@ -158,7 +191,7 @@ static int sim_replay(struct tap *tap, const struct tap_record *rec, struct ft_e
 	struct sim_tap *t = (struct sim_tap *)tap;
 
 	(void)err;
-	if (t->node->world->mutant != MUTANT_NO_REPLAY)
+	if (t->node->world->mutant != MUTANT_NO_REPLAY && node_step(t->node))
 		check_output(t->node, rec);
 	return 0;
 }
@@ -175,9 +208,12 @@ static void sim_free(struct tap *tap)
 	free(tap);
 }
 
-#define SIM_TAP_OPS(NAME)                                                                                                                  \
-	{.kind = NAME, .set_mode = sim_set_mode, .close_epoch = sim_close_epoch, .export = sim_export, .release = sim_release,             \
-	 .discard = sim_discard, .replay = sim_replay, .stats = sim_stats, .free = sim_free}
+#define SIM_TAP_OPS(NAME)                                                                          \
+	{                                                                                          \
+		.kind = NAME, .set_mode = sim_set_mode, .close_epoch = sim_close_epoch,            \
+		.export = sim_export, .release = sim_release, .discard = sim_discard,              \
+		.replay = sim_replay, .stats = sim_stats, .free = sim_free                         \
+	}
 static const struct tap_ops net_ops = SIM_TAP_OPS("net"), disk_ops = SIM_TAP_OPS("disk");
 
 static void on_output(void *ctx)
@@ -197,10 +233,11 @@ static struct tap *tap_new(struct node *node, const struct tap_ops *ops, const c
 {
 	struct sim_tap *t = calloc(1, sizeof *t);
 
-	if (!t || !(t->held = calloc(RECORDS_MAX, sizeof *t->held)))
+	if (!t)
 		abort();
 	t->tap.ops = ops;
-	t->tap.notify = (struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};
+	t->tap.notify =
+		(struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};
 	t->node = node;
 	t->open = 1;
 	memcpy(t->tap.id, id, strlen(id) + 1);

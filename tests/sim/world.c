@@ -10,6 +10,7 @@ struct event {
 	uint64_t at, number;
 	struct node *owner;
 	uint64_t incarnation;
+	bool survives; /* a crash of its owner */
 	event_fn *fn;
 	void *ctx;
 	uint64_t arg;
@@ -80,10 +81,26 @@ static struct event pop(struct world *w)
 	return first;
 }
 
-void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx, uint64_t arg)
+void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx,
+		 uint64_t arg)
 {
-	push(w, (struct event){.at = w->now + in, .number = w->seq++, .owner = owner, .incarnation = owner ? owner->incarnation : 0,
-			       .fn = fn, .ctx = ctx, .arg = arg});
+	push(w, (struct event){.at = w->now + in,
+			       .number = w->seq++,
+			       .owner = owner,
+			       .incarnation = owner ? owner->incarnation : 0,
+			       .fn = fn,
+			       .ctx = ctx,
+			       .arg = arg});
+}
+
+void world_wait(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx)
+{
+	push(w, (struct event){.at = w->now + in,
+			       .number = w->seq++,
+			       .owner = owner,
+			       .survives = true,
+			       .fn = fn,
+			       .ctx = ctx});
 }
 
 bool world_step(struct world *w, uint64_t until)
@@ -93,8 +110,10 @@ bool world_step(struct world *w, uint64_t until)
 	if (w->violated || !w->heap_n || w->heap[0].at > until)
 		return false;
 	e = pop(w);
-	w->now = e.at;
-	if (e.owner && e.owner->incarnation != e.incarnation)
+	/* Something that blocks may have let time pass it by. */
+	if (e.at > w->now)
+		w->now = e.at;
+	if (e.owner && !e.survives && e.owner->incarnation != e.incarnation)
 		return true;
 	if (e.owner && e.owner->frozen) {
 		/* The same number, so the order within a node survives its sleep. */
@@ -103,6 +122,9 @@ bool world_step(struct world *w, uint64_t until)
 		return true;
 	}
 	e.fn(e.ctx, e.arg);
+	for (unsigned i = 0; i < SIM_NODES; i++)
+		if (w->nodes[i].dying)
+			node_crash(&w->nodes[i], w->nodes[i].powerless);
 	return true;
 }
 
@@ -123,7 +145,7 @@ void world_violation(struct world *w, const char *fmt, ...)
 {
 	va_list ap;
 
-	if (w->violated)
+	if (w->violated || w->mutant == MUTANT_HOSTILE)
 		return;
 	w->violated = true;
 	va_start(ap, fmt);

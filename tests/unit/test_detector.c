@@ -50,6 +50,23 @@ static uint64_t loop(struct ft_detector *d, uint64_t now, uint64_t end, uint64_t
 	return 0;
 }
 
+/* Silence that was announced is not held against the peer; a heartbeat after it is worth no more
+ * than any other. */
+static void test_announced_silence(void **state)
+{
+	struct ft_detector d;
+	unsigned calls;
+	uint64_t at;
+
+	(void)state;
+	ft_detector_start(&d, 1, HEARTBEAT_MS, SILENCE_MS);
+	ft_detector_beat(&d, 1, 2000 * MS);
+	assert_int_equal(loop(&d, 1, 1900 * MS, 0, 0, &calls), 0);
+	ft_detector_beat(&d, 1900 * MS, 0);
+	at = loop(&d, 1900 * MS, 4000 * MS, 0, 0, &calls);
+	assert_in_range(at, 2200 * MS, 2210 * MS);
+}
+
 static void test_silence(void **state)
 {
 	struct ft_detector d;
@@ -118,10 +135,31 @@ static void test_old_times(void **state)
 	assert_int_equal(d.checked_ns, 1090 * MS);
 }
 
+static void test_patience(void **state)
+{
+	struct ft_detector d;
+	uint64_t ms = 1000000, now = 1000 * ms;
+
+	(void)state;
+	ft_detector_start(&d, now, 50, 300);
+	ft_detector_beat(&d, now, 2000 * ms);
+	for (uint64_t t = 0; t < 2000; t += 50)
+		assert_false(ft_detector_suspect(&d, now + t * ms));
+	assert_true(ft_detector_suspect(&d, now + 2000 * ms));
+	/* An ordinary heartbeat takes the request back: silence counts again from there. */
+	ft_detector_beat(&d, now + 2010 * ms, 9000 * ms);
+	ft_detector_beat(&d, now + 2020 * ms, 0);
+	for (uint64_t t = 2020; t < 2320; t += 50)
+		assert_false(ft_detector_suspect(&d, now + t * ms));
+	assert_true(ft_detector_suspect(&d, now + 2320 * ms));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_patience),
 		cmocka_unit_test(test_heartbeats),
+		cmocka_unit_test(test_announced_silence),
 		cmocka_unit_test(test_silence),
 		cmocka_unit_test(test_frozen_ourselves),
 		cmocka_unit_test(test_old_times),

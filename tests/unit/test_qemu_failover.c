@@ -9,6 +9,7 @@
 static struct qemu_config pc, sc;
 static struct vmm *p, *s;
 static struct staging st;
+static struct keeper *keeper;
 static int tcp;
 static char lost_why[256];
 
@@ -25,7 +26,9 @@ static void starts(void **state)
 	struct vmm_info info;
 
 	(void)state;
+	assert_ok(keeper_start(VMM_HOLD_MAX_MS, &keeper, err));
 	pc = guest_config("p", "");
+	pc.keeper = keeper;
 	sc = guest_config("s", "");
 	guest_make_disk(pc.disks[0].image);
 	assert_ok(qemu_start(&pc, &p, err));
@@ -110,7 +113,7 @@ static void an_agent_restarts(void **state)
 	assert_ok(p->ops->checkpoint_prepare(p, err));
 	p->ops->info(p, &before);
 	p->ops->free(p); /* half a command is left in the monitor */
-	assert_ok(qemu_attach(guest_path("p.qmp"), "p", guest_run, NULL, &p, err));
+	assert_ok(qemu_attach(guest_path("p.qmp"), "p", guest_run, keeper, &p, err));
 	p->ops->info(p, &after);
 	/* The path by which QEMU was given its image is the one it reports. */
 	assert_memory_equal(&before, &after, sizeof before);
@@ -297,6 +300,7 @@ static void a_death_is_told(void **state)
 	s->ops->quit(s, true, 100); /* idempotent */
 	s->ops->free(s);
 	staging_free(&st);
+	keeper_stop(keeper);
 	close(tcp);
 }
 

@@ -26,6 +26,8 @@ static void on_signal(evutil_socket_t number, short what, void *ctx)
 	agent_stop(ctx, number == SIGTERM ? "SIGTERM" : "SIGINT");
 }
 
+static void on_leaving(evutil_socket_t fd, short what, void *ctx);
+
 static int make_loop(struct agent *a, struct ft_err *err)
 {
 	struct event_config *config = event_config_new();
@@ -38,13 +40,14 @@ static int make_loop(struct agent *a, struct ft_err *err)
 	a->base = event_base_new_with_config(config);
 	event_config_free(config);
 	a->tick = a->base ? evtimer_new(a->base, on_tick, a) : NULL;
-	for (unsigned i = 0; i < 2 && a->tick; i++) {
+	a->leaving = a->base ? evtimer_new(a->base, on_leaving, a) : NULL;
+	for (unsigned i = 0; i < 2 && a->tick && a->leaving; i++) {
 		a->signals[i] = evsignal_new(a->base, numbers[i], on_signal, a);
 		if (!a->signals[i] || event_add(a->signals[i], NULL))
 			return ft_err_set(err, ENOMEM, "event loop: out of memory");
 	}
 	signal(SIGPIPE, SIG_IGN);
-	return a->tick ? 0 : ft_err_set(err, ENOMEM, "event loop: out of memory");
+	return a->tick && a->leaving ? 0 : ft_err_set(err, ENOMEM, "event loop: out of memory");
 }
 
 static int make_arbiter(struct agent *a, struct ft_err *err)
@@ -107,6 +110,29 @@ void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffi
 	memcpy(out + dir + 1 + name, suffix, tail + 1);
 }
 
+/* A guest that runs here already decides, whatever the command line says: a service manager restarts an agent with the words that it was
+ * started with, and a standby may have taken over since. */
+static int start_role(struct agent *a, struct ft_err *err)
+{
+	struct memory m;
+	int rc = -ENOENT;
+
+	memory_load(a->run_dir, a->config.name, &m);
+	if (!m.elsewhere)
+		rc = guest_find_again(a, err);
+	if (rc == -ENOENT && a->incoming) {
+		ft_engine_start_standby(a->engine);
+		return 0;
+	}
+	if (rc == -ENOENT)
+		rc = may_start(a, err);
+	if (!rc && !a->vmm)
+		rc = guest_start(a, err);
+	if (!rc)
+		ft_engine_start_solo(a->engine, a->vmm);
+	return rc;
+}
+
 int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 {
 	struct ctl_server_ops ctl = agent_ctl_ops;
@@ -131,15 +157,9 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = make_engine(a, err);
 	if (!rc && incoming)
 		rc = peer_listen(a, incoming, err);
-	if (!rc && !incoming)
-		rc = guest_start(a, err);
-	if (rc)
-		return rc;
-	if (incoming)
-		ft_engine_start_standby(a->engine);
-	else
-		ft_engine_start_solo(a->engine, a->vmm);
-	return 0;
+	if (!rc)
+		rc = start_role(a, err);
+	return rc;
 }
 
 void agent_run(struct agent *a)
@@ -155,12 +175,58 @@ void agent_end(struct agent *a, enum agent_exit code)
 	event_base_loopexit(a->base, &(struct timeval){0});
 }
 
+static void stop_now(struct agent *a)
+{
+	ft_engine_stop(a->engine, a->stop_why);
+	if (a->vmm && a->vm_ours)
+		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED, AGENT_POWERDOWN_MS);
+	requests_answer(&a->stop_call, NULL);
+	agent_end(a, AGENT_OK);
+}
+
+static void on_leaving(evutil_socket_t fd, short what, void *ctx)
+{
+	(void)fd;
+	(void)what;
+	stop_now(ctx);
+}
+
+/* A peer is there that has, or will have, the guest too. */
+static bool has_standby(struct agent *a)
+{
+	struct ft_engine_status s;
+
+	ft_engine_status(a->engine, &s);
+	return (s.state == FT_SYNCING || s.state == FT_PROTECTED) && !s.waiting_for_decision;
+}
+
 void agent_stop(struct agent *a, const char *why)
 {
-	ft_engine_stop(a->engine, why);
-	if (a->vmm && a->vm_ours)
-		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED && !a->incoming, AGENT_POWERDOWN_MS);
-	agent_end(a, AGENT_OK);
+	struct timeval limit = {.tv_sec = AGENT_LEAVE_MS / 1000};
+	bool again = a->stop_why[0];
+
+	snprintf(a->stop_why, sizeof a->stop_why, "%s", why);
+	/* To leave a lost standby is a decision, and a stop is none. */
+	if (again || !has_standby(a) || ft_engine_cancel(a->engine, NULL) || !has_standby(a))
+		stop_now(a);
+	else
+		evtimer_add(a->leaving, &limit);
+}
+
+/* From inside the engine, so what follows comes one turn of the loop later. */
+void agent_left(struct agent *a)
+{
+	struct ft_engine_status s;
+	struct ft_err err = {0};
+
+	if ((!a->cancel_call && !a->stop_why[0]) || has_standby(a))
+		return;
+	ft_engine_status(a->engine, &s);
+	if (a->stop_why[0] && s.state != FT_STOPPED)
+		evtimer_add(a->leaving, &(struct timeval){0});
+	if (s.state != FT_SOLO)
+		ft_err_set(&err, EAGAIN, "cancel: %s", s.reason);
+	requests_answer(&a->cancel_call, s.state != FT_SOLO ? &err : NULL);
 }
 
 void agent_free(struct agent *a)
@@ -169,7 +235,7 @@ void agent_free(struct agent *a)
 	listener_close(a->listener);
 	if (a->engine)
 		taps_free(a);
-	if (a->engine && a->vmm && a->exit_code != AGENT_OK)
+	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours && !(a->vm_found && a->exit_code == AGENT_NO_START))
 		vmm_quit(a->vmm, false, 0);
 	if (a->engine && a->vmm)
 		guest_release(a);
@@ -195,9 +261,12 @@ void agent_free(struct agent *a)
 		event_free(a->waiting);
 	if (a->tick)
 		event_free(a->tick);
+	if (a->leaving)
+		event_free(a->leaving);
 	if (a->base)
 		event_base_free(a->base);
 	if (a->wait_fd >= 0)
 		close(a->wait_fd);
 	keeper_stop(a->keeper);
+	bridge_taps_remove(a);
 }

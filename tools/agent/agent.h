@@ -5,6 +5,7 @@
  *   agent.c     life: from configuration to event loop to orderly end           requests.c  what operators ask
  *   env.c       the engine's environment: time, VM, stores                        status.c    what operators see
  *   guest.c     making VMs: start, attach, adopt, arm                             peer.c      listener and dials
+ *   may_start.c whether the guest may be started here at all
  *   taps.c      the guest's taps and where the VM finds them                      memory.c    what survives a restart; overflow.c  staging beyond RAM
  *   bridge.c    tap interfaces on the operator's bridge                           notify.c    systemd */
 #ifndef TOOLS_AGENT_AGENT_H
@@ -29,6 +30,7 @@ enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_
 
 #define AGENT_CALLS_MAX	   CTL_CLIENTS_MAX
 #define AGENT_POWERDOWN_MS 3000 /* what a guest gets to shut down by itself */
+#define AGENT_LEAVE_MS	   4000 /* what the standby gets to agree to the end of protection before a stop */
 #define AGENT_SPILLS	   3	/* see ft_engine_config.overflow_ctx */
 
 struct agent;
@@ -61,7 +63,7 @@ struct agent {
 	enum agent_exit exit_code;
 
 	struct event_base *base;
-	struct event *tick, *vm_event, *waiting, *signals[2];
+	struct event *tick, *vm_event, *waiting, *leaving, *signals[2];
 	int wait_fd; /* eventfd: some tap has something to tell */
 	atomic_bool output, pressure;
 
@@ -69,7 +71,8 @@ struct agent {
 	struct ft_arbiter *arbiter;
 	struct ft_engine *engine;
 	struct vmm *vmm;
-	bool vm_ours; /* we started it: stop ends it. Attached guests run on. */
+	bool vm_ours; /* we, or an agent before us, started it: stop ends it. Attached guests run on. */
+	bool vm_found; /* it ran before this agent did, so a failed start leaves it alone */
 	struct vmm_info vm_info;
 	char vm_lost_why[FT_REASON_MAX];
 
@@ -89,6 +92,8 @@ struct agent {
 
 	struct ctl_server *ctl;
 	struct agent_call calls[AGENT_CALLS_MAX];
+	struct agent_call *cancel_call, *stop_call; /* answered when protection has ended / the guest is down */
+	char stop_why[FT_REASON_MAX]; /* "": not stopping */
 	struct spill spills[AGENT_SPILLS];
 	enum ft_state state_told;
 
@@ -102,7 +107,10 @@ struct agent {
 int agent_start(struct agent *a, const char *incoming, struct ft_err *err);
 /* Runs until the guest or the operator ends it. */
 void agent_run(struct agent *a);
+/* Leaves protection first, so that no standby takes over what was to end; at once when it is asked for twice. */
 void agent_stop(struct agent *a, const char *why);
+/* From env.changed: perhaps protection has just ended. */
+void agent_left(struct agent *a);
 void agent_free(struct agent *a);
 void agent_end(struct agent *a, enum agent_exit code);
 
@@ -116,6 +124,8 @@ uint64_t agent_now_ns(void);
 
 /* guest.c */
 int guest_start(struct agent *a, struct ft_err *err);
+/* Takes over a QEMU that a former agent of this guest left running. -ENOENT: there is none. */
+int guest_find_again(struct agent *a, struct ft_err *err);
 int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
 /* Ends an armed or running VM by force and frees it. */
 void guest_end(struct agent *a);
@@ -144,16 +154,25 @@ void peer_hang_up(struct agent *a);
 
 /* requests.c, status.c */
 extern const struct ctl_server_ops agent_ctl_ops;
+/* Answers a call kept in the agent, with the guest's status or an error; *call becomes NULL. */
+void requests_answer(struct agent_call **call, const struct ft_err *err);
 void status_reply(struct agent *a, struct ctl_call *call);
+
+/* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is claimed. Start-up, after the engine. */
+int may_start(struct agent *a, struct ft_err *err);
 
 /* memory.c: RUN/NAME.memory, one line a fact; replaced whole. Losing it costs nothing that an arbiter does not know. */
 struct memory {
 	uint64_t generation;
 	int64_t vmm_pid;		/* 0: none */
 	uint64_t vmm_start;		/* its start time, so that a reused pid is not taken for it */
+	bool elsewhere;			/* the peer may run the guest, or surely does */
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);
+/* Start time of a process as in /proc/PID/stat, 0: there is none. */
+uint64_t memory_start_time(int64_t pid);
+bool memory_vmm_lives(const struct memory *m);
 
 /* overflow.c */
 extern const struct ft_overflow_ops spill_ops;
@@ -162,7 +181,8 @@ extern const struct ft_overflow_ops spill_ops;
 /* Creates the persistent tap interface if it is absent, puts it on the bridge, brings it up. */
 int bridge_tap_make(const char *ifname, const char *bridge, struct ft_err *err);
 void bridge_tap_name(const char *guest, unsigned nic, char out[16]);
-void bridge_tap_remove(const char *ifname);
+/* The interfaces that were made for this guest go, unless somebody uses them still. */
+void bridge_taps_remove(const struct agent *a);
 
 /* notify.c: sd_notify(3)'s protocol, without the library: one datagram. */
 void notify_systemd(const char *state);

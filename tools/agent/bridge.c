@@ -77,12 +77,19 @@ int bridge_tap_make(const char *ifname, const char *bridge, struct ft_err *err)
 	return rc ? ft_err_set(err, -rc, "tap %s: cannot put it on bridge %s: %s", ifname, bridge, strerror(-rc)) : 0;
 }
 
-void bridge_tap_remove(const char *ifname)
+void bridge_taps_remove(const struct agent *a)
 {
-	int fd = tun_open(ifname);
+	for (unsigned i = 0; i < a->config.nics_n; i++) {
+		char ifname[16];
+		int fd;
 
-	if (fd < 0)
-		return; /* somebody uses it, or it is gone */
-	(void)ioctl(fd, TUNSETPERSIST, 0);
-	close(fd);
+		bridge_tap_name(a->config.name, i, ifname);
+		if (a->config.nics[i].attach.kind != CONFIG_NIC_BRIDGE || !if_nametoindex(ifname))
+			continue;
+		fd = tun_open(ifname);
+		if (fd < 0)
+			continue; /* the guest runs on */
+		(void)ioctl(fd, TUNSETPERSIST, 0);
+		close(fd);
+	}
 }

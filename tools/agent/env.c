@@ -178,7 +178,14 @@ static void env_disks_yield(void *ctx)
 static void env_guard(void *ctx, bool on)
 {
 	struct agent *a = ctx;
+	struct ft_err err = {0};
+	struct memory m;
 
+	/* First the memory: an agent that is started after this one died must not run what the standby runs. */
+	memory_load(a->run_dir, a->config.name, &m);
+	m.elsewhere = on;
+	if (memory_save(a->run_dir, a->config.name, &m, &err))
+		ft_warn("%s: %s", a->config.name, err.text);
 	keeper_set_protected(a->keeper, on);
 }
 
@@ -309,6 +316,7 @@ static void env_changed(void *ctx)
 			ft_arbiter_none_set_side(a->arbiter, now == FT_STANDBY ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
 		ctl_server_state_changed(a->ctl, now, ft_engine_reason(a->engine));
 	}
+	agent_left(a);
 	if (now == FT_FAILED)
 		agent_end(a, AGENT_GUEST_LOST);
 	else if (now == FT_STOPPED)

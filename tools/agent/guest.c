@@ -181,20 +181,10 @@ static void remember_vm(struct agent *a)
 {
 	struct memory m;
 	struct ft_err err = {0};
-	FILE *f;
-	char path[64], line[1024], *p;
 
 	memory_load(a->run_dir, a->config.name, &m);
 	m.vmm_pid = a->vmm ? a->vm_info.pid : 0;
-	m.vmm_start = 0;
-	snprintf(path, sizeof path, "/proc/%d/stat", (int)m.vmm_pid);
-	f = m.vmm_pid ? fopen(path, "re") : NULL;
-	if (f) {
-		/* Field 22, counted from after the name, which may hold anything. */
-		if (fgets(line, sizeof line, f) && (p = strrchr(line, ')')))
-			(void)sscanf(p + 1, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %lu", &m.vmm_start);
-		fclose(f);
-	}
+	m.vmm_start = memory_start_time(m.vmm_pid);
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 }
@@ -284,22 +274,30 @@ static int images_check(struct agent *a, struct ft_err *err)
 	return 0;
 }
 
-/* A QEMU that this guest's former agent left running. */
-static int find_again(struct agent *a, struct vmm **vmm, struct ft_err *err)
+/* What needs a running VM. */
+static int adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err)
 {
+	guest_adopt(a, vmm);
+	return console_open(a, err);
+}
+
+int guest_find_again(struct agent *a, struct ft_err *err)
+{
+	struct vmm *vmm = NULL;
 	char qmp[VMM_PATH_MAX];
 	struct memory m;
 	int rc;
 
-	if (memory_load(a->run_dir, a->config.name, &m) || !m.vmm_pid || kill((pid_t)m.vmm_pid, 0))
+	if (a->config.vmm != CONFIG_VMM_QEMU || a->config.source == CONFIG_ATTACH || memory_load(a->run_dir, a->config.name, &m) ||
+	    !memory_vmm_lives(&m))
 		return -ENOENT;
 	agent_path(a, qmp, ".qmp");
-	if (access(qmp, F_OK))
-		return -ENOENT;
-	rc = qemu_attach(qmp, a->config.name, a->run_dir, a->keeper, vmm, err);
-	if (!rc)
-		ft_info("%s: found the guest running (pid %d) and took it over", a->config.name, (int)m.vmm_pid);
-	return rc;
+	rc = qemu_attach(qmp, a->config.name, a->run_dir, a->keeper, &vmm, err);
+	if (rc)
+		return rc == -ENOENT ? -EIO : rc;
+	ft_info("%s: found the guest running (pid %d) and took it over", a->config.name, (int)m.vmm_pid);
+	a->vm_ours = a->vm_found = true;
+	return adopt_running(a, vmm, err);
 }
 
 int guest_start(struct agent *a, struct ft_err *err)
@@ -325,20 +323,13 @@ int guest_start(struct agent *a, struct ft_err *err)
 		struct qemu_config q;
 		struct qemu_strings s;
 
-		rc = find_again(a, &vmm, err);
-		if (rc == -ENOENT) {
-			rc = images_check(a, err);
-			if (!rc)
-				rc = qemu_config_fill(a, &q, &s, err);
-			if (!rc)
-				rc = qemu_start(&q, &vmm, err);
-		}
+		rc = images_check(a, err);
+		if (!rc)
+			rc = qemu_config_fill(a, &q, &s, err);
+		if (!rc)
+			rc = qemu_start(&q, &vmm, err);
 	}
-	if (!rc) {
-		guest_adopt(a, vmm);
-		rc = console_open(a, err);
-	}
-	return rc;
+	return rc ? rc : adopt_running(a, vmm, err);
 }
 
 /* ---- arm ---- */

@@ -30,6 +30,7 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 || sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
 		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
 			continue;
+		m->elsewhere = m->elsewhere || !strcmp(line, "elsewhere 1");
 	}
 	fclose(f);
 	return 0;
@@ -46,10 +47,34 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 	f = fopen(temporary, "we");
 	if (!f)
 		return ft_err_set(err, errno, "%s: cannot write: %s", temporary, strerror(errno));
-	fprintf(f, "generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64 "\n", m->generation, m->vmm_pid, m->vmm_start);
+	fprintf(f, "generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64 "\nelsewhere %d\n", m->generation, m->vmm_pid, m->vmm_start,
+		m->elsewhere);
 	bad = fflush(f) || fsync(fileno(f));
 	bad = fclose(f) || bad;
 	if (bad || rename(temporary, path))
 		return ft_err_set(err, errno, "%s: cannot write: %s", path, strerror(errno));
 	return 0;
+}
+
+uint64_t memory_start_time(int64_t pid)
+{
+	char path[64], line[1024], *p;
+	uint64_t start = 0;
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%" PRId64 "/stat", pid);
+	f = pid > 0 ? fopen(path, "re") : NULL;
+	if (!f)
+		return 0;
+	/* Field 22, counted from after the name, which may hold anything. */
+	if (!fgets(line, sizeof line, f) || !(p = strrchr(line, ')')) ||
+	    sscanf(p + 1, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %" SCNu64, &start) != 1)
+		start = 0;
+	fclose(f);
+	return start;
+}
+
+bool memory_vmm_lives(const struct memory *m)
+{
+	return m->vmm_pid > 0 && m->vmm_start && memory_start_time(m->vmm_pid) == m->vmm_start;
 }

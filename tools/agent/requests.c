@@ -93,14 +93,44 @@ static void do_migrate(struct agent *a, struct ctl_call *call, const Ctl__Reques
 	run_later(a, call, ft_engine_protect, CALL_STATUS);
 }
 
+void requests_answer(struct agent_call **call, const struct ft_err *err)
+{
+	struct agent_call *c = *call;
+
+	*call = NULL;
+	if (c)
+		on_done(c, err, 0);
+}
+
+/* Keeps the call for requests_answer(). */
+static bool keep(struct agent *a, struct ctl_call *call, struct agent_call **kept, const char *what)
+{
+	if (*kept) {
+		ctl_reply_error(call, CTL_ERR_BUSY, "%s: one is under way", what);
+		return false;
+	}
+	*kept = call_new(a, call, CALL_STATUS);
+	if (!*kept)
+		ctl_reply_error(call, CTL_ERR_BUSY, "%d requests are under way", AGENT_CALLS_MAX);
+	return *kept != NULL;
+}
+
 static void do_cancel(struct agent *a, struct ctl_call *call)
 {
 	struct ft_err err = {0};
 
+	if (!keep(a, call, &a->cancel_call, "cancel"))
+		return;
 	if (ft_engine_cancel(a->engine, &err))
-		ctl_reply_error(call, word_of(err.code), "%s", err.text);
+		requests_answer(&a->cancel_call, &err);
 	else
-		status_reply(a, call);
+		agent_left(a);
+}
+
+static void do_stop(struct agent *a, struct ctl_call *call)
+{
+	if (keep(a, call, &a->stop_call, "stop"))
+		agent_stop(a, "stopped by an operator");
 }
 
 static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *request)
@@ -121,8 +151,7 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 	} else if (!strcmp(command, "cancel")) {
 		do_cancel(a, call);
 	} else if (!strcmp(command, "stop")) {
-		status_reply(a, call);
-		agent_stop(a, "stopped by an operator");
+		do_stop(a, call);
 	} else {
 		ctl_reply_error(call, CTL_ERR_USAGE, "%.32s: no such command", command);
 	}

@@ -206,6 +206,8 @@ int drill_run(const struct drill_options *options, bool *reported, struct ft_err
 		ret = rc ? DRILL_FAILED : DRILL_OK;
 		(options->json ? report_json : report_text)(d, rounds, done, !rc, err);
 		*reported = options->json;
+		if (rc && rc != -EINTR)
+			report_logs(d);
 	}
 	pair_end(d);
 	signals_give_back(d);

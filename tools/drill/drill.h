@@ -51,6 +51,7 @@ struct drill_options {
 	bool keep; /* the folder with logs and images stays */
 };
 
+/* Also exit codes of `ftctl drill`. */
 #define DRILL_OK	 0
 #define DRILL_FAILED	 1  /* the promise did not hold, or the drill could not go on */
 #define DRILL_IMPOSSIBLE 77 /* this machine lacks something that was asked for */

@@ -93,20 +93,17 @@ static int choose_vmm(struct drill *d, struct ft_err *err)
 	return 0;
 }
 
-/* Beside ourselves, as built and as installed; else wherever the shell would find it. */
+/* Beside ourselves, as built and as installed. */
 static int find_agent(struct drill *d, struct ft_err *err)
 {
-	ssize_t n = readlink("/proc/self/exe", d->agent_program, sizeof d->agent_program - 16);
-	const char *build = getenv("FT_BUILD_DIR");
+	static const char name[] = "/ft-agent";
+	ssize_t n =
+		readlink("/proc/self/exe", d->agent_program, sizeof d->agent_program - sizeof name);
 	char *slash;
 
-	if (build) {
-		snprintf(d->agent_program, sizeof d->agent_program, "%s/ft-agent", build);
-	} else {
-		d->agent_program[n > 0 ? n : 0] = 0;
-		slash = strrchr(d->agent_program, '/');
-		snprintf(slash ? slash : d->agent_program, 16, "/ft-agent");
-	}
+	d->agent_program[n > 0 ? n : 0] = 0;
+	slash = strrchr(d->agent_program, '/');
+	memcpy(slash ? slash : d->agent_program, name, sizeof name);
 	return access(d->agent_program, X_OK)
 		       ? ft_err_set(err, ENOENT, "%s: %s", d->agent_program, strerror(errno))
 		       : 0;

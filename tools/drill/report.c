@@ -8,6 +8,8 @@
 
 #include "tools/drill/scene.h"
 
+#define LOG_LINES 12
+
 static double ms(uint64_t from_ns, uint64_t to_ns)
 {
 	return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e6 : 0;
@@ -126,4 +128,27 @@ void report_json(struct drill *d, const struct round *rounds, unsigned n, bool o
 	putchar('\n');
 	fflush(stdout);
 	json_decref(out);
+}
+
+/* The end of what an agent said, on stderr: in CI it is all that is left of a failure. */
+static void print_tail(const struct host *h)
+{
+	char lines[LOG_LINES][512];
+	unsigned n = 0;
+	FILE *f = h->log[0] ? fopen(h->log, "re") : NULL;
+
+	while (f && fgets(lines[n % LOG_LINES], sizeof lines[0], f))
+		n++;
+	if (f)
+		fclose(f);
+	fprintf(stderr, "---- %s\n", h->id);
+	for (unsigned i = n > LOG_LINES ? n - LOG_LINES : 0; i < n; i++)
+		fputs(lines[i % LOG_LINES], stderr);
+}
+
+void report_logs(const struct drill *d)
+{
+	fflush(stdout);
+	for (unsigned i = 0; i < 2; i++)
+		print_tail(&d->hosts[i]);
 }

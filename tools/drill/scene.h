@@ -125,6 +125,8 @@ void report_json(struct drill *d, const struct round *rounds, unsigned n, bool o
 		 const struct ft_err *why);
 void report_text(struct drill *d, const struct round *rounds, unsigned n, bool ok,
 		 const struct ft_err *why);
+/* The end of both agents' logs, on stderr. */
+void report_logs(const struct drill *d);
 /* How much time before the strike and after the gap the picture shows. */
 uint64_t picture_around_ns(const struct round *r);
 void picture(struct drill *d, const struct round *r);

@@ -82,6 +82,11 @@ static bool leads(const struct seen *s)
 	       (!strcmp(s->state, "solo") || !strcmp(s->state, "protected"));
 }
 
+static bool must_win_standby(const struct drill *d)
+{
+	return d->o->kill != DRILL_LINK && d->o->kill != DRILL_STANDBY;
+}
+
 /* Exactly one leads. A host that is frozen or dead is not asked, and cannot. */
 static bool decided(struct drill *d, void *ctx)
 {
@@ -90,20 +95,19 @@ static bool decided(struct drill *d, void *ctx)
 	bool lead[2];
 
 	for (unsigned i = 0; i < 2; i++)
-		lead[i] = (d->must_live[i] || i != r->old_primary) && ask_seen(d, i, &seen[i]) && leads(&seen[i]);
+		lead[i] = (d->must_live[i] || i != r->old_primary) && ask_seen(d, i, &seen[i]) &&
+			  leads(&seen[i]);
 	if (lead[0] == lead[1])
 		return false;
 	/* Protected by a standby that is cut off or dead: it has not noticed yet. */
 	if ((d->o->kill == DRILL_LINK || d->o->kill == DRILL_STANDBY) &&
 	    !strcmp(seen[lead[1]].state, "protected"))
 		return false;
+	/* Nor has a primary without a VM. */
+	if (must_win_standby(d) && lead[r->old_primary])
+		return false;
 	r->winner = lead[1];
 	return true;
-}
-
-static bool must_win_standby(const struct drill *d)
-{
-	return d->o->kill != DRILL_LINK && d->o->kill != DRILL_STANDBY;
 }
 
 /* The longest silence that ended after the strike. */
@@ -154,7 +158,7 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	if (!rc)
 		rc = drill_wait(d, decided, r, DRILL_TAKEOVER_MS, "one host goes on with the guest",
 				err);
-	if (!rc && !d->o->arbiter_file && (r->winner != r->old_primary) != must_win_standby(d))
+	if (!rc && !d->o->arbiter_file && r->winner != r->old_primary && !must_win_standby(d))
 		rc = ft_err_set(err, EILSEQ, "%s goes on, not %s", d->hosts[r->winner].id,
 				d->hosts[!r->winner].id);
 	if (rc)

@@ -75,6 +75,7 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	ret = drill_run(&o, &reported, &err);
 	/* With --json a drill that ran has told its error in its own object. */
 	if (ret != DRILL_OK && !reported)
-		return fail(ctl, CTL_ERR_FAILED, "drill: %s", err.text);
-	return ret == DRILL_OK ? FTCTL_OK : FTCTL_FAILED;
+		fail(ctl, ret == DRILL_IMPOSSIBLE ? CTL_ERR_NOT_AVAILABLE : CTL_ERR_FAILED,
+		     "drill: %s", err.text);
+	return ret;
 }

@@ -76,7 +76,7 @@ static int check_descriptors(struct qemu *vm, struct ft_err *err)
 	return r;
 }
 
-/* ROMs are made again by the same QEMU with the same options on the other host (facts F4); flash
+/* ROMs are made again by the same QEMU with the same options on the other host; flash
  * and video memory are not. */
 static bool is_rom(const char *name)
 {

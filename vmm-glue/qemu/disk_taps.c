@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The disk tap: our NBD server slips between the guest's raw node and its file, and out again,
-// while the guest writes (facts E2).
+// while the guest writes.
 //
 //	guest device -- raw node -- file node -- IMAGE                                as found
 //	guest device -- raw node -- "kemari-nbd-N" ~~socket~~ our server -- IMAGE     tapped

@@ -67,8 +67,7 @@ int qemu_name_check(const char *what, const char *name, size_t max, struct ft_er
 	return 0;
 }
 
-/* Virtio devices of this machine: legacy virtio-pci keeps the state and with it the pause small
- * (facts B1). */
+/* Virtio devices of this machine: legacy virtio-pci keeps the state and with it the pause small. */
 static bool is_mmio(const char *machine)
 {
 	return !strncmp(machine, "microvm", 7);

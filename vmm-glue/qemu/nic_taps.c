@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The network tap: one filter-redirector on the netdev. What the guest transmits goes out by one
 // socket, what is written to the other goes on to the netdev behind the filter, so nothing loops;
-// what the guest receives is not touched (facts D1).
+// what the guest receives is not touched.
 #include <stdio.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The guest's RAM in QEMU's address space, and how we read it.
  *
- * One block, one range of addresses, whatever the guest-physical layout (facts F1); page numbers
+ * One block, one range of addresses, whatever the guest-physical layout; page numbers
  * count from its start. A shared backend (memfd, file with share=on) is mapped here too; plain -m
  * memory and private backends are read with process_vm_readv(2). */
 #ifndef VMM_GLUE_QEMU_RAM_H

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // xen-save-devices-state into a pipe of ours. QEMU stops the vCPUs, drains the disks, serialises,
 // and lets the guest run when the last byte is in the pipe; a full pipe blocks it in write(2) with
-// its big lock held (facts A3). So the guest is held exactly as long as the pipe has no room for
+// its big lock held. So the guest is held exactly as long as the pipe has no room for
 // the rest.
 //
 // QEMU writes in pieces of 32 KiB and serialises a piece only when the one before has gone. The
@@ -18,7 +18,7 @@
 // are let on one by one. A state of one piece needs no asking; its length proves it in the end.
 //
 // The command is primed: QMP reads one byte per turn of the main loop, so that a whole command
-// costs QEMU a millisecond before anything happens (facts A8). All of it but the last `}` is sent
+// costs QEMU a millisecond before anything happens. All of it but the last `}` is sent
 // ahead.
 #include "vmm-glue/qemu/save.h"
 
@@ -74,7 +74,7 @@ static int hand_over(struct save *s, struct qmp *q, pid_t pid, int end, struct f
 	json_t *ret;
 	int r, fd;
 
-	/* QEMU opens the pipe again by name, which the pipe's owner may do (facts A2). */
+	/* QEMU opens the pipe again by name, which the pipe's owner may do. */
 	snprintf(proc, sizeof proc, "/proc/%d", pid);
 	if (stat(proc, &st) < 0 || fchown(end, st.st_uid, st.st_gid) < 0 || fstat(end, &st) < 0)
 		return ft_err_set(err, errno, "qemu: save: giving the pipe to QEMU's user: %s",

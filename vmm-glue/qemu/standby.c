@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A QEMU that waits for its guest. It is armed: the incoming migration already runs, on a
 // socketpair, and waits for the first byte; its main loop goes on answering the monitor. RAM is
-// written by us meanwhile. A failover is then one write of the state (facts C).
+// written by us meanwhile. A failover is then one write of the state.
 //
 // xen-save-devices-state leaves out what a migration stream has around the devices: the
 // configuration section with the machine's name in front (07, be32 length, name) and the

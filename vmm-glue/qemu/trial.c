@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A trial load: a throw-away QEMU of the same machine maps the image privately, has null disks, a
 // tap that leads nowhere and no console, loads the state and stays stopped. What it writes into RAM
-// while it loads stays its own (facts H1).
+// while it loads stays its own.
 //
 // The NIC needs a real tap: a virtio-net that has negotiated offloads with a vnet header refuses to
 // load on a backend without one. It is made for the trial, is never brought up and goes with its
