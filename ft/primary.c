@@ -518,7 +518,7 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		on_digest(e, msg);
 		break;
 	case FT_MSG_HANDED:
-		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation)
+		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation && msg->generation <= FT_COUNTER_MAX)
 			switch_handed(e, msg->generation);
 		break;
 	case FT_MSG_HANDOVER: {

@@ -136,6 +136,12 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
+	if (!msg->generation || msg->generation > FT_COUNTER_MAX) {
+		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one", (unsigned long long)msg->generation);
+		refuse(e, &err);
+		ft__setup__free_unpacked(setup, NULL);
+		return;
+	}
 	if (setup->resume) {
 		if (!s->session || setup->session != s->session || msg->generation != s->primary_generation) {
 			ft_err_set(&err, ESTALE, "SETUP: resume of a session that this standby does not have");
@@ -258,6 +264,8 @@ static int on_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 	struct ft_standby *s = &e->standby;
 	struct ft_stage *g = &s->stage;
 
+	if (msg->epoch > FT_COUNTER_MAX)
+		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu: there is no such one", (unsigned long long)msg->epoch);
 	if (!msg->epoch || msg->epoch <= s->committed)
 		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu after %llu was committed", (unsigned long long)msg->epoch,
 				  (unsigned long long)s->committed);
