@@ -40,6 +40,8 @@ static void set_generation(struct ft_engine *e, uint64_t generation)
 /* Whoever asks is bound to the situation in which it asks. */
 static void ask(struct ft_engine *e, enum engine_question question)
 {
+	/* Some arbiters answer before they return. */
+	engine_ask_patience(e, FT_ARBITER_DEADLINE_MS + 500);
 	e->asking = question;
 	e->asked_in = e->situation;
 	e->arbiter_state = "asked";

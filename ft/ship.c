@@ -110,8 +110,10 @@ static int send_end(struct ft_engine *e)
 	end.trial = s->trial;
 	end.digest = s->digest;
 	/* Without a record to ask, a standby that has its first checkpoint takes over by itself: from now on it might. */
-	if (s->trial && !strcmp(e->arbiter->ops->type, "none"))
+	if (s->trial && !strcmp(e->arbiter->ops->type, "none")) {
 		e->primary.sync_claimed = true;
+		e->env->guard(e->env_ctx, true);
+	}
 	return engine_send(e, FT_MSG_END, s->epoch, &end.base, NULL, 0);
 }
 
@@ -162,6 +164,7 @@ int ship_continue(struct ft_engine *e)
 			return rc == -EAGAIN ? 0 : rc;
 	}
 	while (advance(e, &rc)) {
+		/* A peer that lives but takes nothing is no standby: each frame that goes out has its time. */
 		if (s->phase != SHIP_WAIT_ACK)
 			s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
@@ -176,6 +179,7 @@ void ship_start(struct ft_engine *e, uint64_t epoch)
 	/* After ship_full() pages of this epoch are on the wire already. */
 	s->epoch = epoch;
 	s->phase = SHIP_PAGES;
+	s->deadline_ns = engine_now(e) + FT_ACK_MAX_MS * NS_PER_MS;
 	s->page_at = 0;
 	s->state_at = 0;
 	s->pages += e->primary.capture.pages_n;
