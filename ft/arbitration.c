@@ -113,8 +113,10 @@ static void on_claim_read(void *ctx, enum ft_arbiter_answer answer, const struct
 		on_claim(e, answer, now, why);
 		return;
 	}
-	/* A record of somebody else, newer than anything we held: the guest went on there while we were away. */
-	if (now->generation > e->generation && now->holder[0] && strcmp(now->holder, e->config.host_id)) {
+	/* A record of somebody else, newer than anything we held: the guest went on there while we were away. But a peer that is connected
+	 * accepted our generation, so it never acted under a newer one: a grant that it gave up waiting for, and that came after all, is void. */
+	if (now->generation > e->generation && now->holder[0] && strcmp(now->holder, e->config.host_id) &&
+	    !(e->conns[CONN_DATA].greeted && !strcmp(now->holder, e->peer_host))) {
 		char text[FT_ERR_TEXT_MAX];
 
 		snprintf(text, sizeof text, "host %s holds generation %llu", now->holder, (unsigned long long)now->generation);

@@ -152,7 +152,7 @@ static void stop(struct world *w, struct node *n)
 
 static void small_fault(struct world *w, struct node *p, struct node *s)
 {
-	switch (world_range(w, 0, 9)) {
+	switch (world_range(w, 0, 10)) {
 	case 0:
 	case 1:
 	case 2:
@@ -174,6 +174,9 @@ static void small_fault(struct world *w, struct node *p, struct node *s)
 		s->resume_busy = true;
 		break;
 	case 8:
+		p->release_fails = true;
+		break;
+	case 9:
 		stop(w, world_chance(w, 30) ? p : s);
 		break;
 	default:
@@ -290,7 +293,8 @@ void faults_end(struct world *w)
 		struct node *n = &w->nodes[i];
 
 		w->cut[i] = n->arbiter_cut = n->checkpoint_fails = n->trial_fails = n->arm_fails =
-			n->apply_fails = n->overflow_fails = n->resume_busy = false;
+			n->apply_fails = n->overflow_fails = n->resume_busy = n->release_fails =
+				false;
 		n->crash_in = 0;
 		if (n->frozen)
 			node_freeze(n, false);

@@ -122,7 +122,8 @@ struct node {
 	bool dying;
 	unsigned crash_in; /* 0 = no */
 	/* Faults that happen once. */
-	bool checkpoint_fails, trial_fails, arm_fails, apply_fails, overflow_fails, resume_busy;
+	bool checkpoint_fails, trial_fails, arm_fails, apply_fails, overflow_fails, resume_busy,
+		release_fails;
 	uint64_t incarnation; /* of the process: events of an older one are dropped */
 	struct overflow overflow[3];
 	uint64_t wake_seq;
