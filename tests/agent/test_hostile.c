@@ -9,6 +9,7 @@
 
 #include "ft/msg.h"
 #include "tests/agent/harness.h"
+#include "tests/agent/proxy.h"
 #include "tools/agent/ctl_server.h"
 #include "transport/frame.h"
 
@@ -333,6 +334,30 @@ static void garbage(void **state)
 	assert_int_equal(host_lines(&a, "standby lost"), 0);
 }
 
+/* A wire that spoils what passes, between two that are protected: the link ends, comes back, and nothing was lost. */
+static void bad_wire(void **state)
+{
+	static const enum proxy_fault faults[] = {PROXY_FLIP, PROXY_REPEAT, PROXY_LOSE, PROXY_CUT};
+	struct proxy *wire = proxy_start(at("wire.sock"), at("b.sock"));
+	unsigned lost = 0;
+
+	(void)state;
+	ask_ok(&a, "migrate", unix_uri("wire.sock"));
+	for (unsigned i = 0; i < 12; i++) {
+		proxy_fault(wire, faults[i % 4]);
+		kv_work(&client, 5);
+		proxy_wait(wire, START_MS);
+		kv_work(&client, 5);
+		assert_state(&a, "protected");
+		ask_ok(&a, "verify", NULL);
+		assert_true(host_lines(&a, "standby lost: ") > lost);
+		lost = host_lines(&a, "standby lost: ");
+	}
+	assert_state(&b, "standby");
+	ask_ok(&a, "cancel", NULL);
+	proxy_stop(wire);
+}
+
 /* Control: more than may be said, and clients that say nothing, more than there is room for. */
 static void operators(void **state)
 {
@@ -377,7 +402,7 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(frames), TEST(frames_while_protected), TEST(conversations), TEST(garbage), TEST(operators), TEST(silent_strangers),
+		TEST(frames), TEST(frames_while_protected), TEST(conversations), TEST(garbage), TEST(bad_wire), TEST(operators), TEST(silent_strangers),
 	};
 	int failed;
 
