@@ -62,7 +62,8 @@ static struct world {
 	struct ft_grant_record want;
 
 	/* what was sent of the checkpoint on its way, and what has become of it */
-	uint64_t generation, epoch, pages, state, events, stored;
+	uint64_t generation, session; /* of the frames; of the SETUP that was taken */
+	uint64_t epoch, pages, state, events, stored;
 	bool whole;
 } w;
 
@@ -95,7 +96,7 @@ static int link_send(struct ft_link *link, const struct ft_msg *msg)
 	if (w.fail & FAIL_SEND)
 		return -EPIPE;
 	if (msg->type == FT_MSG_ACK)
-		assert(w.whole && msg->epoch == w.epoch && msg->generation == w.generation);
+		assert(w.whole && msg->epoch == w.epoch && msg->generation == w.session);
 	return 0;
 }
 
@@ -266,6 +267,7 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	if (w.fail & FAIL_ARM)
 		return ft_err_set(err, EINVAL, "no such guest here");
 	w.armed = true;
+	w.session = w.generation;
 	w.resumed = false;
 	memset(w.image, 0, sizeof w.image);
 	ft_engine_set_vmm(w.engine, &w.vmm);
@@ -291,7 +293,7 @@ static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_er
 static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
 {
 	(void)ctx;
-	assert(w.whole && generation == w.generation && epoch == w.epoch && epoch > w.stored);
+	assert(w.whole && generation == w.session && epoch == w.epoch && epoch > w.stored);
 	if (w.fail & FAIL_COMMIT)
 		return ft_err_set(err, EIO, "disk broken");
 	w.stored = epoch;
@@ -307,7 +309,7 @@ static void env_store_released(void *ctx, uint64_t epoch)
 static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
 {
 	(void)ctx;
-	assert(w.armed && w.stored && epoch == w.stored && generation > w.generation);
+	assert(w.armed && w.stored && epoch == w.stored && generation > w.session);
 	if (w.fail & FAIL_ACTIVATE)
 		return ft_err_set(err, w.now & MS ? EBUSY : EIO, "disk is not free");
 	return 0;
@@ -370,7 +372,7 @@ static void arbiter_ask(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
 
 static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
 {
-	w.want = (struct ft_grant_record){.generation = w.generation,
+	w.want = (struct ft_grant_record){.generation = w.session,
 					  .holder = "primary",
 					  .in_sync = true,
 					  .partner = "standby"};
@@ -537,13 +539,13 @@ static void do_pages(struct input *in)
 static void do_events(struct input *in)
 {
 	uint8_t payload[8192];
-	unsigned how = take(in);
+	unsigned how = take(in), more = take(in);
 	struct tap_record rec = {
 		.kind = 1 + how % (TAP_KIND_MAX - 1), .device = how >> 6, .arg = how};
 	size_t n;
 
 	rec.len = rec.kind == TAP_DISK_FLUSH			      ? 0
-		  : rec.kind == TAP_NET || rec.kind == TAP_DISK_WRITE ? 1 + 16 * take(in)
+		  : rec.kind == TAP_NET || rec.kind == TAP_DISK_WRITE ? 1 + 16 * more
 								      : 8;
 	memset(payload, (int)how, sizeof payload);
 	tap_record_put_header(payload, &rec);
@@ -667,11 +669,53 @@ static void do_time(struct input *in)
 	ft_engine_tick(w.engine);
 }
 
+static void act(struct input *in);
+
+static void run(const uint8_t *script, size_t len)
+{
+	struct input in = {.at = script, .left = len};
+
+	while (in.left)
+		act(&in);
+}
+
+/* The actions by their numbers in act(), each with what it takes; the last byte of a message is its
+ * link. */
+static const uint8_t meeting[] = {0, 2, 0,  0, /* a connection, HELLO, */
+				  3, 4, 0,     /* SETUP */
+				  0, 2, 16, 1 /* and the same for heartbeats */};
+
+/* BEGIN, a page, STATE, an event, END; what is in them is the fuzzer's. */
+static void do_checkpoint(struct input *in)
+{
+	const uint8_t script[] = {5,
+				  1,
+				  0,
+				  4,
+				  0,
+				  (uint8_t)take(in),
+				  (uint8_t)take(in),
+				  0,
+				  6,
+				  0,
+				  9,
+				  0,
+				  7,
+				  (uint8_t)(take(in) & ~32u),
+				  (uint8_t)take(in),
+				  0,
+				  8,
+				  (uint8_t)(take(in) & 16),
+				  0};
+
+	run(script, sizeof script);
+}
+
 static void act(struct input *in)
 {
 	struct ft_link *link;
 
-	switch (take(in) % 16) {
+	switch (take(in) % 17) {
 	case 0:
 		link = link_make();
 		if (link)
@@ -721,6 +765,9 @@ static void act(struct input *in)
 		break;
 	case 15:
 		w.fail = take(in);
+		break;
+	case 16:
+		do_checkpoint(in);
 		break;
 	}
 }
@@ -788,6 +835,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	if (ft_engine_new(&config, &env_ops, NULL, arbiter, &w.engine, &err))
 		abort();
 	ft_engine_start_standby(w.engine);
+	/* Some begin in the middle, for a blind hand rarely gets that far. */
+	if (how & 8)
+		run(meeting, sizeof meeting);
+	if (how & 16)
+		do_checkpoint(&in);
 	while (in.left && is_standby()) {
 		act(&in);
 		check();
