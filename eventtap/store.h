@@ -55,7 +55,7 @@ void store_drop_pending(struct store *s, uint64_t epoch);
 /* Takeover: shared: takes the lock (-EBUSY while an old primary on this lock's filesystem still
  * lives; may be called again) and replays the pending writes. Both: makes all durable and writes
  * the activation record, then closes the image and gives up the lock so that a VM and its tap can
- * have them. After this the store is of no more use. -ESTALE: not in sync, or an epoch is applied
+ * have them. After this the store is of no more use, and calling this again does nothing. -ESTALE: not in sync, or an epoch is applied
  * in part. */
 int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err);
 /* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest

@@ -40,6 +40,8 @@ static void set_generation(struct ft_engine *e, uint64_t generation)
 /* Whoever asks is bound to the situation in which it asks. */
 static void ask(struct ft_engine *e, enum engine_question question)
 {
+	/* Some arbiters answer before they return. */
+	engine_ask_patience(e, FT_ARBITER_DEADLINE_MS + 500);
 	e->asking = question;
 	e->asked_in = e->situation;
 	e->arbiter_state = "asked";
@@ -136,13 +138,24 @@ void arbitrate_claim(struct ft_engine *e)
 
 /* ---- in sync ---- */
 
+static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why);
+
 static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
 {
 	struct ft_engine *e = ctx;
 
-	(void)now;
-	if (answered(e, answer))
+	bool again = e->primary.first_commit_done;
+
+	if (!answered(e, answer))
+		again = false;
+	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED && now->generation > e->generation)
+		solo_answered(e, answer, now, why); /* the swap that was given up did happen: alone, and protected anew */
+	else if (again && answer == FT_ARBITER_LOST)
+		e->primary.want_switch = true; /* the standby was granted the guest while it was away: it shall have it */
+	else
 		primary_in_sync(e, answer, why);
+	if (again && answer != FT_ARBITER_UNREACHABLE)
+		e->primary.solo_unsure = false;
 	go_on(e);
 }
 
@@ -160,6 +173,7 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, co
 {
 	char text[FT_REASON_MAX];
 
+	e->primary.solo_unsure |= answer == FT_ARBITER_UNREACHABLE;
 	switch (ours_after_all(e, answer, now, e->generation + 1)) {
 	case FT_ARBITER_GRANTED:
 		set_generation(e, now->generation);
@@ -271,7 +285,8 @@ static bool still_wanted(struct ft_engine *e, enum engine_question question)
 	case QUESTION_CLAIM:
 		return e->primary.phase == PRIMARY_HELLO && e->conns[CONN_DATA].greeted;
 	case QUESTION_IN_SYNC:
-		return e->primary.phase == PRIMARY_RUNNING && e->primary.sync_claimed && !e->primary.first_commit_done;
+		return e->primary.phase == PRIMARY_RUNNING && e->primary.sync_claimed &&
+		       (!e->primary.first_commit_done || e->primary.solo_unsure);
 	case QUESTION_SOLO:
 		return e->primary.phase == PRIMARY_LOST;
 	case QUESTION_TAKEOVER:

@@ -168,6 +168,9 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 	if (to_standby && hello->generation < e->generation)
 		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
 				  (unsigned long long)e->generation);
+	if (to_standby && e->standby.committed && strcmp(hello->host_id, e->standby.primary_host) &&
+	    hello->generation <= e->standby.primary_generation)
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", e->standby.primary_host);
 	if (!to_standby && e->primary.phase == PRIMARY_LOST && strcmp(hello->host_id, e->primary.partner))
 		return ft_err_set(err, EBUSY, "hello: this side waits for '%s'", e->primary.partner);
 	if (hello->heartbeat && strcmp(hello->host_id, e->peer_host))
@@ -211,7 +214,6 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	} else {
 		bool dialed = conn->dialed;
 
-		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
 		if (!dialed) {
 			if (!is_standby(e) && e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY &&
 			    e->primary.phase != PRIMARY_LOST) {
@@ -223,6 +225,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 			}
 			promote(e, conn, CONN_DATA);
 		}
+		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
 		e->conns[CONN_DATA].greeted = true;
 		if (is_standby(e)) {
 			/* A new data connection starts a conversation; heartbeats follow on one of their own. */
@@ -434,6 +437,19 @@ static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
 	return wake;
 }
 
+/* Taps that cannot be taken out go on passing through: the guest needs them. */
+void engine_untap(struct ft_engine *e)
+{
+	struct ft_err err = {0};
+
+	if (e->env->taps_out(e->env_ctx, &err)) {
+		engine_note_error(e, &err);
+		e->untap_ns = engine_now(e) + FT_UNTAP_RETRY_MS * NS_PER_MS;
+		return;
+	}
+	e->primary.taps_in = false;
+}
+
 void ft_engine_tick(struct ft_engine *e)
 {
 	uint64_t now = engine_now(e), wake;
@@ -457,14 +473,9 @@ void ft_engine_tick(struct ft_engine *e)
 		}
 	}
 	if (e->untap_ns && now >= e->untap_ns) {
-		struct ft_err err = {0};
-
 		e->untap_ns = 0;
-		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY)) {
-			if (e->env->taps_out(e->env_ctx, &err))
-				engine_note_error(e, &err);
-			e->primary.taps_in = false;
-		}
+		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
+			engine_untap(e);
 	} else if (e->untap_ns) {
 		wake = min_u64(wake, e->untap_ns);
 	}

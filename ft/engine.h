@@ -47,7 +47,8 @@ struct ft_env_ops {
 	void (*hang_up)(void *ctx);
 
 	/* ---- where the guest runs ---- */
-	/* Makes the taps (engine->chain), connects the VM to them; guest runs on through them (mode PASS). / Undoes it. */
+	/* Makes the taps (engine->chain), connects the VM to them; guest runs on through them (mode PASS). / Undoes it; after an
+	 * error the taps are there still and the guest runs on through them: try again later. */
 	int (*taps_in)(void *ctx, struct ft_err *err);
 	int (*taps_out)(void *ctx, struct ft_err *err);
 	/* A checkpoint is about to stop the guest: disk taps must answer everything / it is over. */

@@ -85,6 +85,15 @@ static void finish_rounds(struct ft_engine *e)
 {
 	struct ft_primary *p = &e->primary;
 
+	if (p->round.disk_bytes_behind > FT_HOLD_DISK_MAX) {
+		struct ft_err err = {0};
+
+		ft_err_set(&err, ETIMEDOUT, "the guest writes its disks faster than they can be copied: %llu MiB behind after %u rounds",
+			   (unsigned long long)(p->round.disk_bytes_behind >> 20), p->round.rounds);
+		primary_setup_failed(e, &err);
+		return;
+	}
+
 	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: first checkpoint", e->config.name, p->round.rounds,
 		(unsigned long long)p->round.dirty_pages, (unsigned long long)p->round.disk_bytes_behind);
 	/* Async pages count as committed: the standby applied them in order. */

@@ -61,6 +61,9 @@ void standby_free(struct ft_engine *e)
 void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
+	struct ft_err gone = {.code = ECANCELED, .text = "failover: this standby holds no checkpoint any more"};
+
+	done_call(&s->failover_done, &gone, 0);
 
 	e->situation++;
 	if (s->armed)
@@ -126,7 +129,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		refuse(e, &err);
 		return;
 	}
-	if (msg->generation < e->generation) {
+	if (msg->generation < e->generation || msg->generation > UINT64_MAX / 2) {
 		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already", (unsigned long long)msg->generation,
 			   (unsigned long long)e->generation);
 		refuse(e, &err);

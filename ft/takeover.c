@@ -147,8 +147,12 @@ static void takeover_failed(struct ft_engine *e, const struct ft_err *err)
 
 	ft_err_context(&copy, "takeover");
 	engine_note_error(e, &copy);
-	if (e->standby.handover && engine_data(e))
+	if (e->standby.handover && engine_data(e)) {
+		/* The guest does not run here: who handed it over may have it back. */
+		e->generation = e->standby.primary_generation;
+		engine_set_state(e, FT_FAILED, "%s", copy.text);
 		engine_refuse(e, engine_data(e), &copy);
+	}
 	engine_hang_up(e);
 	engine_set_state(e, FT_FAILED, "%s", copy.text);
 	done_call(&e->standby.failover_done, &copy, 0);
@@ -202,6 +206,7 @@ static void takeover_continue(struct ft_engine *e)
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->offering = false;
 	s->asked_ns = 0;
+	tap_chain_set_mode(&e->chain, TAP_PASS);
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.taps_in = true; /* passing through; taken out when the replayed outputs are surely gone */
 	e->primary.vm_dead = e->primary.stopped = false;

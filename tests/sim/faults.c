@@ -139,9 +139,20 @@ static void operate(struct world *w, struct node *n)
 	}
 }
 
+/* In order: whoever stops says so, and its process ends. */
+static void stop(struct world *w, struct node *n)
+{
+	if (n->crashed || n->frozen)
+		return;
+	world_log(w, "%s: STOPPED by an operator", n->name);
+	ft_engine_stop(n->engine, "an operator");
+	if (!n->dying)
+		node_crash(n, false);
+}
+
 static void small_fault(struct world *w, struct node *p, struct node *s)
 {
-	switch (world_range(w, 0, 7)) {
+	switch (world_range(w, 0, 9)) {
 	case 0:
 	case 1:
 	case 2:
@@ -159,8 +170,14 @@ static void small_fault(struct world *w, struct node *p, struct node *s)
 	case 6:
 		s->overflow_fails = true;
 		break;
-	default:
+	case 7:
 		s->resume_busy = true;
+		break;
+	case 8:
+		stop(w, world_chance(w, 30) ? p : s);
+		break;
+	default:
+		node_vm_ends(p, true);
 	}
 }
 
@@ -217,10 +234,10 @@ static void on_fault(void *ctx, uint64_t arg)
 		freeze(w, s);
 		break;
 	case 7:
-		node_vm_dies(p);
+		node_vm_ends(p, false);
 		break;
 	case 8:
-		node_vm_dies(s);
+		node_vm_ends(s, false);
 		break;
 	case 9:
 	case 10:

@@ -635,14 +635,18 @@ void node_freeze(struct node *n, bool frozen)
 	n->frozen = frozen;
 }
 
-void node_vm_dies(struct node *n)
+void node_vm_ends(struct node *n, bool by_guest)
 {
-	if (!n->machine || n->crashed || n->frozen || n->machine->dead)
+	struct world *w = n->world;
+
+	if (!n->machine || n->crashed || n->frozen || n->machine->dead ||
+	    (by_guest && !n->machine->running))
 		return;
-	world_log(n->world, "%s: VM DIES", n->name);
-	if (n->world->options.faults == 1 && protected_here(n))
-		n->world->must_survive = true;
+	world_log(w, "%s: VM %s", n->name, by_guest ? "POWERS OFF" : "DIES");
+	if (w->options.faults == 1 && !by_guest && protected_here(n))
+		w->must_survive = true;
 	n->machine->running = false;
 	n->machine->dead = true;
-	ft_engine_vm_lost(n->engine, false, "VM process died");
+	ft_engine_vm_lost(n->engine, by_guest,
+			  by_guest ? "the guest shut down" : "VM process died");
 }

@@ -134,7 +134,8 @@ void node_output_soon(struct node *n);
 void node_start(struct node *n, bool primary);
 void node_crash(struct node *n, bool powerless);
 void node_freeze(struct node *n, bool frozen);
-void node_vm_dies(struct node *n);
+/* By a fault, or because the guest shut itself down. */
+void node_vm_ends(struct node *n, bool by_guest);
 void node_forget_questions(struct world *w);
 /* The node as an environment. */
 extern const struct ft_env_ops node_env;

@@ -129,6 +129,8 @@ static void test_replicated_life(void **state)
 	expect_byte(320, 0);
 	expect_byte(5099, 9);
 	expect_byte(5100, 0);
+	// Once more, as when another disk of the guest had to wait for its lock: nothing happens.
+	assert_int_equal(store_activate(s, 4, 17, &err), 0);
 	// The lock is free for the tap that follows.
 	struct metadata again;
 	assert_int_equal(metadata_open(image, &again, &err), 0);

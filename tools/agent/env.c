@@ -64,6 +64,8 @@ static int env_taps_in(void *ctx, struct ft_err *err)
 	struct agent *a = ctx;
 	int rc = taps_make(a, true, err);
 
+	if (!rc)
+		rc = taps_complete(a, err);
 	if (rc)
 		return rc;
 	rc = vmm_taps_in(a->vmm, &a->points, err);
@@ -82,7 +84,9 @@ static int env_taps_out(void *ctx, struct ft_err *err)
 	/* What was let go is on its way through the filter: it must be through before the filter goes. */
 	taps_settle(a);
 	rc = a->vmm ? vmm_taps_out(a->vmm, err) : 0;
-	taps_free(a);
+	/* A VM that still has them would lose its disks and its network with them. */
+	if (!rc)
+		taps_free(a);
 	return rc;
 }
 

@@ -17,7 +17,7 @@
 
 #define COPY_BATCH 128 /* pages between two looks at QEMU: about 0.15 ms */
 /* Together with the copying less than the keeper's VMM_HOLD_MAX_MS. */
-#define FIRST_BYTE_MS 900 /* draining a slow disk may take long */
+#define FIRST_BYTE_MS 1200 /* draining a slow disk may take long */
 #define LAST_WRITE_MS 300
 #define END_MS	      300
 
@@ -226,12 +226,14 @@ int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captu
 		return r;
 	if (vm->keeper)
 		keeper_hold_begin(vm->keeper);
+	vm->save.hooks = hooks;
 	r = save_begin(&vm->save, &vm->qmp, capture->state, VMM_STATE_BYTES_MAX, FIRST_BYTE_MS,
 		       err);
 	if (r == 0)
 		r = capture_held(vm, pending, capture, hooks, err);
 	if (r == 0)
 		r = save_end(&vm->save, &vm->qmp, END_MS, err);
+	vm->save.hooks = NULL;
 	if (r < 0)
 		save_abandon(&vm->save, &vm->qmp, END_MS);
 	if (vm->keeper)

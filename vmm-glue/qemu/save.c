@@ -177,9 +177,14 @@ int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsig
 		struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN},
 				      {.fd = q->fd, .events = POLLIN}};
 
-		if (poll(p, 2, qemu_ms_left(deadline_ns)) == 0)
-			return ft_err_set(err, ETIMEDOUT, "qemu: save: no state within %u ms",
-					  within_ms);
+		if (poll(p, 2, VMM_WAITING_MS) == 0) {
+			if (s->hooks && s->hooks->waiting)
+				s->hooks->waiting(s->hooks->ctx);
+			if (qemu_ms_left(deadline_ns) == 0)
+				return ft_err_set(err, ETIMEDOUT,
+						  "qemu: save: no state within %u ms", within_ms);
+			continue;
+		}
 		if (p[0].revents & POLLIN) {
 			s->begin_ns = qemu_now_ns();
 			return 0;
