@@ -411,7 +411,7 @@ static inline void staging_init(struct staging *s, size_t pages_max, uint8_t *im
 	memset(s->capture.pages, 1, pages_max * VMM_PAGE_BYTES);
 	assert_int_equal(ft_bitmap_init(&s->pending, GUEST_PAGES), 0);
 	ft_bitmap_set_all(&s->pending);
-	s->hooks = (struct vmm_hold_hooks){staging_stopped, staging_full, s};
+	s->hooks = (struct vmm_hold_hooks){.stopped = staging_stopped, .full = staging_full, .ctx = s};
 }
 
 static inline void staging_free(struct staging *s)
