@@ -149,7 +149,22 @@ static void promote(struct ft_engine *e, struct engine_conn *from, unsigned to)
 	conn->link->events.ctx = conn;
 }
 
-static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_err *err)
+/* Somebody has the other end already: a stranger who knows the guest's name must neither push it out nor be taken for it. */
+static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
+{
+	const struct ft_primary *p = &e->primary;
+	const struct ft_standby *s = &e->standby;
+
+	if (dialed || hello->heartbeat)
+		return 0;
+	if (is_standby(e) && (s->committed || e->conns[CONN_DATA].greeted) && strcmp(hello->host_id, s->primary_host))
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of host '%s'", s->primary_host);
+	if (!is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY && p->phase != PRIMARY_LOST)
+		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
+	return 0;
+}
+
+static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
 {
 	bool to_standby = is_standby(e);
 
@@ -179,7 +194,7 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 		return ft_err_set(err, EBUSY, "hello: this side is asking the arbiter for the guest");
 	if (to_standby && e->state.now == FT_TAKEOVER)
 		return ft_err_set(err, EBUSY, "hello: this side is taking over");
-	return 0;
+	return hello_check_taken(e, hello, dialed, err);
 }
 
 static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
@@ -191,6 +206,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 
 	if (!hello) {
 		ft_err_set(&err, EPROTO, "hello: body does not parse");
+		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
 		return;
@@ -198,7 +214,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	beat = hello->heartbeat;
 	if (conn->dialed && beat != (conn == &e->conns[CONN_BEAT]))
 		ft_err_set(&err, EPROTO, "hello: answers another connection than ours");
-	if (err.code || hello_check(e, hello, &err)) {
+	if (err.code || hello_check(e, hello, conn->dialed, &err)) {
 		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
@@ -214,17 +230,8 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	} else {
 		bool dialed = conn->dialed;
 
-		if (!dialed) {
-			if (!is_standby(e) && e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY &&
-			    e->primary.phase != PRIMARY_LOST) {
-				ft_err_set(&err, EBUSY, "hello: the guest has a standby already");
-				engine_refuse(e, conn->link, &err);
-				engine_drop(e, conn);
-				ft__hello__free_unpacked(hello, NULL);
-				return;
-			}
+		if (!dialed)
 			promote(e, conn, CONN_DATA);
-		}
 		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
 		e->conns[CONN_DATA].greeted = true;
 		if (is_standby(e)) {
@@ -281,6 +288,7 @@ static void on_message(void *ctx, const struct ft_msg *msg)
 	}
 	if (!conn->greeted) {
 		ft_err_set(&err, EPROTO, "%s before HELLO", ft_msg_name(msg->type));
+		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
 		return;
@@ -311,7 +319,8 @@ static void on_closed(void *ctx, const struct ft_err *why)
 	struct ft_engine *e = conn->e;
 	bool data = conn == &e->conns[CONN_DATA], beat = conn == &e->conns[CONN_BEAT];
 
-	ft_debug("%s: connection to %s closed: %s", e->config.name, conn->link->peer, why->text);
+	/* Of the peer's own connections its side of the engine speaks; of a stranger's nobody else would. */
+	ft_log(data || beat ? FT_LOG_DEBUG : FT_LOG_WARN, "%s: refused: %s", e->config.name, why->text);
 	engine_drop(e, conn);
 	if (!data && !beat)
 		return;

@@ -142,8 +142,11 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 		primary_end(e, p->auto_retry, err.text);
 		return;
 	}
-	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. */
-	engine_hang_up(e);
+	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. Heartbeats go on if they can, for a standby that
+	 * has lost the data connection only (a frame was damaged) must not take this host for dead. */
+	e->env->hang_up(e->env_ctx);
+	engine_drop(e, &e->conns[CONN_DATA]);
+	engine_watch(e, false);
 	e->situation++;
 	snprintf(p->why, sizeof p->why, "%.200s", err.text);
 	if (p->phase == PRIMARY_LEAVING)

@@ -129,7 +129,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		refuse(e, &err);
 		return;
 	}
-	if (msg->generation < e->generation || msg->generation > UINT64_MAX / 2) {
+	if (msg->generation < e->generation) {
 		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already", (unsigned long long)msg->generation,
 			   (unsigned long long)e->generation);
 		refuse(e, &err);

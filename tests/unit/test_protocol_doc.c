@@ -298,12 +298,13 @@ static void test_deadlines(void **state)
 		{"ft/engine_internal.h", "FT_TRIAL_ACK_MAX_MS"},
 		{"ft/engine_internal.h", "FT_HANDOVER_MAX_MS"},
 		{"ft/engine_internal.h", "FT_LEAVE_MAX_MS"},
-		{"ft/engine_internal.h", "FT_FULL_DRAIN_MAX_MS"},
+		{"ft/engine_internal.h", "FT_HOLD_DRAIN_MAX_MS"},
 		{"ft/engine_internal.h", "FT_RETRY_MS"},
 		{"ft/engine_internal.h", "FT_PASS_SETTLE_MS"},
 		{"ft/engine_internal.h", "FT_CHECKPOINT_TRIES"},
 		{"ft/protection_end.c", "FT_REDIAL_MS"},
 		{"ft/takeover.c", "TAKEOVER_RETRY_MS"},
+		{"ft/engine_internal.h", "FT_RELEASE_RETRY_MS"},
 		{"tools/agent/peer.c", "DIAL_MAX_MS"},
 	};
 
