@@ -17,8 +17,8 @@
 
 #define COPY_BATCH 128 /* pages between two looks at QEMU: about 0.15 ms */
 /* Together with the copying less than the keeper's VMM_HOLD_MAX_MS. */
-#define FIRST_BYTE_MS 1200 /* draining a slow disk may take long */
-#define LAST_WRITE_MS 300
+#define FIRST_BYTE_MS 1100 /* draining a slow disk may take long */
+#define LAST_WRITE_MS 500
 #define END_MS	      300
 
 int qemu_track_start(struct vmm *vmm, struct ft_err *err)
