@@ -157,7 +157,7 @@ static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool d
 
 	if (dialed || hello->heartbeat)
 		return 0;
-	if (is_standby(e) && (s->committed || e->conns[CONN_DATA].greeted) && strcmp(hello->host_id, s->primary_host))
+	if (is_standby(e) && e->conns[CONN_DATA].greeted && strcmp(hello->host_id, s->primary_host))
 		return ft_err_set(err, EBUSY, "hello: this side is the standby of host '%s'", s->primary_host);
 	if (!is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY && p->phase != PRIMARY_LOST)
 		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
@@ -369,6 +369,8 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 				primary_peer_lost(e, err->text);
 		} else if (is_standby(e)) {
 			e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+		} else if (err->code == EDESTADDRREQ && e->state.now == FT_SOLO) {
+			e->primary.phase = PRIMARY_IDLE; /* nobody to look for: whoever offers itself is welcome */
 		} else {
 			struct ft_err copy = *err;
 

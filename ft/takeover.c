@@ -186,6 +186,7 @@ static void takeover_continue(struct ft_engine *e)
 	struct ft_stage *g = &s->stage;
 	unsigned which = g->staging ^ 1;
 	struct ft_err err = {0};
+	bool agreed;
 	int rc = e->env->store_activate(e->env_ctx, e->generation, s->committed, &err);
 
 	/* A shared disk that the old primary still holds, dead or asleep: it must let go first. The grant is ours, so this waits. */
@@ -203,7 +204,8 @@ static void takeover_continue(struct ft_engine *e)
 	/* What may not have left before the primary died leaves now: at worst a client sees it twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))
 		engine_note_error(e, &err);
-	if (s->handover && engine_data(e)) {
+	agreed = s->handover && engine_data(e);
+	if (agreed) {
 		(void)engine_send(e, FT_MSG_HANDED, s->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}
@@ -215,7 +217,10 @@ static void takeover_continue(struct ft_engine *e)
 	s->suspicious = s->handover = s->offering = false;
 	s->asked_ns = 0;
 	tap_chain_set_mode(&e->chain, TAP_PASS);
-	e->primary.phase = PRIMARY_IDLE;
+	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows where. */
+	e->primary.phase = agreed ? PRIMARY_RETRY : PRIMARY_IDLE;
+	e->primary.auto_retry = agreed;
+	e->primary.deadline_ns = agreed ? engine_now(e) + FT_RETRY_MS * NS_PER_MS : 0;
 	e->primary.taps_in = true; /* passing through; taken out when the replayed outputs are surely gone */
 	e->primary.vm_dead = e->primary.stopped = false;
 	e->untap_ns = engine_now(e) + FT_PASS_SETTLE_MS * NS_PER_MS;
