@@ -373,11 +373,33 @@ void store_free(struct store *s)
 	destroy(s);
 }
 
-int store_check_startable(const char *image, struct ft_err *err)
+// Its own standby cannot have it, says the arbiter.
+static int settle(const char *image, struct ft_err *err)
+{
+	struct metadata meta;
+	int ret = metadata_open(image, &meta, err);
+	if (ret < 0)
+		return ret;
+	struct metadata_record record = meta.record;
+	record.state = STORE_UP_TO_DATE;
+	ret = metadata_write(&meta, &record, err);
+	metadata_close(&meta);
+	return ret;
+}
+
+int store_check_startable(const char *image, bool granted, struct ft_err *err)
 {
 	struct metadata_record record;
 	int ret = metadata_read(image, &record, err);
 	if (ret == -ENOENT)
 		return 0;
+	if (ret == 0 && granted && record.state == STORE_PROTECTED)
+		return settle(image, err);
 	return ret < 0 ? ret : metadata_startable(image, &record, err);
+}
+
+uint64_t store_generation(const char *image)
+{
+	struct metadata_record record;
+	return metadata_read(image, &record, NULL) == 0 ? record.generation : 0;
 }

@@ -16,6 +16,7 @@
 #define FT_HANDOVER_MAX_MS  10000
 #define FT_PROGRESS_MAX_MS  10000 /* a data connection that takes nothing for so long is dead, whatever the heartbeats say */
 #define FT_BEAT_GRACE_MS    3000  /* from the first word to the first heartbeat, which needs a connection of its own */
+#define FT_GUARD_MAX_MS	    5000 /* env->guard(): durable marks on the guest's disks */
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
 #define FT_UNTAP_RETRY_MS    5000
 #define FT_RELEASE_RETRY_MS  500

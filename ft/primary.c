@@ -410,7 +410,10 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 	if (!p->first_commit_done) {
 		/* From here on the standby may be granted, so the record must say so before the first output goes. */
 		p->sync_claimed = true;
+		/* Marks are written to disks, which may be slow. */
+		engine_ask_patience(e, FT_GUARD_MAX_MS);
 		e->env->guard(e->env_ctx, true);
+		engine_ask_patience(e, 0);
 		e->env->changed(e->env_ctx);
 		arbitrate_in_sync(e);
 		return;
