@@ -42,7 +42,8 @@ struct ft_env_ops {
 	void (*wake_at)(void *ctx, uint64_t when_ns);	 /* call ft_engine_tick() then; replaces the earlier wish */
 	uint64_t (*random)(void *ctx);			 /* session numbers */
 
-	/* Starts to connect to the peer; ft_engine_dialed() follows exactly once, not from inside. hang_up forgets all dials. */
+	/* Starts to connect to the peer; ft_engine_dialed() follows exactly once, not from inside, with EDESTADDRREQ if no peer is known.
+	 * hang_up forgets all dials. */
 	void (*dial)(void *ctx, bool heartbeat);
 	void (*hang_up)(void *ctx);
 

@@ -61,6 +61,9 @@ void standby_free(struct ft_engine *e)
 void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
+	struct ft_err gone = {.code = ECANCELED, .text = "failover: this standby holds no checkpoint any more"};
+
+	done_call(&s->failover_done, &gone, 0);
 
 	e->situation++;
 	if (s->armed)
@@ -133,6 +136,12 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
+	if (!msg->generation || msg->generation > FT_COUNTER_MAX) {
+		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one", (unsigned long long)msg->generation);
+		refuse(e, &err);
+		ft__setup__free_unpacked(setup, NULL);
+		return;
+	}
 	if (setup->resume) {
 		if (!s->session || setup->session != s->session || msg->generation != s->primary_generation) {
 			ft_err_set(&err, ESTALE, "SETUP: resume of a session that this standby does not have");
@@ -147,6 +156,9 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
+	if (setup->takeover_ms != e->config.takeover_ms || setup->heartbeat_ms != e->config.heartbeat_ms)
+		ft_warn("%s: heartbeat_ms %u, takeover_ms %u here, %u and %u at the primary: the same guest file should serve both", e->config.name,
+			e->config.heartbeat_ms, e->config.takeover_ms, setup->heartbeat_ms, setup->takeover_ms);
 	standby_reset(e);
 	s->primary_generation = msg->generation;
 	if (e->env->arm(e->env_ctx, setup, &err)) {
@@ -255,6 +267,8 @@ static int on_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 	struct ft_standby *s = &e->standby;
 	struct ft_stage *g = &s->stage;
 
+	if (msg->epoch > FT_COUNTER_MAX)
+		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu: there is no such one", (unsigned long long)msg->epoch);
 	if (!msg->epoch || msg->epoch <= s->committed)
 		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu after %llu was committed", (unsigned long long)msg->epoch,
 				  (unsigned long long)s->committed);

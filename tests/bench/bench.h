@@ -30,6 +30,7 @@ struct bench {
 	struct direct *pc, *q35; /* direct.c: made at first use */
 	struct pair *pair;	 /* pair.c: likewise */
 	double load_ms;		 /* QEMU's own time to load a state and resume, 0: not measured */
+	double answer_ms;	 /* and to its guest's first answer, with no agent about */
 };
 
 /* A group's answer when the machine lacks something; the reason is in err. */

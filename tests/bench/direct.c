@@ -276,15 +276,19 @@ void scatter(uint64_t *pfns, size_t n, uint64_t first, uint64_t of)
 
 /* ---- QEMU's own time to load and resume ---- */
 
-/* The guest's RAM and state of one moment, into a standby that runs on by itself for as long as it
- * takes to end it. */
-static int load_once(struct bench *b, struct capture *c, double *ms, struct ft_err *err)
+#define LOAD_ANSWER_MS 20000
+
+/* The guest's RAM and state of one moment, into a standby that runs until it has answered once; the
+ * guest stands still meanwhile. */
+static int load_once(struct bench *b, struct capture *c, struct samples *load,
+		     struct samples *answer, struct ft_err *err)
 {
 	struct direct *d = b->pc;
 	struct qemu_config config;
 	struct vmm *standby = NULL;
-	uint64_t start_ns;
-	int before = net_enter(d->ns), rc;
+	uint64_t start_ns = 0;
+	double ms = 0;
+	int before = net_enter(d->ns), rc, fd = net_udp(d->ns, GUEST_UDP_ECHO, err);
 
 	fill(b, "load", &config);
 	config.nics[0].ifname = "taps";
@@ -297,37 +301,38 @@ static int load_once(struct bench *b, struct capture *c, double *ms, struct ft_e
 	if (!rc) {
 		memcpy(vmm_image(standby), qemu_of(d->vmm)->ram.map, GUEST_MEMORY);
 		ft_bitmap_clear_all(&c->pending);
-		rc = vmm_cont(d->vmm, err);
-	}
-	start_ns = bench_now_ns();
-	if (!rc)
+		start_ns = bench_now_ns();
 		rc = vmm_resume(standby, c->capture.state, c->capture.state_len, err);
-	*ms = bench_ms_since(start_ns);
+	}
+	samples_add(load, bench_ms_since(start_ns));
+	if (!rc)
+		rc = net_first_answer(fd, start_ns, LOAD_ANSWER_MS, &ms, err);
+	samples_add(answer, ms);
 	if (standby) {
 		vmm_quit(standby, false, 0);
 		vmm_free(standby);
 	}
-	return rc;
+	close(fd);
+	return rc ? rc : vmm_cont(d->vmm, err);
 }
 
 int direct_load(struct bench *b, struct ft_err *err)
 {
-	struct samples s = {0};
+	struct samples load = {0}, answer = {0};
 	struct capture *c = NULL;
-	double ms;
 	int rc = b->load_ms > 0 ? 0 : direct_pc(b, err);
 
 	if (rc || b->load_ms > 0)
 		return rc;
 	rc = capture_new(GUEST_PAGES, &c, err);
-	for (unsigned i = 0; i < (b->quick ? 3 : 7) && !rc; i++) {
-		rc = load_once(b, c, &ms, err);
-		if (!rc)
-			samples_add(&s, ms);
+	for (unsigned i = 0; i < (b->quick ? 3 : 7) && !rc; i++)
+		rc = load_once(b, c, &load, &answer, err);
+	if (!rc) {
+		b->load_ms = samples_median(&load);
+		b->answer_ms = samples_median(&answer);
 	}
-	if (!rc)
-		b->load_ms = samples_median(&s);
 	capture_free(c);
-	samples_free(&s);
+	samples_free(&load);
+	samples_free(&answer);
 	return rc;
 }

@@ -63,7 +63,7 @@ static int bare(struct vmm *vmm, struct drained *d, double *ms, struct ft_err *e
 static int measure(struct direct *d, unsigned rounds, const char *name, double reach,
 		   struct ft_err *err)
 {
-	struct samples here = {0}, floor = {0};
+	struct samples here = {0}, floor = {0}, held = {0};
 	struct drained drained = {.end = -1};
 	struct capture *c = NULL;
 	size_t pages = 0;
@@ -85,12 +85,14 @@ static int measure(struct direct *d, unsigned rounds, const char *name, double r
 			pages = 0;
 		if (!rc)
 			rc = capture_take(c, d->vmm, &ms, &pages, err);
-		if (!rc && i >= 2)
-			samples_add(&here, ms);
+		if (rc || i < 2)
+			continue;
+		samples_add(&here, ms);
+		samples_add(&held, (double)capture_of(c)->held_ns / 1e6);
 	}
 	if (!rc) {
-		snprintf(what, sizeof what, "%zu bytes of state, %zu pages",
-			 capture_of(c)->state_len, pages / here.n);
+		snprintf(what, sizeof what, "%zu bytes of state, %zu pages, held %.3f",
+			 capture_of(c)->state_len, pages / here.n, samples_median(&held));
 		bench_report_samples(name, "ms", &here, &floor, BENCH_AT_MOST, reach, what);
 	}
 	if (drained.end >= 0)
@@ -98,6 +100,7 @@ static int measure(struct direct *d, unsigned rounds, const char *name, double r
 	capture_free(c);
 	samples_free(&here);
 	samples_free(&floor);
+	samples_free(&held);
 	return rc;
 }
 

@@ -4,10 +4,14 @@
 //
 //	takeover   the agent is killed; floor: QEMU's own time to load that state and resume
 //	silence    the host falls silent; floor: that, and the silence that is allowed
+//
+// A guest under TCG begins with no translated code, so its first answer comes late in any QEMU: the
+// lines -guest have for their floor how long that takes where no agent is about.
 #include <stdio.h>
 #include <unistd.h>
 
 #include "direct.h"
+#include "ft/log.h"
 #include "pair.h"
 
 #define ANSWER_MS 20000
@@ -24,18 +28,24 @@ static int round_once(struct pair *p, end_fn *end, struct samples *s, struct ft_
 	if (!rc) /* it answers now, and everybody knows where it is */
 		rc = net_ping(fd, 20, 1000, &warm, err);
 	samples_free(&warm);
+	ft_debug("strike");
 	if (!rc)
 		rc = end(p, &at, err);
 	if (!rc)
 		rc = net_first_answer(fd, at, ANSWER_MS, &ms, err);
+	ft_debug("first answer after %.1f ms", ms);
 	if (!rc)
 		samples_add(s, ms);
 	if (fd >= 0)
 		close(fd);
-	return rc ? rc : pair_heal(p, err);
+	if (!rc)
+		rc = pair_heal(p, err);
+	ft_debug("healed");
+	return rc;
 }
 
-static int measure(struct bench *b, end_fn *end, struct bench_figure *f, struct ft_err *err)
+static int measure(struct bench *b, end_fn *end, struct bench_figure *f, const char *guest_name,
+		   struct ft_err *err)
 {
 	unsigned rounds = b->quick ? 3 : 9;
 	struct samples s = {0};
@@ -49,8 +59,14 @@ static int measure(struct bench *b, end_fn *end, struct bench_figure *f, struct 
 		f->value = samples_median(&s);
 		f->floor += b->load_ms;
 		snprintf(f->note, sizeof f->note,
-			 "strike to first answer; p50 of %zu, %.1f to %.1f; QEMU loads in %.1f",
-			 s.n, samples_quantile(&s, 0), samples_quantile(&s, 1), b->load_ms);
+			 "strike to first answer; p50 of %zu, %.1f to %.1f", s.n,
+			 samples_quantile(&s, 0), samples_quantile(&s, 1));
+		bench_report(f);
+		f->name = guest_name;
+		f->floor += b->answer_ms - b->load_ms;
+		snprintf(f->note, sizeof f->note,
+			 "the same; a bare QEMU loads in %.1f and its guest answers after %.1f",
+			 b->load_ms, b->answer_ms);
 		bench_report(f);
 	}
 	samples_free(&s);
@@ -61,7 +77,7 @@ int bench_takeover(struct bench *b, struct ft_err *err)
 {
 	struct bench_figure f = {.name = "takeover", .unit = "ms", .kind = BENCH_PLUS, .reach = 50};
 
-	return measure(b, pair_strike, &f, err);
+	return measure(b, pair_strike, &f, "takeover-guest", err);
 }
 
 int bench_silence(struct bench *b, struct ft_err *err)
@@ -72,5 +88,5 @@ int bench_silence(struct bench *b, struct ft_err *err)
 				 .reach = 150,
 				 .floor = PAIR_TAKEOVER_MS};
 
-	return measure(b, pair_silence, &f, err);
+	return measure(b, pair_silence, &f, "silence-guest", err);
 }

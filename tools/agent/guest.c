@@ -404,7 +404,7 @@ static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *e
 					  c->mode == STORE_SHARED ? "shared" : "replicated", d->shared ? "shared" : "replicated");
 		rc = store_open(d->id, path, d->shared ? STORE_SHARED : STORE_REPLICATED, d->bytes, a->config.uuid, &a->stores[i], err);
 		if (rc)
-			return ft_err_context(err, "disk %.64s", d->id);
+			return rc;
 		a->stores_n = i + 1;
 	}
 	return 0;
