@@ -43,6 +43,7 @@ struct store {
 	bool broken;		 // a write failed: what the image holds is not known
 	bool partial;		 // records of an epoch that is not committed yet
 	bool flush;		 // one of them was a FLUSH
+	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
 	struct syncer syncer;
 };
@@ -308,6 +309,9 @@ static int replay_pending(struct store *s)
 
 int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err)
 {
+	// Of several disks a later one may have had to wait for its lock.
+	if (s->active)
+		return 0;
 	if (s->state != STORE_UP_TO_DATE || s->partial)
 		return ft_err_set(err, ESTALE, "disk %s: cannot take over: %s", s->id,
 				  s->partial ? "an epoch is applied in part"
@@ -331,6 +335,7 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct 
 	disk_log_clear(&s->pending);
 	image_close(&s->image);
 	metadata_close(&s->meta);
+	s->active = true;
 	return 0;
 }
 
@@ -368,11 +373,33 @@ void store_free(struct store *s)
 	destroy(s);
 }
 
-int store_check_startable(const char *image, struct ft_err *err)
+// Its own standby cannot have it, says the arbiter.
+static int settle(const char *image, struct ft_err *err)
+{
+	struct metadata meta;
+	int ret = metadata_open(image, &meta, err);
+	if (ret < 0)
+		return ret;
+	struct metadata_record record = meta.record;
+	record.state = STORE_UP_TO_DATE;
+	ret = metadata_write(&meta, &record, err);
+	metadata_close(&meta);
+	return ret;
+}
+
+int store_check_startable(const char *image, bool granted, struct ft_err *err)
 {
 	struct metadata_record record;
 	int ret = metadata_read(image, &record, err);
 	if (ret == -ENOENT)
 		return 0;
+	if (ret == 0 && granted && record.state == STORE_PROTECTED)
+		return settle(image, err);
 	return ret < 0 ? ret : metadata_startable(image, &record, err);
+}
+
+uint64_t store_generation(const char *image)
+{
+	struct metadata_record record;
+	return metadata_read(image, &record, NULL) == 0 ? record.generation : 0;
 }

@@ -4,8 +4,8 @@
  * Engine's thread only.
  *
  * Metadata, IMAGE.kemari (block/metadata.h): guest uuid, generation, epoch, state (UpToDate |
- * Outdated | Inconsistent), checksum; replaced whole. It is locked (OFD lock) as long as a
- * replicated store or a tap has the disk open, so two agents for one image are refused.
+ * Protected | Outdated | Inconsistent), checksum; replaced whole. It is locked (OFD lock) as long
+ * as a replicated store or a tap has the disk open, so two agents for one image are refused.
  *
  * On disk a replicated store in operation says Inconsistent, also when store_state() is UpToDate:
  * an agent that is killed in the middle of an epoch leaves a mixture, and one that is merely gone
@@ -23,7 +23,9 @@
 #include "eventtap/tap.h"
 #include "ft/err.h"
 
-enum store_state { STORE_INCONSISTENT = 1, STORE_OUTDATED, STORE_UP_TO_DATE };
+/* PROTECTED is for metadata only: the newest copy, of a guest that runs here, but whose standby may
+ * go on without this host. */
+enum store_state { STORE_INCONSISTENT = 1, STORE_OUTDATED, STORE_UP_TO_DATE, STORE_PROTECTED };
 enum store_mode { STORE_REPLICATED, STORE_SHARED };
 
 #define STORE_PENDING_BYTES                                                                        \
@@ -55,8 +57,8 @@ void store_drop_pending(struct store *s, uint64_t epoch);
 /* Takeover: shared: takes the lock (-EBUSY while an old primary on this lock's filesystem still
  * lives; may be called again) and replays the pending writes. Both: makes all durable and writes
  * the activation record, then closes the image and gives up the lock so that a VM and its tap can
- * have them. After this the store is of no more use. -ESTALE: not in sync, or an epoch is applied
- * in part. */
+ * have them. After this the store is of no more use, and calling this again does nothing. -ESTALE:
+ * not in sync, or an epoch is applied in part. */
 int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err);
 /* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest
  * from it. Nothing to do for a shared disk. */
@@ -66,8 +68,11 @@ enum store_state store_state(const struct store *s);
 void store_free(struct store *s);
 
 /* For a primary: refuses (-ESTALE, says why) to start a guest on an image whose metadata says
- * Outdated or Inconsistent, or is damaged
- * (-EBADMSG). No metadata: fine. */
-int store_check_startable(const char *image, struct ft_err *err);
+ * Outdated, Inconsistent or Protected, or is damaged (-EBADMSG). No metadata: fine. granted: an
+ * arbiter let this host have the guest, so no standby did go on or will: Protected becomes
+ * UpToDate. */
+int store_check_startable(const char *image, bool granted, struct ft_err *err);
+/* The generation that the image's metadata knows; 0: none, or it cannot be read. */
+uint64_t store_generation(const char *image);
 
 #endif

@@ -40,6 +40,8 @@ static void set_generation(struct ft_engine *e, uint64_t generation)
 /* Whoever asks is bound to the situation in which it asks. */
 static void ask(struct ft_engine *e, enum engine_question question)
 {
+	/* Some arbiters answer before they return. */
+	engine_ask_patience(e, FT_ARBITER_DEADLINE_MS + 500);
 	e->asking = question;
 	e->asked_in = e->situation;
 	e->arbiter_state = "asked";
@@ -111,8 +113,10 @@ static void on_claim_read(void *ctx, enum ft_arbiter_answer answer, const struct
 		on_claim(e, answer, now, why);
 		return;
 	}
-	/* A record of somebody else, newer than anything we held: the guest went on there while we were away. */
-	if (now->generation > e->generation && now->holder[0] && strcmp(now->holder, e->config.host_id)) {
+	/* A record of somebody else, newer than anything we held: the guest went on there while we were away. But a peer that is connected
+	 * accepted our generation, so it never acted under a newer one: a grant that it gave up waiting for, and that came after all, is void. */
+	if (now->generation > e->generation && now->holder[0] && strcmp(now->holder, e->config.host_id) &&
+	    !(e->conns[CONN_DATA].greeted && !strcmp(now->holder, e->peer_host))) {
 		char text[FT_ERR_TEXT_MAX];
 
 		snprintf(text, sizeof text, "host %s holds generation %llu", now->holder, (unsigned long long)now->generation);
@@ -136,13 +140,24 @@ void arbitrate_claim(struct ft_engine *e)
 
 /* ---- in sync ---- */
 
+static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why);
+
 static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
 {
 	struct ft_engine *e = ctx;
 
-	(void)now;
-	if (answered(e, answer))
+	bool again = e->primary.first_commit_done;
+
+	if (!answered(e, answer))
+		again = false;
+	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED && now->generation > e->generation)
+		solo_answered(e, answer, now, why); /* the swap that was given up did happen: alone, and protected anew */
+	else if (again && answer == FT_ARBITER_LOST)
+		e->primary.want_switch = true; /* the standby was granted the guest while it was away: it shall have it */
+	else
 		primary_in_sync(e, answer, why);
+	if (again && answer != FT_ARBITER_UNREACHABLE)
+		e->primary.solo_unsure = false;
 	go_on(e);
 }
 
@@ -160,6 +175,7 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, co
 {
 	char text[FT_REASON_MAX];
 
+	e->primary.solo_unsure |= answer == FT_ARBITER_UNREACHABLE;
 	switch (ours_after_all(e, answer, now, e->generation + 1)) {
 	case FT_ARBITER_GRANTED:
 		set_generation(e, now->generation);
@@ -271,7 +287,8 @@ static bool still_wanted(struct ft_engine *e, enum engine_question question)
 	case QUESTION_CLAIM:
 		return e->primary.phase == PRIMARY_HELLO && e->conns[CONN_DATA].greeted;
 	case QUESTION_IN_SYNC:
-		return e->primary.phase == PRIMARY_RUNNING && e->primary.sync_claimed && !e->primary.first_commit_done;
+		return e->primary.phase == PRIMARY_RUNNING && e->primary.sync_claimed &&
+		       (!e->primary.first_commit_done || e->primary.solo_unsure);
 	case QUESTION_SOLO:
 		return e->primary.phase == PRIMARY_LOST;
 	case QUESTION_TAKEOVER:

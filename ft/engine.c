@@ -149,7 +149,22 @@ static void promote(struct ft_engine *e, struct engine_conn *from, unsigned to)
 	conn->link->events.ctx = conn;
 }
 
-static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_err *err)
+/* Somebody has the other end already: a stranger who knows the guest's name must neither push it out nor be taken for it. */
+static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
+{
+	const struct ft_primary *p = &e->primary;
+	const struct ft_standby *s = &e->standby;
+
+	if (dialed || hello->heartbeat)
+		return 0;
+	if (is_standby(e) && e->conns[CONN_DATA].greeted && strcmp(hello->host_id, s->primary_host))
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of host '%s'", s->primary_host);
+	if (!is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY && p->phase != PRIMARY_LOST)
+		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
+	return 0;
+}
+
+static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
 {
 	bool to_standby = is_standby(e);
 
@@ -168,6 +183,9 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 	if (to_standby && hello->generation < e->generation)
 		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
 				  (unsigned long long)e->generation);
+	if (to_standby && e->standby.committed && strcmp(hello->host_id, e->standby.primary_host) &&
+	    hello->generation <= e->standby.primary_generation)
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", e->standby.primary_host);
 	if (!to_standby && e->primary.phase == PRIMARY_LOST && strcmp(hello->host_id, e->primary.partner))
 		return ft_err_set(err, EBUSY, "hello: this side waits for '%s'", e->primary.partner);
 	if (hello->heartbeat && strcmp(hello->host_id, e->peer_host))
@@ -176,7 +194,7 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, struct ft_er
 		return ft_err_set(err, EBUSY, "hello: this side is asking the arbiter for the guest");
 	if (to_standby && e->state.now == FT_TAKEOVER)
 		return ft_err_set(err, EBUSY, "hello: this side is taking over");
-	return 0;
+	return hello_check_taken(e, hello, dialed, err);
 }
 
 static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
@@ -188,6 +206,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 
 	if (!hello) {
 		ft_err_set(&err, EPROTO, "hello: body does not parse");
+		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
 		return;
@@ -195,7 +214,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	beat = hello->heartbeat;
 	if (conn->dialed && beat != (conn == &e->conns[CONN_BEAT]))
 		ft_err_set(&err, EPROTO, "hello: answers another connection than ours");
-	if (err.code || hello_check(e, hello, &err)) {
+	if (err.code || hello_check(e, hello, conn->dialed, &err)) {
 		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
@@ -205,24 +224,15 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 			promote(e, conn, CONN_BEAT);
 		}
 		e->conns[CONN_BEAT].greeted = true;
-		ft_detector_heard(&e->detector, engine_now(e));
+		e->detector.heard_ns = engine_now(e); /* the grace is over */
 		if (!is_standby(e))
 			primary_writable(e);
 	} else {
 		bool dialed = conn->dialed;
 
-		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
-		if (!dialed) {
-			if (!is_standby(e) && e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY &&
-			    e->primary.phase != PRIMARY_LOST) {
-				ft_err_set(&err, EBUSY, "hello: the guest has a standby already");
-				engine_refuse(e, conn->link, &err);
-				engine_drop(e, conn);
-				ft__hello__free_unpacked(hello, NULL);
-				return;
-			}
+		if (!dialed)
 			promote(e, conn, CONN_DATA);
-		}
+		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
 		e->conns[CONN_DATA].greeted = true;
 		if (is_standby(e)) {
 			/* A new data connection starts a conversation; heartbeats follow on one of their own. */
@@ -278,6 +288,7 @@ static void on_message(void *ctx, const struct ft_msg *msg)
 	}
 	if (!conn->greeted) {
 		ft_err_set(&err, EPROTO, "%s before HELLO", ft_msg_name(msg->type));
+		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
 		return;
@@ -308,7 +319,8 @@ static void on_closed(void *ctx, const struct ft_err *why)
 	struct ft_engine *e = conn->e;
 	bool data = conn == &e->conns[CONN_DATA], beat = conn == &e->conns[CONN_BEAT];
 
-	ft_debug("%s: connection to %s closed: %s", e->config.name, conn->link->peer, why->text);
+	/* Of the peer's own connections its side of the engine speaks; of a stranger's nobody else would. */
+	ft_log(data || beat ? FT_LOG_DEBUG : FT_LOG_WARN, "%s: refused: %s", e->config.name, why->text);
 	engine_drop(e, conn);
 	if (!data && !beat)
 		return;
@@ -357,6 +369,8 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 				primary_peer_lost(e, err->text);
 		} else if (is_standby(e)) {
 			e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+		} else if (err->code == EDESTADDRREQ && e->state.now == FT_SOLO) {
+			e->primary.phase = PRIMARY_IDLE; /* nobody to look for: whoever offers itself is welcome */
 		} else {
 			struct ft_err copy = *err;
 
@@ -377,8 +391,11 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 
 void engine_watch(struct ft_engine *e, bool on)
 {
-	if (on && !e->watching)
+	if (on && !e->watching) {
 		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms, e->config.takeover_ms);
+		if (!e->conns[CONN_BEAT].greeted)
+			e->detector.heard_ns += FT_BEAT_GRACE_MS * NS_PER_MS;
+	}
 	e->watching = on;
 }
 
@@ -434,6 +451,19 @@ static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
 	return wake;
 }
 
+/* Taps that cannot be taken out go on passing through: the guest needs them. */
+void engine_untap(struct ft_engine *e)
+{
+	struct ft_err err = {0};
+
+	if (e->env->taps_out(e->env_ctx, &err)) {
+		engine_note_error(e, &err);
+		e->untap_ns = engine_now(e) + FT_UNTAP_RETRY_MS * NS_PER_MS;
+		return;
+	}
+	e->primary.taps_in = false;
+}
+
 void ft_engine_tick(struct ft_engine *e)
 {
 	uint64_t now = engine_now(e), wake;
@@ -457,14 +487,9 @@ void ft_engine_tick(struct ft_engine *e)
 		}
 	}
 	if (e->untap_ns && now >= e->untap_ns) {
-		struct ft_err err = {0};
-
 		e->untap_ns = 0;
-		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY)) {
-			if (e->env->taps_out(e->env_ctx, &err))
-				engine_note_error(e, &err);
-			e->primary.taps_in = false;
-		}
+		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
+			engine_untap(e);
 	} else if (e->untap_ns) {
 		wake = min_u64(wake, e->untap_ns);
 	}

@@ -42,12 +42,14 @@ struct ft_env_ops {
 	void (*wake_at)(void *ctx, uint64_t when_ns);	 /* call ft_engine_tick() then; replaces the earlier wish */
 	uint64_t (*random)(void *ctx);			 /* session numbers */
 
-	/* Starts to connect to the peer; ft_engine_dialed() follows exactly once, not from inside. hang_up forgets all dials. */
+	/* Starts to connect to the peer; ft_engine_dialed() follows exactly once, not from inside, with EDESTADDRREQ if no peer is known.
+	 * hang_up forgets all dials. */
 	void (*dial)(void *ctx, bool heartbeat);
 	void (*hang_up)(void *ctx);
 
 	/* ---- where the guest runs ---- */
-	/* Makes the taps (engine->chain), connects the VM to them; guest runs on through them (mode PASS). / Undoes it. */
+	/* Makes the taps (engine->chain), connects the VM to them; guest runs on through them (mode PASS). / Undoes it; after an
+	 * error the taps are there still and the guest runs on through them: try again later. */
 	int (*taps_in)(void *ctx, struct ft_err *err);
 	int (*taps_out)(void *ctx, struct ft_err *err);
 	/* A checkpoint is about to stop the guest: disk taps must answer everything / it is over. */

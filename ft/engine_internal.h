@@ -14,10 +14,17 @@
 #define FT_ACK_MAX_MS	    10000 /* END to ACK */
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
+#define FT_PROGRESS_MAX_MS  10000 /* a data connection that takes nothing for so long is dead, whatever the heartbeats say */
+#define FT_BEAT_GRACE_MS    3000  /* from the first word to the first heartbeat, which needs a connection of its own */
+#define FT_GUARD_MAX_MS	    5000 /* env->guard(): durable marks on the guest's disks */
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
-#define FT_FULL_DRAIN_MAX_MS 5000 /* one staging buffer onto the wire while the guest is held */
+#define FT_UNTAP_RETRY_MS    5000
+#define FT_RELEASE_RETRY_MS  500
+#define FT_HOLD_DISK_MAX     (64u << 20) /* bytes of disk that the first checkpoint may read while the guest is held */
+#define FT_HOLD_DRAIN_MAX_MS 1000 /* all staging buffers of one checkpoint onto the wire while the guest is held; the keeper ends a longer hold */
 #define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
 #define FT_PASS_SETTLE_MS   300	  /* after a takeover the taps pass through this long before they are taken out */
+_Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS, "a slow link must not look like a frozen agent");
 #define FT_ROUND_BATCH	    32	  /* pages read at a time in async rounds */
 #define FT_FRAMES_PER_TURN  16	  /* async rounds: then other events get their turn */
 #define FT_CHECKPOINT_TRIES 3	  /* failures in a row that end protection */
@@ -48,6 +55,7 @@ struct ft_ship {
 	enum ship_phase phase;
 	uint64_t epoch;
 	bool begun, trial, digest, handover;
+	uint64_t hold_until_ns; /* for what goes out while the guest is held */
 	size_t page_at, state_at;
 	uint64_t event_epoch; /* which epoch's records are being exported */
 	struct tap_chain_cursor event_cursor;
@@ -67,6 +75,8 @@ struct ft_primary {
 		uint64_t session, committed;
 		bool runs;
 	} returned;
+	uint64_t retry_ns; /* when to ask the arbiter again for the record of a resumed session */
+	bool solo_unsure; /* a swap to solo may have happened, or still may: the record must say again who is in sync */
 	bool gave_away;	  /* a HANDOVER went out and was not refused */
 	bool bye_sent;
 	bool leave_retry; /* after PRIMARY_LEAVING */
@@ -79,12 +89,14 @@ struct ft_primary {
 	uint8_t *batch;		   /* FT_ROUND_BATCH pages */
 	uint64_t batch_pfns[FT_ROUND_BATCH];
 	/* rounds */
+	bool round_more;	   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at;	   /* next page of the bitmap to look at */
 	struct ft_round round;
 	uint64_t round_started_ns, round_bytes_start, round_pages;
 	/* running */
 	struct ft_ship ship;
 	uint64_t resumed_ns, last_pause_ns, output_ns;
+	uint64_t release_ns; /* a release failed: tried again then, 0 = none is owed */
 	bool pressure, requested, want_digest, want_switch;
 	bool stopped;	       /* the guest stands still for a planned switch */
 	bool vm_dead;	       /* the VM died under protection: only the hand-over is left to do */
@@ -190,6 +202,8 @@ void engine_beat(struct ft_engine *e);
 /* Tells the peer not to suspect us for the next `ms`: something long and known is about to happen. */
 void engine_ask_patience(struct ft_engine *e, unsigned ms);
 void engine_watch(struct ft_engine *e, bool on);
+/* Takes the taps out; if that fails they stay, passing through, and it is tried again later. */
+void engine_untap(struct ft_engine *e);
 void engine_fence(struct ft_engine *e, const char *why);
 void done_call(struct ft_done *done, const struct ft_err *err, uint64_t value);
 bool done_set(struct ft_done *done, ft_done_fn *fn, void *ctx);
@@ -234,6 +248,8 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
 void primary_committed(struct ft_engine *e, uint64_t epoch);
 /* The capture in flight will not arrive: its pages stay owed. */
 void primary_abort_checkpoint(struct ft_engine *e, const char *why);
+/* Protection is over: so is waiting for the next checkpoint. */
+void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why);
 
 /* ship.c */
 void ship_start(struct ft_engine *e, uint64_t epoch);

@@ -58,10 +58,18 @@ void primary_meet(struct ft_engine *e)
 		return;
 	if (!p->returned.runs && p->returned.session != p->session) {
 		/* It is alive, runs nothing and holds nothing: there is no other history of the guest than ours. */
+		if (strcmp(e->arbiter->ops->type, "none")) {
+			arbitrate_primary_lost_peer(e); /* and only its grant ends the wait */
+			return;
+		}
 		snprintf(why, sizeof why, "%.160s; the standby came back empty: goes on alone", p->why);
 		e->generation++;
 		e->env->generation(e->env_ctx, e->generation);
 		primary_end(e, p->auto_retry, why);
+	} else if (!p->returned.runs && !p->first_commit_done && !e->asking) {
+		/* The connection broke between the first checkpoint and its acknowledgement: too little to go on from. */
+		snprintf(why, sizeof why, "%.200s", p->why);
+		primary_leave(e, p->auto_retry, why);
 	} else if (!e->asking && can_resume(e)) {
 		/* While the arbiter is asked, its answer decides. */
 		resume(e);

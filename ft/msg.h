@@ -28,6 +28,9 @@ enum ft_msg_type {
 	FT_MSG_TYPE_MAX
 };
 
+/* Generations and epochs begin at 1; one beyond this is refused, so that everybody's "the next one" exists. */
+#define FT_COUNTER_MAX (UINT64_C(1) << 62)
+
 const char *ft_msg_name(unsigned type);
 
 /* Packs `body` (a protobuf-c message, may be NULL) and sends it with the payload. Bodies are bounded by FT_MSG_BODY_SMALL unless they are

@@ -155,6 +155,13 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	if (!p->codec || ft_bitmap_init(&p->pending, info.ram_bytes / VMM_PAGE_BYTES) ||
 	    ft_bitmap_init(&p->overflow, info.ram_bytes / VMM_PAGE_BYTES))
 		return ft_err_set(err, ENOMEM, "protect: out of memory");
+	if (p->taps_in && !p->tracking) {
+		/* Left from a takeover, passing through: they were made to replay, and there is no disk among them. */
+		rc = e->env->taps_out(e->env_ctx, err);
+		if (rc)
+			return ft_err_context(err, "taps");
+		p->taps_in = false;
+	}
 	if (!p->taps_in) {
 		rc = e->env->taps_in(e->env_ctx, err);
 		if (rc)
@@ -176,7 +183,7 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	memset(&p->ship, 0, sizeof p->ship);
 	p->round_at = 0;
 	p->round_started_ns = engine_now(e);
-	p->gave_away = false;
+	p->gave_away = p->solo_unsure = false;
 	e->committed = e->epoch - 1;
 	ft_overhead_start(&e->overhead, engine_now(e));
 	return 0;
@@ -197,6 +204,7 @@ static void resumed(struct ft_engine *e, const Ft__Ready *ready)
 	p->gave_away = false;
 	engine_watch(e, true);
 	engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
+	p->retry_ns = engine_now(e);
 	if (p->stopped) {
 		ft_err_set(&err, ENOTCONN, "failover: the connection was lost meanwhile");
 		switch_undone(e, &err);
@@ -218,7 +226,7 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 		return;
 	}
 	/* The heartbeat connection comes, or silence ends the attempt. */
-	set_phase(e, PRIMARY_ROUNDS, 0);
+	set_phase(e, PRIMARY_ROUNDS, FT_PROGRESS_MAX_MS);
 	engine_watch(e, true);
 	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
 	primary_writable(e);
@@ -239,6 +247,14 @@ static void on_stopped(void *ctx)
 
 	h->rc = tap_chain_close_epoch(&h->e->chain, h->e->epoch, &h->err);
 	h->closed = true;
+}
+
+/* A slow disk is no silence. */
+static void on_waiting(void *ctx)
+{
+	struct hold *h = ctx;
+
+	engine_beat(h->e);
 }
 
 static int on_full(void *ctx, struct vmm_capture *capture)
@@ -262,6 +278,12 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why)
 	done_call(&p->verify_done, &err, 0);
 }
 
+void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why)
+{
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		done_call(&e->primary.waiting[i], why, 0);
+}
+
 static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_err *err)
 {
 	struct ft_primary *p = &e->primary;
@@ -273,15 +295,21 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 	ft_err_context(&copy, "checkpoint %llu", (unsigned long long)e->epoch);
 	engine_note_error(e, &copy);
 	primary_abort_checkpoint(e, copy.text);
+	done_call(&p->switch_done, &copy, 0);
 	p->requested = true; /* outputs wait: again as soon as the budget allows */
-	if (++p->failures >= FT_CHECKPOINT_TRIES && !p->vm_dead)
-		primary_peer_lost(e, "checkpoints keep failing");
+	if (++p->failures < FT_CHECKPOINT_TRIES || p->vm_dead)
+		return;
+	/* The standby is there: it lets go by agreement, and protection starts anew with rounds. */
+	if (p->sync_claimed && p->phase == PRIMARY_RUNNING && engine_data(e))
+		primary_leave(e, p->auto_retry, copy.text);
+	else
+		primary_peer_lost(e, copy.text);
 }
 
 static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 {
 	struct ft_primary *p = &e->primary;
-	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .ctx = hold};
+	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .waiting = on_waiting, .ctx = hold};
 	int rc;
 
 	/* A failed checkpoint that used it left bits: those pages are pending again, so a clean start is right. */
@@ -292,6 +320,9 @@ static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 	e->env->firing(e->env_ctx, true);
 	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
 	e->env->firing(e->env_ctx, false);
+	/* The epoch did not close: this checkpoint is void, and the guest was to stay stopped for it. */
+	if (!rc && hold->rc && keep_stopped)
+		(void)vmm_cont(e->vmm, NULL);
 	return rc ? rc : hold->rc;
 }
 
@@ -379,13 +410,21 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 	if (!p->first_commit_done) {
 		/* From here on the standby may be granted, so the record must say so before the first output goes. */
 		p->sync_claimed = true;
+		/* Marks are written to disks, which may be slow. */
+		engine_ask_patience(e, FT_GUARD_MAX_MS);
 		e->env->guard(e->env_ctx, true);
+		engine_ask_patience(e, 0);
 		e->env->changed(e->env_ctx);
 		arbitrate_in_sync(e);
 		return;
 	}
-	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err))
+	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err)) {
+		/* A shared disk that does not take what is committed: until it does there is no next epoch, for the standby keeps its copy only
+		 * until then. */
 		engine_note_error(e, &err);
+		p->release_ns = engine_now(e) + FT_RELEASE_RETRY_MS * NS_PER_MS;
+		return;
+	}
 	for (unsigned i = 0; i < FT_DONE_MAX; i++)
 		done_call(&p->in_flight[i], NULL, epoch);
 	e->env->changed(e->env_ctx);
@@ -482,7 +521,7 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		on_digest(e, msg);
 		break;
 	case FT_MSG_HANDED:
-		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation)
+		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation && msg->generation <= FT_COUNTER_MAX)
 			switch_handed(e, msg->generation);
 		break;
 	case FT_MSG_HANDOVER: {
@@ -523,17 +562,33 @@ static bool checkpoint_due(struct ft_engine *e, uint64_t now, uint64_t *wake)
 	return verdict.checkpoint;
 }
 
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* When an unanswered question about the record is due again; its answer, when it is out, ticks by itself. */
+static uint64_t ask_again_ns(const struct ft_engine *e)
+{
+	return e->primary.solo_unsure && e->primary.first_commit_done && !e->asking ? e->primary.retry_ns : UINT64_MAX;
+}
+
 static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 {
 	struct ft_primary *p = &e->primary;
 	uint64_t wake = UINT64_MAX;
 
-	if (p->ship.phase == SHIP_WAIT_ACK) {
+	if (now >= ask_again_ns(e)) {
+		p->retry_ns = now + FT_RETRY_MS * NS_PER_MS;
+		arbitrate_in_sync(e);
+		return now;
+	}
+	if (p->ship.phase != SHIP_IDLE) {
 		if (now >= p->ship.deadline_ns) {
-			primary_peer_lost(e, "no acknowledgement in time");
+			primary_peer_lost(e, p->ship.phase == SHIP_WAIT_ACK ? "no acknowledgement in time" : "takes no data");
 			return now;
 		}
-		return p->ship.deadline_ns;
+		return min_u64(p->ship.deadline_ns, ask_again_ns(e));
 	}
 	if (p->verify_done.fn && p->verify_until_ns && now >= p->verify_until_ns) {
 		struct ft_err err = {0};
@@ -543,6 +598,20 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	}
 	if ((p->sync_claimed && !p->first_commit_done) || p->vm_dead)
 		return wake; /* the arbiter or the hand-over answers */
+	if (p->release_ns) {
+		struct ft_err err = {0};
+
+		if (now < p->release_ns)
+			return p->release_ns;
+		p->release_ns = 0;
+		if (tap_chain_release(&e->chain, e->committed, &err)) {
+			engine_note_error(e, &err);
+			p->release_ns = now + FT_RELEASE_RETRY_MS * NS_PER_MS;
+			return p->release_ns;
+		}
+		for (unsigned i = 0; i < FT_DONE_MAX; i++)
+			done_call(&p->in_flight[i], NULL, e->committed);
+	}
 	if (p->want_switch && p->ship.phase == SHIP_IDLE) {
 		p->want_switch = false;
 		primary_checkpoint(e, true);
@@ -555,7 +624,7 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	/* Idle time is the time to make the next pause short. */
 	if (p->ship.phase == SHIP_IDLE)
 		(void)vmm_checkpoint_prepare(e->vmm, NULL);
-	return wake;
+	return min_u64(wake, ask_again_ns(e));
 }
 
 uint64_t primary_tick(struct ft_engine *e, uint64_t now)
@@ -580,8 +649,12 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 		}
 		return p->deadline_ns;
 	case PRIMARY_ROUNDS:
+		if (late) {
+			primary_peer_lost(e, "takes no data");
+			return now;
+		}
 		primary_writable(e);
-		return p->phase == PRIMARY_ROUNDS ? p->round_started_ns : now;
+		return p->phase == PRIMARY_ROUNDS && !p->round_more ? p->deadline_ns : now;
 	case PRIMARY_RUNNING:
 		return tick_running(e, now);
 	case PRIMARY_LEAVING:

@@ -35,6 +35,7 @@ static void vm_gone(struct ft_engine *e, const char *why)
 		tap_chain_set_mode(&e->chain, TAP_PASS);
 	primary_abort_checkpoint(e, why);
 	e->env->vm_end(e->env_ctx);
+	primary_forget_waiting(e, &err);
 	done_call(&e->primary.protect_done, &err, 0);
 	done_call(&e->primary.switch_done, &err, 0);
 }
@@ -43,8 +44,9 @@ static void vm_gone(struct ft_engine *e, const char *why)
 static void vm_off(struct ft_engine *e)
 {
 	e->primary.vm_off = false;
-	vm_gone(e, e->primary.why);
+	/* First, for what is let go then is not under protection any more. */
 	engine_set_state(e, FT_STOPPED, "%s", e->primary.why);
+	vm_gone(e, e->primary.why);
 }
 
 void primary_end(struct ft_engine *e, bool retry, const char *why)
@@ -71,15 +73,16 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	if (p->tracking)
 		vmm_track_stop(e->vmm);
 	p->tracking = false;
-	if (p->taps_in && e->env->taps_out(e->env_ctx, &err))
-		engine_note_error(e, &err);
-	p->taps_in = false;
 	e->untap_ns = 0;
+	if (p->taps_in)
+		engine_untap(e);
 	primary_abort_checkpoint(e, reason.text);
 	p->session = 0;
 	p->first_commit_done = p->sync_claimed = p->want_switch = p->gave_away = false;
 	p->phase = retry ? PRIMARY_RETRY : PRIMARY_IDLE;
 	p->deadline_ns = retry ? engine_now(e) + FT_REDIAL_MS * NS_PER_MS : 0;
+	p->release_ns = 0;
+	primary_forget_waiting(e, &reason);
 	done_call(&p->protect_done, &reason, 0);
 	done_call(&p->switch_done, &reason, 0);
 	ft_engine_tick(e);
@@ -139,8 +142,11 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 		primary_end(e, p->auto_retry, err.text);
 		return;
 	}
-	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. */
-	engine_hang_up(e);
+	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. Heartbeats go on if they can, for a standby that
+	 * has lost the data connection only (a frame was damaged) must not take this host for dead. */
+	e->env->hang_up(e->env_ctx);
+	engine_drop(e, &e->conns[CONN_DATA]);
+	engine_watch(e, false);
 	e->situation++;
 	snprintf(p->why, sizeof p->why, "%.200s", err.text);
 	if (p->phase == PRIMARY_LEAVING)

@@ -85,6 +85,15 @@ static void finish_rounds(struct ft_engine *e)
 {
 	struct ft_primary *p = &e->primary;
 
+	if (p->round.disk_bytes_behind > FT_HOLD_DISK_MAX) {
+		struct ft_err err = {0};
+
+		ft_err_set(&err, ETIMEDOUT, "the guest writes its disks faster than they can be copied: %llu MiB behind after %u rounds",
+			   (unsigned long long)(p->round.disk_bytes_behind >> 20), p->round.rounds);
+		primary_setup_failed(e, &err);
+		return;
+	}
+
 	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: first checkpoint", e->config.name, p->round.rounds,
 		(unsigned long long)p->round.dirty_pages, (unsigned long long)p->round.disk_bytes_behind);
 	/* Async pages count as committed: the standby applied them in order. */
@@ -140,12 +149,15 @@ static void continue_rounds(struct ft_engine *e)
 			if (!rc)
 				rc = 1;
 		}
+		if (rc > 0)
+			e->primary.deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
 	}
 	if (rc < 0 && rc != -EAGAIN)
 		primary_peer_lost(e, err.text[0] ? err.text : "cannot send");
-	else if (rc > 0 && e->primary.phase == PRIMARY_ROUNDS)
-		e->env->wake_at(e->env_ctx, 0); /* others had their turn: go on */
+	e->primary.round_more = rc > 0 && e->primary.phase == PRIMARY_ROUNDS;
+	if (e->primary.round_more)
+		e->env->wake_at(e->env_ctx, 0); /* others have their turn, then on */
 }
 
 void primary_writable(struct ft_engine *e)

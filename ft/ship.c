@@ -10,6 +10,8 @@
 
 #include "ft/log.h"
 
+_Static_assert(FT_HOLD_DRAIN_MAX_MS <= VMM_HOLD_MAX_MS / 2, "a slow standby must not cost the guest its agent");
+
 static int send_begin(struct ft_engine *e)
 {
 	struct ft_ship *s = &e->primary.ship;
@@ -108,8 +110,10 @@ static int send_end(struct ft_engine *e)
 	end.trial = s->trial;
 	end.digest = s->digest;
 	/* Without a record to ask, a standby that has its first checkpoint takes over by itself: from now on it might. */
-	if (s->trial && !strcmp(e->arbiter->ops->type, "none"))
+	if (s->trial && !strcmp(e->arbiter->ops->type, "none")) {
 		e->primary.sync_claimed = true;
+		e->env->guard(e->env_ctx, true);
+	}
 	return engine_send(e, FT_MSG_END, s->epoch, &end.base, NULL, 0);
 }
 
@@ -159,8 +163,12 @@ int ship_continue(struct ft_engine *e)
 		if (rc)
 			return rc == -EAGAIN ? 0 : rc;
 	}
-	while (advance(e, &rc))
+	while (advance(e, &rc)) {
+		/* A peer that lives but takes nothing is no standby: each frame that goes out has its time. */
+		if (s->phase != SHIP_WAIT_ACK)
+			s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
+	}
 	return rc == -EAGAIN || rc >= 0 ? 0 : rc;
 }
 
@@ -171,13 +179,22 @@ void ship_start(struct ft_engine *e, uint64_t epoch)
 	/* After ship_full() pages of this epoch are on the wire already. */
 	s->epoch = epoch;
 	s->phase = SHIP_PAGES;
+	s->deadline_ns = engine_now(e) + FT_ACK_MAX_MS * NS_PER_MS;
 	s->page_at = 0;
 	s->state_at = 0;
 	s->pages += e->primary.capture.pages_n;
+	s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 	s->event_epoch = e->committed + 1;
 	memset(&s->event_cursor, 0, sizeof s->event_cursor);
 	s->events_bytes = 0;
 	s->raw_bytes = s->pages * VMM_PAGE_BYTES + e->primary.capture.state_len;
+}
+
+static int drain(struct ft_engine *e, struct ft_link *link)
+{
+	uint64_t now = engine_now(e), until = e->primary.ship.hold_until_ns;
+
+	return now < until ? link->ops->drain(link, (unsigned)((until - now) / NS_PER_MS) + 1) : -ETIMEDOUT;
 }
 
 int ship_full(void *ctx, struct vmm_capture *capture)
@@ -185,9 +202,11 @@ int ship_full(void *ctx, struct vmm_capture *capture)
 	struct ft_engine *e = ctx;
 	struct ft_ship *s = &e->primary.ship;
 	struct ft_link *link = engine_data(e);
-	uint64_t until = engine_now(e) + FT_FULL_DRAIN_MAX_MS * NS_PER_MS;
 	int rc = 0;
 
+	/* One bound for the whole hold, however often staging fills. */
+	if (!s->hold_until_ns)
+		s->hold_until_ns = engine_now(e) + FT_HOLD_DRAIN_MAX_MS * NS_PER_MS;
 	s->epoch = e->epoch;
 	s->page_at = 0;
 	while (!rc && link && (!s->begun || s->page_at < capture->pages_n)) {
@@ -195,7 +214,7 @@ int ship_full(void *ctx, struct vmm_capture *capture)
 		if (rc > 0)
 			rc = 0;
 		if (rc == -EAGAIN)
-			rc = engine_now(e) < until ? link->ops->drain(link, FT_FULL_DRAIN_MAX_MS) : -ETIMEDOUT;
+			rc = drain(e, link);
 		engine_beat(e);
 	}
 	if (!link)

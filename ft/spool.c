@@ -40,6 +40,8 @@ int ft_spool_append(struct ft_spool *s, const uint8_t *data, size_t len)
 	size_t in_ram = s->len < s->ram_max ? s->ram_max - (size_t)s->len : 0;
 	int rc = 0;
 
+	if (!len)
+		return 0; /* an empty frame has no data to point to */
 	if (in_ram > len)
 		in_ram = len;
 	memcpy(s->ram + (in_ram ? s->len : 0), data, in_ram);

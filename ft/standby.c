@@ -61,6 +61,9 @@ void standby_free(struct ft_engine *e)
 void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
+	struct ft_err gone = {.code = ECANCELED, .text = "failover: this standby holds no checkpoint any more"};
+
+	done_call(&s->failover_done, &gone, 0);
 
 	e->situation++;
 	if (s->armed)
@@ -129,6 +132,12 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	if (msg->generation < e->generation) {
 		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already", (unsigned long long)msg->generation,
 			   (unsigned long long)e->generation);
+		refuse(e, &err);
+		ft__setup__free_unpacked(setup, NULL);
+		return;
+	}
+	if (!msg->generation || msg->generation > FT_COUNTER_MAX) {
+		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one", (unsigned long long)msg->generation);
 		refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
@@ -255,6 +264,8 @@ static int on_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 	struct ft_standby *s = &e->standby;
 	struct ft_stage *g = &s->stage;
 
+	if (msg->epoch > FT_COUNTER_MAX)
+		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu: there is no such one", (unsigned long long)msg->epoch);
 	if (!msg->epoch || msg->epoch <= s->committed)
 		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu after %llu was committed", (unsigned long long)msg->epoch,
 				  (unsigned long long)s->committed);

@@ -37,6 +37,14 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 
 	if (e->state.now != FT_STANDBY)
 		return; /* the guest is ours already */
+	if (data && s->asked_ns) {
+		struct ft_err err = {0};
+
+		/* Whether the operator wants it from a primary that is lost, too, is another question. */
+		ft_err_set(&err, ENOTCONN, "failover: the primary was lost meanwhile: %s", why);
+		s->asked_ns = 0;
+		done_call(&s->failover_done, &err, 0);
+	}
 	if (data) {
 		s->stage.epoch = 0;
 		if (!s->committed) {
@@ -147,8 +155,12 @@ static void takeover_failed(struct ft_engine *e, const struct ft_err *err)
 
 	ft_err_context(&copy, "takeover");
 	engine_note_error(e, &copy);
-	if (e->standby.handover && engine_data(e))
+	if (e->standby.handover && engine_data(e)) {
+		/* The guest does not run here: who handed it over may have it back. */
+		e->generation = e->standby.primary_generation;
+		engine_set_state(e, FT_FAILED, "%s", copy.text);
 		engine_refuse(e, engine_data(e), &copy);
+	}
 	engine_hang_up(e);
 	engine_set_state(e, FT_FAILED, "%s", copy.text);
 	done_call(&e->standby.failover_done, &copy, 0);
@@ -174,6 +186,7 @@ static void takeover_continue(struct ft_engine *e)
 	struct ft_stage *g = &s->stage;
 	unsigned which = g->staging ^ 1;
 	struct ft_err err = {0};
+	bool agreed;
 	int rc = e->env->store_activate(e->env_ctx, e->generation, s->committed, &err);
 
 	/* A shared disk that the old primary still holds, dead or asleep: it must let go first. The grant is ours, so this waits. */
@@ -191,7 +204,8 @@ static void takeover_continue(struct ft_engine *e)
 	/* What may not have left before the primary died leaves now: at worst a client sees it twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))
 		engine_note_error(e, &err);
-	if (s->handover && engine_data(e)) {
+	agreed = s->handover && engine_data(e);
+	if (agreed) {
 		(void)engine_send(e, FT_MSG_HANDED, s->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}
@@ -202,7 +216,11 @@ static void takeover_continue(struct ft_engine *e)
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->offering = false;
 	s->asked_ns = 0;
-	e->primary.phase = PRIMARY_IDLE;
+	tap_chain_set_mode(&e->chain, TAP_PASS);
+	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows where. */
+	e->primary.phase = agreed ? PRIMARY_RETRY : PRIMARY_IDLE;
+	e->primary.auto_retry = agreed;
+	e->primary.deadline_ns = agreed ? engine_now(e) + FT_RETRY_MS * NS_PER_MS : 0;
 	e->primary.taps_in = true; /* passing through; taken out when the replayed outputs are surely gone */
 	e->primary.vm_dead = e->primary.stopped = false;
 	e->untap_ns = engine_now(e) + FT_PASS_SETTLE_MS * NS_PER_MS;

@@ -42,6 +42,8 @@ struct vmm_capture {
 	uint64_t held_ns;      /* first state byte to last state byte taken */
 };
 
+#define VMM_WAITING_MS 20
+
 /* Called inside vmm_checkpoint(), on its thread, with the guest paused. Everything here prolongs the pause. */
 struct vmm_hold_hooks {
 	/* vCPUs are stopped, devices drained: what the guest put out until now belongs to the epoch that ends here. */
@@ -49,6 +51,9 @@ struct vmm_hold_hooks {
 	/* Staging is full: move capture->pages_n pages out and set it to 0, within a bounded time. -errno abandons the
 	 * checkpoint. NULL: -ENOSPC abandons it. */
 	int (*full)(void *ctx, struct vmm_capture *capture);
+	/* Called every VMM_WAITING_MS or so while the VMM takes its time, as when its disks are slow to drain: the owner's chance to tell its
+	 * peer that it lives. May be NULL. */
+	void (*waiting)(void *ctx);
 	void *ctx;
 };
 

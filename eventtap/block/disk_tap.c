@@ -441,7 +441,18 @@ int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch
 	struct metadata_record record = d->meta.record;
 	record.generation = generation;
 	record.epoch = epoch;
-	record.state = STORE_UP_TO_DATE;
+	return metadata_write(&d->meta, &record, err);
+}
+
+int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generation,
+			   struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", tap->id);
+	struct metadata_record record = d->meta.record;
+	record.generation = generation;
+	record.state = is_protected ? STORE_PROTECTED : STORE_UP_TO_DATE;
 	return metadata_write(&d->meta, &record, err);
 }
 
@@ -484,7 +495,8 @@ static int open_disk(struct disk_tap *d, const struct disk_tap_config *config, s
 	int ret = image_open(config->image, config->format_raw, &d->image, err);
 	if (ret == 0)
 		ret = metadata_open(config->image, &d->meta, err);
-	if (ret == 0)
+	// The guest runs with it already: whether it might be started is not the question.
+	if (ret == 0 && d->meta.record.state != STORE_PROTECTED)
 		ret = metadata_startable(config->image, &d->meta.record, err);
 	if (ret < 0)
 		return ret;

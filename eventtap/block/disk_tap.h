@@ -59,6 +59,10 @@ uint64_t disk_tap_bytes(const struct tap *tap);
  * the pair. */
 int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch,
 			    struct ft_err *err);
+/* Durable: from now on a standby may go on with the guest, so that nobody starts it from this disk
+ * after a crash of the host; or: it may not. */
+int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generation,
+			   struct ft_err *err);
 /* Whether a checkpoint is about to pause the guest: from before the VMM is told until close_epoch()
  * or the failure. Writers are not made to wait meanwhile. */
 void disk_tap_firing(struct tap *tap, bool firing);

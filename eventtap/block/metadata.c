@@ -21,11 +21,12 @@ static const char *const state_names[] = {
 	[STORE_INCONSISTENT] = "Inconsistent",
 	[STORE_OUTDATED] = "Outdated",
 	[STORE_UP_TO_DATE] = "UpToDate",
+	[STORE_PROTECTED] = "Protected",
 };
 
 const char *metadata_state_name(enum store_state state)
 {
-	assert(state >= STORE_INCONSISTENT && state <= STORE_UP_TO_DATE);
+	assert(state >= STORE_INCONSISTENT && state <= STORE_PROTECTED);
 	return state_names[state];
 }
 
@@ -63,7 +64,7 @@ static bool parse(const char *text, size_t len, struct metadata_record *record)
 		return false;
 	if (strcmp(record->uuid, "-") == 0)
 		record->uuid[0] = '\0';
-	for (int i = STORE_INCONSISTENT; i <= STORE_UP_TO_DATE; i++)
+	for (int i = STORE_INCONSISTENT; i <= STORE_PROTECTED; i++)
 		if (strcmp(state, state_names[i]) == 0)
 			record->state = (enum store_state)i;
 	return record->state && (size_t)format(again, record) == len &&
@@ -216,6 +217,13 @@ int metadata_startable(const char *image, const struct metadata_record *record, 
 	switch (record->state) {
 	case STORE_UP_TO_DATE:
 		return 0;
+	case STORE_PROTECTED:
+		return ft_err_set(
+			err, ESTALE,
+			"disk %s: was protected by a standby when its host stopped: the standby "
+			"may have gone on; start it with --incoming, or, if the standby surely "
+			"did not take over: rm '%s%s'",
+			image, image, METADATA_SUFFIX);
 	case STORE_OUTDATED:
 		return ft_err_set(err, ESTALE,
 				  "disk %s: Outdated since generation %" PRIu64 " epoch %" PRIu64

@@ -10,7 +10,7 @@
  *      uuid 8a7b... | -
  *      generation 7
  *      epoch 1234
- *      state UpToDate | Outdated | Inconsistent
+ *      state UpToDate | Protected | Outdated | Inconsistent
  *      sum 0123456789abcdef        XXH3-64 of all lines before
  *
  * It is replaced whole: temporary, fsync, lock, rename, fsync of the folder. One thread at a time.

@@ -43,7 +43,6 @@ static void guest_file_mistakes(void **state)
 		{"name = \"g\"\nft { takeover_ms = 1 }\n", "takeover_ms"},
 		{"name = \"g\"\narbiter { type = \"file\" }\n", "dir"},
 		{"name = \"g\"\ntls { ca = \"ca.pem\" }\n", "tls"},
-		{"name = \"g\"\nmemory = \"64M\"\nprogram = \"kv\"\n", "program"},
 		{"name = \"g\"\nqemu { attach = \"/x.qmp\" }\nmemory = \"64M\"\n", "attach"},
 	};
 

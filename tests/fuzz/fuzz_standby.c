@@ -3,7 +3,7 @@
 // has checked the frames, but no more than that. The input is a list of actions: a connection, a
 // message (raw, or with a body that parses), time, an operator, an arbiter's answer, a fault of
 // this host. The VM, its stores, the arbiter and the links are fakes that check what the engine
-// promises:
+// promises (standby_world.c):
 //   - an epoch is acknowledged only if all of it arrived, and committed once;
 //   - what is committed is not touched by anything but the next whole checkpoint;
 //   - the VM is resumed only from a committed epoch, under a generation newer than the primary's;
@@ -11,60 +11,17 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "ft/engine.h"
 #include "ft/log.h"
 #include "ft/page.h"
-
-#define PAGES	  16
-#define RAM_BYTES (PAGES * (size_t)VMM_PAGE_BYTES)
-#define STAGING	  (64u << 10) /* small, so that its bound is met */
-#define LINKS	  8
-#define LINKS_MAX 6 /* data, heartbeat and four that have not said who they are */
-#define MS	  UINT64_C(1000000)
+#include "tests/fuzz/standby_world.h"
 
 struct input {
 	const uint8_t *at;
 	size_t left;
 };
-
-struct fake_link {
-	struct ft_link base;
-	unsigned slot;
-};
-
-enum {
-	FAIL_SEND = 1,
-	FAIL_ARM = 2,
-	FAIL_TRIAL = 4,
-	FAIL_STORE = 8,
-	FAIL_ACTIVATE = 16,
-	FAIL_RESUME = 32,
-	FAIL_COMMIT = 64
-};
-
-static struct world {
-	struct ft_engine *engine;
-	struct ft_arbiter arbiter, *none;
-	struct vmm vmm;
-	uint8_t image[RAM_BYTES];
-	uint64_t now, image_hash, committed_seen;
-	struct fake_link *links[LINKS];
-	bool dialing, dialing_beat, armed, resumed;
-	unsigned fail;
-
-	/* the question that waits */
-	ft_arbiter_fn *asked;
-	void *asked_ctx;
-	struct ft_grant_record want;
-
-	/* what was sent of the checkpoint on its way, and what has become of it */
-	uint64_t generation, epoch, pages, state, events, stored;
-	bool whole;
-} w;
 
 static unsigned take(struct input *in)
 {
@@ -85,313 +42,6 @@ static size_t take_bytes(struct input *in, uint8_t *out, size_t max)
 	in->left -= n;
 	return n;
 }
-
-/* ---- links ---- */
-
-static int link_send(struct ft_link *link, const struct ft_msg *msg)
-{
-	(void)link;
-	assert(msg->body_len <= FT_BODY_MAX && msg->payload_len <= FT_PAYLOAD_MAX);
-	if (w.fail & FAIL_SEND)
-		return -EPIPE;
-	if (msg->type == FT_MSG_ACK)
-		assert(w.whole && msg->epoch == w.epoch && msg->generation == w.generation);
-	return 0;
-}
-
-static uint8_t *link_reserve(struct ft_link *link, uint32_t payload_max)
-{
-	(void)link;
-	(void)payload_max;
-	return NULL;
-}
-
-static int link_drain(struct ft_link *link, unsigned deadline_ms)
-{
-	(void)link;
-	(void)deadline_ms;
-	return 0;
-}
-
-static uint64_t link_bytes_sent(struct ft_link *link)
-{
-	(void)link;
-	return 0;
-}
-
-static void link_close(struct ft_link *link)
-{
-	struct fake_link *l = (struct fake_link *)link;
-
-	assert(w.links[l->slot] == l);
-	w.links[l->slot] = NULL;
-	free(l);
-}
-
-static const struct ft_link_ops link_ops = {
-	.send = link_send,
-	.reserve = link_reserve,
-	.drain = link_drain,
-	.bytes_sent = link_bytes_sent,
-	.close = link_close,
-};
-
-static struct ft_link *link_make(void)
-{
-	for (unsigned i = 0; i < LINKS; i++) {
-		if (w.links[i])
-			continue;
-		w.links[i] = calloc(1, sizeof *w.links[i]);
-		w.links[i]->slot = i;
-		w.links[i]->base.ops = &link_ops;
-		snprintf(w.links[i]->base.peer, sizeof w.links[i]->base.peer, "fuzz");
-		return &w.links[i]->base;
-	}
-	return NULL;
-}
-
-static unsigned links_n(void)
-{
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < LINKS; i++)
-		n += w.links[i] != NULL;
-	return n;
-}
-
-/* ---- the VM ---- */
-
-static void m_info(struct vmm *vmm, struct vmm_info *info)
-{
-	(void)vmm;
-	*info = (struct vmm_info){.kind = "fuzz", .ram_bytes = RAM_BYTES, .disks_n = 1};
-}
-
-static uint8_t *m_image(struct vmm *vmm)
-{
-	(void)vmm;
-	return w.image;
-}
-
-static int m_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
-{
-	(void)vmm;
-	(void)state;
-	assert(w.armed && len == w.state);
-	return w.fail & FAIL_TRIAL ? ft_err_set(err, EINVAL, "does not load") : 0;
-}
-
-static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
-{
-	(void)vmm;
-	(void)state;
-	(void)len;
-	assert(w.armed && w.stored && !w.resumed);
-	w.resumed = true;
-	return w.fail & FAIL_RESUME ? ft_err_set(err, EIO, "does not resume") : 0;
-}
-
-static int m_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
-{
-	(void)vmm;
-	(void)err;
-	*digest = XXH3_64bits(w.image, sizeof w.image);
-	return 0;
-}
-
-/* A standby needs no more of a VM. */
-static const struct vmm_ops vmm_ops = {
-	.kind = "fuzz",
-	.info = m_info,
-	.image = m_image,
-	.trial = m_trial,
-	.resume = m_resume,
-	.ram_digest = m_digest,
-};
-
-/* ---- environment ---- */
-
-static uint64_t env_now(void *ctx)
-{
-	(void)ctx;
-	return w.now;
-}
-
-static void env_wake_at(void *ctx, uint64_t when_ns)
-{
-	(void)ctx;
-	(void)when_ns;
-}
-
-static uint64_t env_random(void *ctx)
-{
-	(void)ctx;
-	return 4711;
-}
-
-static void env_dial(void *ctx, bool heartbeat)
-{
-	(void)ctx;
-	w.dialing = true;
-	w.dialing_beat = heartbeat;
-}
-
-static void env_hang_up(void *ctx)
-{
-	(void)ctx;
-	w.dialing = false;
-}
-
-static void env_guard(void *ctx, bool on)
-{
-	(void)ctx;
-	(void)on;
-}
-
-static void env_disarm(void *ctx)
-{
-	(void)ctx;
-	assert(w.armed);
-	w.armed = false;
-	w.stored = w.committed_seen = 0;
-	ft_engine_set_vmm(w.engine, NULL);
-}
-
-static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
-{
-	(void)ctx;
-	assert(!w.armed);
-	for (size_t i = 0; i < setup->n_disks; i++)
-		assert(setup->disks[i]->id && setup->disks[i]->image);
-	if (w.fail & FAIL_ARM)
-		return ft_err_set(err, EINVAL, "no such guest here");
-	w.armed = true;
-	w.resumed = false;
-	memset(w.image, 0, sizeof w.image);
-	ft_engine_set_vmm(w.engine, &w.vmm);
-	return 0;
-}
-
-static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
-			  struct ft_err *err)
-{
-	(void)ctx;
-	assert(chunk->zero || !chunk->bytes || data);
-	assert(!w.stored);
-	return w.fail & FAIL_STORE ? ft_err_set(err, ENOSPC, "disk full") : 0;
-}
-
-static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
-{
-	(void)ctx;
-	assert(w.whole && rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH);
-	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : 0;
-}
-
-static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
-{
-	(void)ctx;
-	assert(w.whole && generation == w.generation && epoch == w.epoch && epoch > w.stored);
-	if (w.fail & FAIL_COMMIT)
-		return ft_err_set(err, EIO, "disk broken");
-	w.stored = epoch;
-	return 0;
-}
-
-static void env_store_released(void *ctx, uint64_t epoch)
-{
-	(void)ctx;
-	assert(epoch == w.stored);
-}
-
-static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
-{
-	(void)ctx;
-	assert(w.armed && w.stored && epoch == w.stored && generation > w.generation);
-	if (w.fail & FAIL_ACTIVATE)
-		return ft_err_set(err, w.now & MS ? EBUSY : EIO, "disk is not free");
-	return 0;
-}
-
-static int env_store_outdate(void *ctx, struct ft_err *err)
-{
-	(void)ctx;
-	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : 0;
-}
-
-static void env_vm_end(void *ctx)
-{
-	(void)ctx;
-	w.armed = false;
-	ft_engine_set_vmm(w.engine, NULL);
-}
-
-static void env_generation(void *ctx, uint64_t generation)
-{
-	(void)ctx;
-	assert(generation > 0);
-}
-
-static void env_changed(void *ctx)
-{
-	(void)ctx;
-}
-
-/* What only a primary needs is not there. */
-static const struct ft_env_ops env_ops = {
-	.now_ns = env_now,
-	.wake_at = env_wake_at,
-	.random = env_random,
-	.dial = env_dial,
-	.hang_up = env_hang_up,
-	.guard = env_guard,
-	.vm_end = env_vm_end,
-	.arm = env_arm,
-	.disarm = env_disarm,
-	.store_sync = env_store_sync,
-	.store_apply = env_store_apply,
-	.store_commit = env_store_commit,
-	.store_released = env_store_released,
-	.store_activate = env_store_activate,
-	.store_outdate = env_store_outdate,
-	.generation = env_generation,
-	.changed = env_changed,
-};
-
-/* ---- arbiter ---- */
-
-static void arbiter_ask(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
-{
-	(void)a;
-	assert(!w.asked);
-	w.asked = fn;
-	w.asked_ctx = ctx;
-}
-
-static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
-{
-	w.want = (struct ft_grant_record){.generation = w.generation,
-					  .holder = "primary",
-					  .in_sync = true,
-					  .partner = "standby"};
-	arbiter_ask(a, fn, ctx);
-}
-
-static void arbiter_swap(struct ft_arbiter *a, uint64_t expected,
-			 const struct ft_grant_record *want, ft_arbiter_fn *fn, void *ctx)
-{
-	assert(want->generation == expected + 1 && want->generation > 0);
-	w.want = *want;
-	arbiter_ask(a, fn, ctx);
-}
-
-static void arbiter_free(struct ft_arbiter *a)
-{
-	(void)a;
-}
-
-static const struct ft_arbiter_ops arbiter_ops = {
-	.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
 
 static void arbiter_answers(struct input *in)
 {
@@ -537,13 +187,13 @@ static void do_pages(struct input *in)
 static void do_events(struct input *in)
 {
 	uint8_t payload[8192];
-	unsigned how = take(in);
+	unsigned how = take(in), more = take(in);
 	struct tap_record rec = {
 		.kind = 1 + how % (TAP_KIND_MAX - 1), .device = how >> 6, .arg = how};
 	size_t n;
 
 	rec.len = rec.kind == TAP_DISK_FLUSH			      ? 0
-		  : rec.kind == TAP_NET || rec.kind == TAP_DISK_WRITE ? 1 + 16 * take(in)
+		  : rec.kind == TAP_NET || rec.kind == TAP_DISK_WRITE ? 1 + 16 * more
 								      : 8;
 	memset(payload, (int)how, sizeof payload);
 	tap_record_put_header(payload, &rec);
@@ -667,11 +317,43 @@ static void do_time(struct input *in)
 	ft_engine_tick(w.engine);
 }
 
+static void act(struct input *in);
+
+static void run(const uint8_t *script, size_t len)
+{
+	struct input in = {.at = script, .left = len};
+
+	while (in.left)
+		act(&in);
+}
+
+/* The actions by their numbers in act(), each with what it takes; the last byte of a message is its
+ * link. */
+static const uint8_t meeting[] = {0, 2, 0,  0, /* a connection, HELLO, */
+				  3, 4, 0,     /* SETUP */
+				  0, 2, 16, 1 /* and the same for heartbeats */};
+
+/* BEGIN, a page, STATE, an event, END; what is in them is the fuzzer's, and now and then a total is
+ * wrong. */
+static void do_checkpoint(struct input *in)
+{
+	uint8_t page[2] = {(uint8_t)take(in), (uint8_t)take(in)};
+	uint8_t event[2] = {(uint8_t)(take(in) & ~32u), (uint8_t)take(in)};
+	unsigned end = take(in);
+	const uint8_t script[] = {
+		5,	 1,	   0,	     4, 0, page[0],
+		page[1], 0,	   6,	     0, 9, 0,
+		7,	 event[0], event[1], 0, 8, (uint8_t)(end & 128 ? end & 31 : end & 16),
+		0};
+
+	run(script, sizeof script);
+}
+
 static void act(struct input *in)
 {
 	struct ft_link *link;
 
-	switch (take(in) % 16) {
+	switch (take(in) % 17) {
 	case 0:
 		link = link_make();
 		if (link)
@@ -721,6 +403,9 @@ static void act(struct input *in)
 		break;
 	case 15:
 		w.fail = take(in);
+		break;
+	case 16:
+		do_checkpoint(in);
 		break;
 	}
 }
@@ -780,14 +465,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	memset(&w, 0, sizeof w);
 	w.now = 1000 * MS;
 	w.generation = 1;
-	w.arbiter.ops = &arbiter_ops;
-	w.vmm.ops = &vmm_ops;
+	w.arbiter.ops = &world_arbiter;
+	w.vmm.ops = &world_vmm;
 	config.takeover_manual = how & 2;
 	if (how & 1)
 		arbiter = w.none = ft_arbiter_none_new(FT_SURVIVOR_STANDBY, FT_SIDE_STANDBY);
-	if (ft_engine_new(&config, &env_ops, NULL, arbiter, &w.engine, &err))
+	if (ft_engine_new(&config, &world_env, NULL, arbiter, &w.engine, &err))
 		abort();
 	ft_engine_start_standby(w.engine);
+	/* Some begin in the middle, for a blind hand rarely gets that far. */
+	if (how & 8)
+		run(meeting, sizeof meeting);
+	if (how & 16)
+		do_checkpoint(&in);
 	while (in.left && is_standby()) {
 		act(&in);
 		check();

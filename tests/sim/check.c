@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The promises of the design, checked at every event that could break one.
  *
- *   output commit, nothing missing   each answer that a client sees must descend from every answer
- * seen before it: a release before its checkpoint, a lost operation and a second primary all show
- * as a fork of the chain exact resume                     RAM, state and disk at a takeover hash to
- * what they were when that checkpoint was captured protected means held             while a host
- * says protected, no answer leaves whose checkpoint is not acknowledged */
+ * Output commit, nothing missing, one primary: each answer that a client sees must descend from
+ * every answer seen before it. A release before its checkpoint, a lost operation and a second
+ * primary all show as a fork of the chain. One process says each thing once, in order; at the end
+ * no answer below the newest may be missing.
+ *
+ * Exact resume: RAM, state and disk at a takeover hash to what they were when that checkpoint was
+ * captured; the standby's copy does so at any time.
+ *
+ * Protected means held: while a host says protected, no answer leaves whose checkpoint is not
+ * acknowledged, and the VM would not outlive its agent. */
 #include "tests/sim/world.h"
 
 #include "ft/engine_internal.h" /* white box: what the engine says of itself costs too much to ask at every output */

@@ -139,9 +139,20 @@ static void operate(struct world *w, struct node *n)
 	}
 }
 
+/* In order: whoever stops says so, and its process ends. */
+static void stop(struct world *w, struct node *n)
+{
+	if (n->crashed || n->frozen)
+		return;
+	world_log(w, "%s: STOPPED by an operator", n->name);
+	ft_engine_stop(n->engine, "an operator");
+	if (!n->dying)
+		node_crash(n, false);
+}
+
 static void small_fault(struct world *w, struct node *p, struct node *s)
 {
-	switch (world_range(w, 0, 7)) {
+	switch (world_range(w, 0, 10)) {
 	case 0:
 	case 1:
 	case 2:
@@ -159,8 +170,17 @@ static void small_fault(struct world *w, struct node *p, struct node *s)
 	case 6:
 		s->overflow_fails = true;
 		break;
-	default:
+	case 7:
 		s->resume_busy = true;
+		break;
+	case 8:
+		p->release_fails = true;
+		break;
+	case 9:
+		stop(w, world_chance(w, 30) ? p : s);
+		break;
+	default:
+		node_vm_ends(p, true);
 	}
 }
 
@@ -217,10 +237,10 @@ static void on_fault(void *ctx, uint64_t arg)
 		freeze(w, s);
 		break;
 	case 7:
-		node_vm_dies(p);
+		node_vm_ends(p, false);
 		break;
 	case 8:
-		node_vm_dies(s);
+		node_vm_ends(s, false);
 		break;
 	case 9:
 	case 10:
@@ -235,7 +255,11 @@ static void on_fault(void *ctx, uint64_t arg)
 		net_reset_data(p);
 		break;
 	case 13:
-		w->corrupt_next = true;
+		if (world_chance(w, 50))
+			w->corrupt_next = true;
+		else
+			net_stall_one(w,
+				      world_range(w, 10, world_chance(w, 70) ? 500 : 30000) * MS);
 		break;
 	case 14:
 		away(w, p);
@@ -269,7 +293,8 @@ void faults_end(struct world *w)
 		struct node *n = &w->nodes[i];
 
 		w->cut[i] = n->arbiter_cut = n->checkpoint_fails = n->trial_fails = n->arm_fails =
-			n->apply_fails = n->overflow_fails = n->resume_busy = false;
+			n->apply_fails = n->overflow_fails = n->resume_busy = n->release_fails =
+				false;
 		n->crash_in = 0;
 		if (n->frozen)
 			node_freeze(n, false);

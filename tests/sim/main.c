@@ -61,7 +61,8 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->latency_us_min = world_range(w, 10, 300);
 	o->latency_us_max = o->latency_us_min + world_range(w, 0, 3000);
 	o->bytes_per_ms = world_chance(w, 40) ? world_range(w, 2000, 200000) : 0;
-	o->window = world_chance(w, 40) ? world_range(w, 2000, 100000) : 1u << 30;
+	o->window = world_chance(w, 40) ? world_range(w, 300, world_chance(w, 50) ? 3000 : 100000)
+					: 1u << 30;
 	o->request_us = world_range(w, 2000, 20000);
 	o->interval_ms = (unsigned)world_range(w, 5, 100);
 	o->heartbeat_ms = (unsigned)world_range(w, 10, 50);
@@ -144,7 +145,7 @@ static void world_free(struct world *w)
 			node_crash(&w->nodes[i], true);
 	w->verbose = false;
 	net_free(w);
-	node_forget_questions(w);
+	arbiter_forget_questions(w);
 	free(w->heap);
 	free(w->history);
 }

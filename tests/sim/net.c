@@ -32,6 +32,7 @@ struct sim_link {
 	bool pumping;
 	/* on the way from the owner */
 	uint64_t last_arrival, sent, backlog;
+	uint64_t stalled_until; /* this connection alone: its path, not the host */
 	bool wants_room;
 	struct sim_link *next; /* all links of the world, freed at its end */
 };
@@ -44,7 +45,8 @@ static bool usable(const struct sim_link *l)
 
 static bool blocked(const struct sim_link *from)
 {
-	return from->owner->world->cut[from->owner->id];
+	return from->owner->world->cut[from->owner->id] ||
+	       from->stalled_until > from->owner->world->now;
 }
 
 static void tell_closed(struct sim_link *l, int code, const char *text)
@@ -328,6 +330,27 @@ void net_reset_data(struct node *n)
 		/* Both ends see a reset: a middlebox lost its state. */
 		world_after(n->world, 0, l->owner, on_reset, l, 0);
 		world_after(n->world, 0, l->peer->owner, on_reset, l->peer, 0);
+	}
+}
+
+static void on_unstalled(void *ctx, uint64_t arg)
+{
+	struct sim_link *l = ctx;
+
+	(void)arg;
+	pump_at(l->peer);
+}
+
+void net_stall_one(struct world *w, uint64_t for_ns)
+{
+	for (struct sim_link *l = w->links; l; l = l->next) {
+		if (!usable(l) || !usable(l->peer) || !world_chance(w, 30))
+			continue;
+		world_log(w, "STALL of one connection from %s for %llu ms", l->owner->name,
+			  (unsigned long long)(for_ns / MS));
+		l->stalled_until = w->now + for_ns;
+		world_after(w, for_ns, NULL, on_unstalled, l, 0);
+		return;
 	}
 }
 

@@ -3,6 +3,7 @@
 #include "tests/sim/world.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -175,9 +176,13 @@ static int sim_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
 	struct sim_tap *t = (struct sim_tap *)tap;
 
-	(void)err;
-	if (node_step(t->node))
-		release_up_to(t, epoch);
+	if (!node_step(t->node))
+		return 0;
+	if (t->node->release_fails && is_disk(t)) {
+		t->node->release_fails = world_chance(t->node->world, 50);
+		return ft_err_set(err, EIO, "sim: a held write fails");
+	}
+	release_up_to(t, epoch);
 	return 0;
 }
 

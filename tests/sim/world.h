@@ -3,12 +3,17 @@
  * whose clock, links, arbiter, machines, disks and faults all come from one seed. Same seed in,
  * same run out, to the last event.
  *
- *   world.c   clock, queue of events, random numbers, timeline       machine.c  a small guest: RAM,
- * state, disk, a chain of answers net.c     connections with latency, cuts, losses of connection
- * tap.c      its outputs by epoch node.c    a host: engine, environment, machine check.c    the
- * promises, checked at every output and at the end faults.c  what goes wrong, drawn from the seed
- * operator.c the people: protect, restart, decide main.c    options from the seed, phases mutants.c
- * faults that the checks must find
+ *   world.c     clock, queue of events, random numbers, timeline
+ *   net.c       connections with latency, a window, and all the ways to end
+ *   arbiter.c   its record, and how questions get lost
+ *   node.c      a host: engine, environment, machine
+ *   machine.c   a small guest: RAM, state, disk, a chain of answers
+ *   tap.c       its outputs by epoch
+ *   faults.c    what goes wrong, drawn from the seed
+ *   operator.c  the people: protect, restart, decide
+ *   check.c     the promises, checked at every output and at the end
+ *   mutants.c   faults that the checks must find
+ *   main.c      options from the seed, phases
  *
  * The guest's answers carry a hash chain with a random input in each link, so that an execution
  * that is repeated after a rollback differs from the one before: an output that was released too
@@ -117,7 +122,8 @@ struct node {
 	bool dying;
 	unsigned crash_in; /* 0 = no */
 	/* Faults that happen once. */
-	bool checkpoint_fails, trial_fails, arm_fails, apply_fails, overflow_fails, resume_busy;
+	bool checkpoint_fails, trial_fails, arm_fails, apply_fails, overflow_fails, resume_busy,
+		release_fails;
 	uint64_t incarnation; /* of the process: events of an older one are dropped */
 	struct overflow overflow[3];
 	uint64_t wake_seq;
@@ -134,8 +140,8 @@ void node_output_soon(struct node *n);
 void node_start(struct node *n, bool primary);
 void node_crash(struct node *n, bool powerless);
 void node_freeze(struct node *n, bool frozen);
-void node_vm_dies(struct node *n);
-void node_forget_questions(struct world *w);
+/* By a fault, or because the guest shut itself down. */
+void node_vm_ends(struct node *n, bool by_guest);
 /* The node as an environment. */
 extern const struct ft_env_ops node_env;
 
@@ -145,6 +151,7 @@ struct ft_link *net_connect(struct node *from, struct node *to); /* NULL: refuse
 bool net_silent(struct node *from, struct node *to);
 void net_node_gone(struct node *n, bool powerless);
 void net_healed(struct world *w);
+void net_stall_one(struct world *w, uint64_t for_ns);
 /* Both ends of the node's connections see a reset. */
 void net_reset_data(struct node *n);
 void net_free(struct world *w);
@@ -241,6 +248,10 @@ void check_captured(struct node *n, const struct machine_state *state);
 void check_takeover(struct node *n, const struct machine_state *state);
 /* A standby's image and disk are those of its committed checkpoint, at any time. */
 void check_standby(struct node *n);
+
+/* ---- arbiter.c: type "file" ---- */
+extern const struct ft_arbiter_ops sim_arbiter_ops;
+void arbiter_forget_questions(struct world *w);
 
 /* ---- faults.c, operator.c ---- */
 void faults_draw(struct world *w);

@@ -103,7 +103,7 @@ static const char full[] =
 	"machine = \"q35\"                    // a type of -machine\n"
 	"cpu     = \"qemu64\"\n"
 	"kernel  = \"vmlinuz\"  initrd = \"initrd.gz\"  append = \"console=ttyS0 # quiet\"\n"
-	"/* two\n   lines */ program = \"dirty\"\n"
+	"/* two\n   lines */ uuid = \"6b656d61-7269-4f54-a067-75657374696C\"\n"
 	"disk root { image = \"web1.img\"  mode = \"shared\" }\n"
 	"disk data.1 { image = /srv/data.img size = 8G }\n"
 	"nic net0  { mac = \"52:54:00:12:34:5A\"  attach = \"bridge:br0\" }\n"
@@ -126,7 +126,7 @@ static void test_full(void **state)
 	assert_int_equal(config.cpus, 2);
 	assert_string_equal(config.machine, "q35");
 	assert_string_equal(config.append, "console=ttyS0 # quiet");
-	assert_int_equal(config.program, CONFIG_PROGRAM_DIRTY);
+	assert_string_equal(config.uuid, "6b656d61-7269-4f54-a067-75657374696c");
 	assert_int_equal(config.disks_n, 2);
 	assert_string_equal(config.disks[0].id, "root");
 	assert_string_equal(config.disks[0].image, in_dir("web1.img"));
@@ -170,7 +170,8 @@ static void test_sources(void **state)
 	good("name = a disk d0 {} qemu { replace = {\"x\", \"y\"} binary = q }");
 	assert_int_equal(config.source, CONFIG_FROM_PEER);
 	assert_int_equal(config.disks_n, 1);
-	good("name = a vmm = pocket nic n { attach = \"udp:[::1]:4000\" }");
+	good("name = a vmm = pocket program = dirty nic n { attach = \"udp:[::1]:4000\" }");
+	assert_int_equal(config.program, CONFIG_PROGRAM_DIRTY);
 	assert_int_equal(config.source, CONFIG_LAUNCH);
 	assert_int_equal(config.nics[0].attach.kind, CONFIG_NIC_UDP);
 	assert_string_equal(config.nics[0].attach.host, "::1");
@@ -315,6 +316,7 @@ static const struct {
 	 "web1.conf:3: disk.d.image: not together with qemu.attach"},
 	{"name = a\nqemu { attach = x }\nnic n { }\n",
 	 "web1.conf: nic.n: not together with qemu.attach"},
+	{"name = a\nprogram = kv\n", "web1.conf:2: program: only for vmm = \"pocket\""},
 	{"name = a vmm = pocket\nqemu { attach = x }\n",
 	 "web1.conf:2: qemu.attach: only for vmm = \"qemu\""},
 	{"name = a\nqemu { replace = {\"a\", \"b\",\n\"c\"} }\n",
@@ -439,10 +441,16 @@ static void test_set_mistakes(void **state)
 	assert_string_equal(config.name, "b");
 }
 
-/* What is delivered with the program: the example is a good file, and the manual names every key.
+/* What is delivered with the program: the examples are good files, and the manual names every key.
  */
 static void test_documents(void **state)
 {
+	static const struct {
+		const char *name;
+		enum config_source what;
+	} examples[] = {{"guest", CONFIG_LAUNCH},
+			{"attach", CONFIG_ATTACH},
+			{"attach-standby", CONFIG_FROM_PEER}};
 	const char *source = getenv("FT_SOURCE_DIR");
 	char path[PATH_MAX], line[256], empty[] = "", *at;
 	unsigned found[CONFIG_KEYS_MAX] = {0};
@@ -451,9 +459,12 @@ static void test_documents(void **state)
 	(void)state;
 	if (!source)
 		fail_msg("FT_SOURCE_DIR is not set");
-	snprintf(path, sizeof path, "%s/tools/examples/guest.conf", source);
-	if (config_load(path, NULL, 0, &config, &err))
-		fail_msg("%s", err.text);
+	for (unsigned i = 0; i < sizeof examples / sizeof *examples; i++) {
+		snprintf(path, sizeof path, "%s/tools/examples/%s.conf", source, examples[i].name);
+		if (config_load(path, NULL, 0, &config, &err))
+			fail_msg("%s", err.text);
+		assert_int_equal(config.source, examples[i].what);
+	}
 	snprintf(path, sizeof path, "%s/tools/man/kemari-guest.5", source);
 	manual = fopen(path, "r");
 	assert_non_null(manual);

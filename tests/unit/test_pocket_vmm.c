@@ -173,7 +173,7 @@ static void on_stopped(void *ctx)
 static void checkpoint(struct host *from, struct host *to, bool keep_stopped)
 {
 	struct target t = {from, to};
-	struct vmm_hold_hooks hooks = {on_stopped, on_full, &t};
+	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .ctx = &t};
 	struct ft_err err = {0};
 
 	if (from->vmm->ops->checkpoint(from->vmm, &from->pending, &from->capture, &hooks,
@@ -410,7 +410,7 @@ static void failed_checkpoint_loses_no_page(void **state)
 	checkpoint(a, b, false);
 	release(a, &c);
 	for (unsigned i = 0; i < 30; i++) {
-		struct vmm_hold_hooks hooks = {on_stopped, i % 4 == 3 ? NULL : on_full, &t};
+		struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = i % 4 == 3 ? NULL : on_full, .ctx = &t};
 
 		run_steps(a, &c, 400);
 		if (i % 4 != 3)

@@ -77,7 +77,7 @@ static int refuse(void *ctx, struct vmm_capture *capture)
 
 static void a_failed_checkpoint_loses_nothing(void **state)
 {
-	struct vmm_hold_hooks hooks = {staging_stopped, NULL, &st};
+	struct vmm_hold_hooks hooks = {.stopped = staging_stopped, .ctx = &st};
 	struct ft_err why = {0};
 	size_t most = st.capture.pages_max;
 	uint64_t owed;

@@ -119,16 +119,18 @@ static void test_replicated_life(void **state)
 	assert_int_equal(store_commit(s, 3, 17, &err), 0);
 	assert_int_equal(store_state(s), STORE_UP_TO_DATE);
 	expect_state(STORE_INCONSISTENT, 0, 0); // still a standby's
-	assert_int_equal(store_check_startable(image, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
 
 	assert_int_equal(store_activate(s, 4, 17, &err), 0);
 	expect_state(STORE_UP_TO_DATE, 4, 17);
-	assert_int_equal(store_check_startable(image, &err), 0);
+	assert_int_equal(store_check_startable(image, false, &err), 0);
 	expect_byte(100, 9);
 	expect_byte(220, 0);
 	expect_byte(320, 0);
 	expect_byte(5099, 9);
 	expect_byte(5100, 0);
+	// Once more, as when another disk of the guest had to wait for its lock: nothing happens.
+	assert_int_equal(store_activate(s, 4, 17, &err), 0);
 	// The lock is free for the tap that follows.
 	struct metadata again;
 	assert_int_equal(metadata_open(image, &again, &err), 0);
@@ -145,7 +147,7 @@ static void test_ends_without_takeover(void **state)
 	assert_int_equal(store_commit(s, 2, 5, &err), 0);
 	assert_int_equal(store_outdate(s, &err), 0);
 	expect_state(STORE_OUTDATED, 2, 5);
-	assert_int_equal(store_check_startable(image, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
 	assert_non_null(strstr(err.text, "Outdated"));
 	assert_non_null(strstr(err.text, "rm '"));
 	// The peer is back: a copy in progress is worse than an old one.
@@ -164,7 +166,7 @@ static void test_ends_without_takeover(void **state)
 	assert_int_equal(store_activate(s, 4, 1, &err), -ESTALE);
 	store_free(s);
 	expect_state(STORE_INCONSISTENT, 3, 9);
-	assert_int_equal(store_check_startable(image, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
 	assert_non_null(strstr(err.text, "Inconsistent"));
 }
 
@@ -235,7 +237,7 @@ static void test_torn_metadata(void **state)
 		assert_int_equal(pwrite(fd, bad, (size_t)len, 0), len);
 		assert_int_equal(metadata_read(image, &record, &err), -EBADMSG);
 	}
-	assert_int_equal(store_check_startable(image, &err), -EBADMSG);
+	assert_int_equal(store_check_startable(image, false, &err), -EBADMSG);
 	assert_non_null(strstr(err.text, "damaged"));
 	assert_int_equal(store_open("d0", image, STORE_REPLICATED, BYTES, UUID, &s, &err),
 			 -EBADMSG);
@@ -281,6 +283,25 @@ static void test_shared(void **state)
 	expect_state(STORE_UP_TO_DATE, 2, 2);
 }
 
+// A host stopped while its guest had a standby: only an arbiter, or the operator, knows better.
+static void test_protected(void **state)
+{
+	(void)state;
+	struct metadata_record record = {.generation = 6, .state = STORE_PROTECTED};
+	struct metadata m;
+	make_image();
+	assert_int_equal(store_generation(image), 0);
+	assert_int_equal(metadata_open(image, &m, &err), 0);
+	assert_int_equal(metadata_write(&m, &record, &err), 0);
+	metadata_close(&m);
+	assert_int_equal(store_generation(image), 6);
+	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+	assert_non_null(strstr(err.text, "--incoming"));
+	assert_int_equal(store_check_startable(image, true, &err), 0);
+	expect_state(STORE_UP_TO_DATE, 6, 0);
+	assert_int_equal(store_check_startable(image, false, &err), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -290,6 +311,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_torn_metadata, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -90,6 +90,12 @@ static int make_engine(struct agent *a, struct ft_err *err)
 
 	memory_load(a->run_dir, c->name, &m);
 	e.generation = m.generation;
+	/* After a reboot the disks remember. */
+	for (unsigned i = 0; i < c->disks_n; i++) {
+		uint64_t on_disk = c->disks[i].image[0] ? store_generation(c->disks[i].image) : 0;
+
+		e.generation = on_disk > e.generation ? on_disk : e.generation;
+	}
 	snprintf(e.name, sizeof e.name, "%s", c->name);
 	snprintf(e.host_id, sizeof e.host_id, "%s", a->host_id);
 	for (unsigned i = 0; i < AGENT_SPILLS; i++) {

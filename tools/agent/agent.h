@@ -137,6 +137,8 @@ void guest_release(struct agent *a);
 /* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or shared images of a running VM; an armed VM
  * has its images itself, so its taps are those that replay. */
 int taps_make(struct agent *a, bool disks, struct ft_err *err);
+/* 0: every disk and NIC of the VM has its tap. -EIO: taps of another time, as those of a takeover, are there still. */
+int taps_complete(const struct agent *a, struct ft_err *err);
 void taps_free(struct agent *a);
 struct tap_notify taps_notify(struct agent *a);
 /* Waits until what the taps let go is with the VM. */

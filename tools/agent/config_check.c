@@ -129,8 +129,6 @@ static int check_machine(const struct check *c)
 	const struct ft_config *config = c->config;
 	const size_t socket_max = sizeof(((struct sockaddr_un *)0)->sun_path) - 1;
 
-	if (config->vmm == CONFIG_VMM_QEMU && line_of(c, "", "program", 0))
-		return bad(c, "", "program", "only for vmm = \"pocket\"");
 	/* Less and no firmware starts. */
 	if (config->vmm == CONFIG_VMM_QEMU && config->source == CONFIG_LAUNCH &&
 	    config->memory_bytes < QEMU_MEMORY_MIN)

@@ -59,14 +59,32 @@ static void env_hang_up(void *ctx)
 
 /* ---- where the guest runs ---- */
 
+/* What a reboot must not forget is beside the disks: the run directory is gone then. */
+static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
+{
+	struct ft_engine_status s;
+	int rc = 0;
+
+	ft_engine_status(a->engine, &s);
+	for (unsigned i = 0; i < VMM_DISKS_MAX && !rc; i++)
+		if (a->disk_taps[i])
+			rc = disk_tap_set_protected(a->disk_taps[i], is_protected, s.generation, err);
+	return rc;
+}
+
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
 	int rc = taps_make(a, true, err);
 
+	if (!rc)
+		rc = taps_complete(a, err);
 	if (rc)
 		return rc;
-	rc = vmm_taps_in(a->vmm, &a->points, err);
+	/* The generation of this protection first here, then at the standby: who knows less than a standby is refused by it. */
+	rc = mark_disks(a, false, err);
+	if (!rc)
+		rc = vmm_taps_in(a->vmm, &a->points, err);
 	if (rc)
 		taps_free(a);
 	return rc;
@@ -82,7 +100,9 @@ static int env_taps_out(void *ctx, struct ft_err *err)
 	/* What was let go is on its way through the filter: it must be through before the filter goes. */
 	taps_settle(a);
 	rc = a->vmm ? vmm_taps_out(a->vmm, err) : 0;
-	taps_free(a);
+	/* A VM that still has them would lose its disks and its network with them. */
+	if (!rc)
+		taps_free(a);
 	return rc;
 }
 
@@ -98,9 +118,12 @@ static void env_firing(void *ctx, bool on)
 static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 {
 	struct agent *a = ctx;
+	struct ft_engine_status s;
 	int rc = 0;
 
 	vmm_info(a->vmm, &a->vm_info);
+	ft_engine_status(a->engine, &s);
+	setup->generation = s.generation;
 	setup->vmm = (char *)(uintptr_t)a->vm_info.kind;
 	setup->ram_bytes = a->vm_info.ram_bytes;
 	setup->uuid = a->vm_info.uuid[0] ? a->vm_info.uuid : a->config.uuid;
@@ -185,6 +208,8 @@ static void env_guard(void *ctx, bool on)
 	memory_load(a->run_dir, a->config.name, &m);
 	m.elsewhere = on;
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
+		ft_warn("%s: %s", a->config.name, err.text);
+	if (mark_disks(a, on, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	keeper_set_protected(a->keeper, on);
 }

@@ -263,7 +263,7 @@ static int images_check(struct agent *a, struct ft_err *err)
 
 		if (!d->image[0])
 			continue;
-		rc = store_check_startable(d->image, err);
+		rc = store_check_startable(d->image, a->config.arbiter.type != CONFIG_ARBITER_NONE, err);
 		if (!rc)
 			rc = d->size ? image_open_or_create(d->image, false, d->size, &image, err) : image_open(d->image, false, &image, err);
 		if (!rc)
@@ -390,12 +390,16 @@ static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *e
 			if (!allowed_path(a, path))
 				return ft_err_set(err, EPERM, "disk %.64s: %s: not below a folder of qemu { directories }", d->id, path);
 		}
+		/* An older history must not overwrite a newer one. */
+		if (setup->generation && store_generation(path) > setup->generation)
+			return ft_err_set(err, ESTALE, "disk %.64s: %s is of generation %llu, the primary acts under %llu: the copy here is the newer one",
+					  d->id, path, (unsigned long long)store_generation(path), (unsigned long long)setup->generation);
 		if (c && (c->mode == STORE_SHARED) != d->shared)
 			return ft_err_set(err, EINVAL, "disk %.64s: %s here, %s at the primary", d->id,
 					  c->mode == STORE_SHARED ? "shared" : "replicated", d->shared ? "shared" : "replicated");
 		rc = store_open(d->id, path, d->shared ? STORE_SHARED : STORE_REPLICATED, d->bytes, a->config.uuid, &a->stores[i], err);
 		if (rc)
-			return ft_err_context(err, "disk %.64s", d->id);
+			return rc;
 		a->stores_n = i + 1;
 	}
 	return 0;

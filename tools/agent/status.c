@@ -27,7 +27,7 @@ static uint64_t wall_ms(uint64_t mono_ns)
 
 static const char *disk_state(struct agent *a, unsigned i)
 {
-	static const char *const names[] = {"", "Inconsistent", "Outdated", "UpToDate"};
+	static const char *const names[] = {"", "Inconsistent", "Outdated", "UpToDate", "Protected"};
 
 	return i < a->stores_n && a->stores[i] ? names[store_state(a->stores[i])] : "UpToDate";
 }

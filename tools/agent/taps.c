@@ -119,6 +119,17 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err)
 	return rc;
 }
 
+int taps_complete(const struct agent *a, struct ft_err *err)
+{
+	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
+		if (!a->disk_taps[i])
+			return ft_err_set(err, EIO, "disk %s: has no tap: what the guest writes would not reach the standby", a->vm_info.disks[i].id);
+	for (unsigned i = 0; i < a->vm_info.nics_n; i++)
+		if (!a->nic_taps[i])
+			return ft_err_set(err, EIO, "nic %s: has no tap: what the guest sends would not wait for a checkpoint", a->vm_info.nics[i].id);
+	return 0;
+}
+
 void taps_free(struct agent *a)
 {
 	/* Those that outlive protection leave the chain; the others end. */
@@ -137,6 +148,8 @@ void taps_free(struct agent *a)
 		a->console_tap->next = NULL;
 	if (a->pio_tap)
 		a->pio_tap->next = NULL;
+	/* Nobody must find the old sockets' paths: a VM that is armed next has no disk taps. */
+	memset(&a->points, 0, sizeof a->points);
 	a->taps_made = false;
 }
 

@@ -81,7 +81,8 @@ static pid_t init_start(char *command, size_t len)
 	     at += strlen(at) + 1)
 		argv[n++] = at;
 	argv[n] = NULL;
-	execv(argv[0], argv);
+	if (n)
+		execv(argv[0], argv);
 	_exit(127);
 }
 

@@ -19,6 +19,7 @@
 #define LINK_PORT	7001
 #define QEMU_BINARY	"qemu-system-x86_64"
 #define GUEST_INSTALLED "/usr/share/kemari-ft/guest"
+#define SET_MAX		(HOST_PATH_MAX + 64) /* KEY=PATH */
 #define POCKET_DISK	"8M"
 
 static const char *const host_ids[2] = {"host-a", "host-b"};
@@ -273,8 +274,7 @@ static void listen_uri(const struct drill *d, unsigned which, char out[64])
 static int start_agent(struct drill *d, unsigned which, bool incoming, struct ft_err *err)
 {
 	struct host *h = &d->hosts[which];
-	char image[HOST_PATH_MAX + 32], cert[HOST_PATH_MAX], key[HOST_PATH_MAX],
-		console[HOST_PATH_MAX], uri[64];
+	char image[SET_MAX], cert[SET_MAX], key[SET_MAX], console[SET_MAX], uri[64];
 	const char *argv[HOST_ARGS_MAX] = {
 		d->agent_program, "--guest",  d->guest_file, "--foreground", "--host-id", h->id,
 		"--run-dir",	  h->run_dir, "--set",	     image,	     "--set",	  cert,

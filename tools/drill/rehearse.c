@@ -129,7 +129,7 @@ int rehearse(const struct drill_options *given, struct ft_err *err)
 			   drill_kill_name(o.kill));
 		return DRILL_FAILED;
 	}
-	if (ask_here(&o, "status", STATUS_MS, &before, err))
+	if (ask_here(&o, "status", STATUS_MS, &before, err) || !before)
 		return DRILL_FAILED;
 	if (!before->status || strcmp(before->status->state, "protected") != 0) {
 		rc = ft_err_set(err, EINVAL,

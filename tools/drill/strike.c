@@ -172,6 +172,9 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	until = r->gap_end_ns + picture_around_ns(r);
 	rc = drill_wait(d, shown, &until, DRILL_TAKEOVER_MS, "the picture", err);
 	r->after = answers(d) - r->before;
+	/* A switch is complete when the guest is protected the other way round. */
+	if (!rc && d->o->kill == DRILL_SWITCH)
+		rc = wait_state(d, d->primary, "protected", DRILL_PROTECT_MS, err);
 	if (!rc && d->o->kill == DRILL_FREEZE)
 		rc = thaw(d, r, err);
 	return rc;

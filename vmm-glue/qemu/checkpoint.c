@@ -19,8 +19,8 @@
 
 #define COPY_BATCH 128 /* pages between two looks at QEMU: about 0.15 ms */
 /* Together with the copying less than the keeper's VMM_HOLD_MAX_MS. */
-#define FIRST_BYTE_MS 900 /* draining a slow disk may take long */
-#define LAST_WRITE_MS 300
+#define FIRST_BYTE_MS 1100 /* draining a slow disk may take long */
+#define LAST_WRITE_MS 500
 #define END_MS	      300
 
 int qemu_track_start(struct vmm *vmm, struct ft_err *err)
@@ -237,11 +237,13 @@ int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captu
 		return r;
 	if (vm->keeper)
 		keeper_hold_begin(vm->keeper);
+	vm->save.hooks = hooks;
 	r = save_fire(&vm->save, &vm->qmp, capture->state, VMM_STATE_BYTES_MAX, err);
 	if (r == 0)
 		r = capture_held(vm, pending, capture, hooks, err);
 	if (r == 0)
 		r = save_end(&vm->save, &vm->qmp, END_MS, err);
+	vm->save.hooks = NULL;
 	if (r < 0)
 		save_abandon(&vm->save, &vm->qmp, END_MS);
 	if (vm->keeper)

@@ -220,9 +220,14 @@ static int wait_for(struct save *s, struct qmp *q, bool or_stop, unsigned within
 				      {.fd = q->fd, .events = POLLIN}};
 		int r;
 
-		if (poll_soon(p, 2, &look, qemu_ms_left(deadline_ns)) == 0)
-			return ft_err_set(err, ETIMEDOUT, "qemu: save: no state within %u ms",
-					  within_ms);
+		if (poll_soon(p, 2, &look, VMM_WAITING_MS) == 0) {
+			if (s->hooks && s->hooks->waiting)
+				s->hooks->waiting(s->hooks->ctx);
+			if (qemu_ms_left(deadline_ns) == 0)
+				return ft_err_set(err, ETIMEDOUT,
+						  "qemu: save: no state within %u ms", within_ms);
+			continue;
+		}
 		if (p[0].revents & POLLIN) {
 			s->begin_ns = qemu_now_ns();
 			s->begun = true;

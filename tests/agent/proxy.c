@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+/* One thread, one poll. Pieces are what one read gives; a fault waits for one that is surely part of a frame from the primary. */
+#include "tests/agent/proxy.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "tests/agent/harness.h"
+
+#define PAIRS_MAX   8
+#define PIECE_BYTES 65536
+#define PIECE_LARGE 300 /* more than a heartbeat */
+#define NO_FAULT    (-1)
+
+struct proxy {
+	pthread_t thread;
+	int listener, stop;
+	char to[108];
+	int pairs[PAIRS_MAX][2]; /* client, server; -1 */
+	atomic_int fault;
+};
+
+static int unix_socket(const char *path, struct sockaddr_un *addr)
+{
+	*addr = (struct sockaddr_un){.sun_family = AF_UNIX};
+	snprintf(addr->sun_path, sizeof addr->sun_path, "%s", path);
+	return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+}
+
+static void drop(struct proxy *p, unsigned i)
+{
+	for (unsigned end = 0; end < 2; end++) {
+		if (p->pairs[i][end] >= 0)
+			close(p->pairs[i][end]);
+		p->pairs[i][end] = -1;
+	}
+}
+
+static void take(struct proxy *p)
+{
+	struct sockaddr_un to;
+	int client = accept4(p->listener, NULL, NULL, SOCK_CLOEXEC), server = unix_socket(p->to, &to);
+
+	for (unsigned i = 0; i < PAIRS_MAX; i++) {
+		if (p->pairs[i][0] >= 0)
+			continue;
+		p->pairs[i][0] = client;
+		p->pairs[i][1] = server;
+		if (connect(server, (struct sockaddr *)&to, sizeof to) < 0)
+			drop(p, i);
+		return;
+	}
+	close(client);
+	close(server);
+}
+
+static bool put(int fd, const uint8_t *data, size_t len)
+{
+	while (len) {
+		ssize_t n = send(fd, data, len, MSG_NOSIGNAL);
+
+		if (n <= 0)
+			return false;
+		data += n;
+		len -= (size_t)n;
+	}
+	return true;
+}
+
+static void pass(struct proxy *p, unsigned i, unsigned from)
+{
+	static uint8_t piece[PIECE_BYTES];
+	ssize_t n = recv(p->pairs[i][from], piece, sizeof piece, MSG_DONTWAIT);
+	int fault = NO_FAULT, to = p->pairs[i][!from];
+	bool good = n > 0;
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (from == 0 && n >= PIECE_LARGE)
+		fault = atomic_exchange(&p->fault, NO_FAULT);
+	if (fault == PROXY_FLIP)
+		piece[n / 2] ^= 4;
+	if (fault == PROXY_CUT)
+		n = n / 2;
+	if (good && fault != PROXY_LOSE)
+		good = put(to, piece, (size_t)n);
+	if (good && fault == PROXY_REPEAT)
+		good = put(to, piece, (size_t)n);
+	if (!good || fault == PROXY_CUT)
+		drop(p, i);
+}
+
+static void *proxy_main(void *arg)
+{
+	struct proxy *p = arg;
+
+	for (;;) {
+		struct pollfd fds[2 + 2 * PAIRS_MAX] = {{.fd = p->stop, .events = POLLIN}, {.fd = p->listener, .events = POLLIN}};
+
+		for (unsigned i = 0; i < 2 * PAIRS_MAX; i++)
+			fds[2 + i] = (struct pollfd){.fd = p->pairs[i / 2][i % 2], .events = POLLIN};
+		if (poll(fds, 2 + 2 * PAIRS_MAX, -1) < 0)
+			continue;
+		if (fds[0].revents)
+			return NULL;
+		for (unsigned i = 0; i < 2 * PAIRS_MAX; i++)
+			if (fds[2 + i].revents && p->pairs[i / 2][i % 2] == fds[2 + i].fd && fds[2 + i].fd >= 0)
+				pass(p, i / 2, i % 2);
+		if (fds[1].revents)
+			take(p);
+	}
+}
+
+struct proxy *proxy_start(const char *listen_path, const char *to_path)
+{
+	struct proxy *p = calloc(1, sizeof *p);
+	struct sockaddr_un addr;
+
+	assert_non_null(p);
+	atomic_init(&p->fault, NO_FAULT);
+	memset(p->pairs, 0xff, sizeof p->pairs);
+	snprintf(p->to, sizeof p->to, "%s", to_path);
+	p->listener = unix_socket(listen_path, &addr);
+	p->stop = eventfd(0, EFD_CLOEXEC);
+	assert_int_equal(bind(p->listener, (struct sockaddr *)&addr, sizeof addr), 0);
+	assert_int_equal(listen(p->listener, 8), 0);
+	assert_int_equal(pthread_create(&p->thread, NULL, proxy_main, p), 0);
+	return p;
+}
+
+void proxy_fault(struct proxy *p, enum proxy_fault fault)
+{
+	atomic_store(&p->fault, (int)fault);
+}
+
+void proxy_wait(struct proxy *p, unsigned within_ms)
+{
+	uint64_t until = now_ms() + within_ms;
+
+	while (atomic_load(&p->fault) != NO_FAULT)
+		breathe(until, "the fault has its chance");
+}
+
+void proxy_stop(struct proxy *p)
+{
+	eventfd_write(p->stop, 1);
+	pthread_join(p->thread, NULL);
+	for (unsigned i = 0; i < PAIRS_MAX; i++)
+		drop(p, i);
+	close(p->listener);
+	close(p->stop);
+	free(p);
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+/* A host dies, its guest goes on at the standby, and the host comes back: as a standby always, as a primary never. */
+#include <signal.h>
+
+#include "tests/agent/harness.h"
+
+static struct host a, b;
+static struct kv_client client;
+
+static void shared_setup(const char *extra)
+{
+	place_clear(NULL);
+	shell("rm -rf %s", at("arbiter"));
+	shell("mkdir %s", at("arbiter"));
+	pocket_pair(&a, &b, "", extra);
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+}
+
+static int setup_none(void **state)
+{
+	(void)state;
+	shared_setup("");
+	return 0;
+}
+
+static int setup_file(void **state)
+{
+	(void)state;
+	shared_setup("arbiter { type = \"file\" dir = \"arbiter\" }");
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	kv_close(&client);
+	if (b.agent)
+		host_stop(&b);
+	if (a.agent)
+		host_stop(&a);
+	assert_int_equal(children(), 0);
+	return place_clear(state);
+}
+
+/* There and back again, twice; the client never misses an operation. */
+static void there_and_back(void **state)
+{
+	(void)state;
+	for (unsigned round = 0; round < 2; round++) {
+		host_kill(&a);
+		kv_work(&client, 10);
+		wait_state(&b, "solo", GOES_ON_MS);
+		host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+		wait_state(&a, "standby", START_MS);
+		ask_ok(&b, "migrate", unix_uri("a.sock"));
+		kv_work(&client, 10);
+		ask_ok(&b, "verify", NULL);
+		host_kill(&b);
+		kv_work(&client, 10);
+		wait_state(&a, "solo", GOES_ON_MS);
+		host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+		wait_state(&b, "standby", START_MS);
+		ask_ok(&a, "migrate", unix_uri("b.sock"));
+		kv_work(&client, 10);
+		ask_ok(&a, "verify", NULL);
+	}
+	assert_true(client.longest_ms < GOES_ON_MS);
+}
+
+/* Planned, there and back, without being told to protect again. */
+static void switched(void **state)
+{
+	(void)state;
+	for (unsigned round = 0; round < 2; round++) {
+		ask_ok(&a, "failover", NULL);
+		wait_state(&b, "protected", PROTECT_MS);
+		kv_work(&client, 10);
+		ask_ok(&b, "verify", NULL);
+		ask_ok(&b, "failover", NULL);
+		wait_state(&a, "protected", PROTECT_MS);
+		kv_work(&client, 10);
+		ask_ok(&a, "verify", NULL);
+	}
+}
+
+static void not_as_primary(const char *says)
+{
+	host_kill(&a);
+	kv_work(&client, 10);
+	wait_state(&b, "solo", GOES_ON_MS);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	host_one_error(&a, says);
+	host_one_error(&a, "--incoming");
+	kv_work(&client, 10);
+	/* Also when B ends meanwhile: whoever wants the old disk must say so. */
+	host_stop(&b);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	host_one_error(&a, says);
+}
+
+static void not_as_primary_by_memory(void **state)
+{
+	(void)state;
+	not_as_primary("its standby may run it");
+}
+
+static void not_as_primary_by_record(void **state)
+{
+	(void)state;
+	not_as_primary("host B holds the guest");
+	/* The record decides also when this host has forgotten everything, as after a reboot. */
+	shell("rm -rf %s", at("A"));
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	host_one_error(&a, "host B holds the guest");
+	/* B itself may start it again. */
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL);
+	wait_state(&b, "solo", START_MS);
+}
+
+/* The standby has not taken over yet, but may at any moment. */
+static void not_before_the_standby(void **state)
+{
+	(void)state;
+	host_signal(&b, SIGSTOP);
+	host_kill(&a);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	host_one_error(&a, "standby B may take over");
+	host_signal(&b, SIGCONT);
+	wait_state(&b, "solo", GOES_ON_MS);
+	kv_work(&client, 5);
+}
+
+static void arbiter_gone(void **state)
+{
+	(void)state;
+	/* Between healthy hosts nobody asks it. */
+	shell("mv %s %s", at("arbiter"), at("elsewhere"));
+	kv_work(&client, 20);
+	host_kill(&a);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	host_one_error(&a, "another host may run the guest");
+	assert_state(&b, "standby");
+	shell("mv %s %s", at("elsewhere"), at("arbiter"));
+	wait_state(&b, "solo", GOES_ON_MS);
+	kv_work(&client, 10);
+}
+
+/* Stopped in order it may be started again, on either host that has the newest disk, and not on the other. */
+static void stopped_in_order(void **state)
+{
+	(void)state;
+	host_stop(&a);
+	wait_state(&b, "standby", START_MS);
+	host_stop(&b);
+	assert_int_equal(host_try(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL), 2);
+	host_start(&a, at("g.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+}
+
+/* The standby is stopped in order: nobody has to decide anything, and it may come back. */
+static void standby_stopped(void **state)
+{
+	(void)state;
+	host_stop(&b);
+	wait_state(&a, "solo", GOES_ON_MS);
+	assert_int_equal(host_lines(&a, "outputs are held"), 0);
+	kv_work(&client, 10);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
+/* The standby dies: the operator's word says that the primary goes on, so it does, and is protected again by itself. */
+static void standby_killed(void **state)
+{
+	(void)state;
+	host_kill(&b);
+	ask_ok(&a, "cancel", NULL);
+	kv_work(&client, 10);
+	assert_state(&a, "solo");
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
+/* With an arbiter that agrees nobody is asked, and the standby that comes back is used again. */
+static void standby_killed_by_record(void **state)
+{
+	(void)state;
+	host_kill(&b);
+	kv_work(&client, 10);
+	wait_state(&a, "solo", GOES_ON_MS);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
+int main(void)
+{
+#define NONE(f) cmocka_unit_test_setup_teardown(f, setup_none, teardown)
+#define RECORD(f) cmocka_unit_test_setup_teardown(f, setup_file, teardown)
+	const struct CMUnitTest tests[] = {
+		NONE(there_and_back),	     NONE(switched),	     NONE(not_as_primary_by_memory),	NONE(stopped_in_order),
+		NONE(standby_stopped),	     NONE(standby_killed),   RECORD(there_and_back),		RECORD(switched),
+		RECORD(not_as_primary_by_record), RECORD(not_before_the_standby), RECORD(arbiter_gone),	RECORD(stopped_in_order),
+		RECORD(standby_stopped),	     RECORD(standby_killed_by_record),
+	};
+	int failed;
+
+	place_open();
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	return failed + place_close();
+}
