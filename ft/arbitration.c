@@ -179,7 +179,8 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, co
 	switch (ours_after_all(e, answer, now, e->generation + 1)) {
 	case FT_ARBITER_GRANTED:
 		set_generation(e, now->generation);
-		primary_end(e, e->primary.auto_retry, "peer lost: goes on alone, granted by the arbiter");
+		snprintf(text, sizeof text, "%.160s: goes on alone, granted by the arbiter", e->primary.why);
+		primary_end(e, e->primary.auto_retry, text);
 		return;
 	case FT_ARBITER_LOST:
 		snprintf(text, sizeof text, "the standby has the guest: host %s holds generation %llu", now->holder,

@@ -60,8 +60,11 @@ struct ft_env_ops {
 	void (*disks_all_behind)(void *ctx);
 	int (*disk_next)(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk, struct ft_err *err);
 	uint64_t (*disks_behind)(void *ctx);
-	/* Shared disks, released up to the last epoch, are let go for good: the other host may have them from now on. */
+	/* Shared disks of the stopped guest, released up to the last epoch, are given up: the other host may have them from now on. Until
+	 * they are reclaimed or discarded nothing may touch them. */
 	void (*disks_yield)(void *ctx);
+	/* Takes them back, all or none, before the guest goes on: the switch is undone. -EBUSY: the other host has, or had, one of them. */
+	int (*disks_reclaim)(void *ctx, struct ft_err *err);
 	/* on: if this process dies, the VM must not go on (keeper). */
 	void (*guard)(void *ctx, bool on);
 	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the engine's vmm to NULL. The taps go too. */

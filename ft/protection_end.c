@@ -66,6 +66,9 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	engine_hang_up(e);
 	if (e->state.now != FT_SOLO)
 		engine_set_state(e, FT_SOLO, "%s", reason.text);
+	/* A planned switch that came to nothing had given shared disks up. */
+	if (p->stopped && e->env->disks_reclaim(e->env_ctx, &err))
+		engine_note_error(e, &err);
 	tap_chain_set_mode(&e->chain, TAP_PASS);
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);

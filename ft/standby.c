@@ -156,6 +156,9 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
+	if (setup->takeover_ms != e->config.takeover_ms || setup->heartbeat_ms != e->config.heartbeat_ms)
+		ft_warn("%s: heartbeat_ms %u, takeover_ms %u here, %u and %u at the primary: the same guest file should serve both", e->config.name,
+			e->config.heartbeat_ms, e->config.takeover_ms, setup->heartbeat_ms, setup->takeover_ms);
 	standby_reset(e);
 	s->primary_generation = msg->generation;
 	if (e->env->arm(e->env_ctx, setup, &err)) {

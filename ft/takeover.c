@@ -269,6 +269,12 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 	p->deadline_ns = 0;
 	p->requested = true;
 	engine_watch(e, true);
+	/* Shared disks were given up for the other side. If it has them, the guest may not go on: outputs stay held, somebody must decide. */
+	if (e->env->disks_reclaim(e->env_ctx, &err)) {
+		p->stopped = true;
+		primary_peer_lost(e, err.text);
+		return;
+	}
 	/* The hand-over's checkpoint is committed like any other. */
 	if (tap_chain_release(&e->chain, e->committed, &err))
 		engine_note_error(e, &err);

@@ -432,12 +432,59 @@ uint64_t disk_tap_bytes(const struct tap *tap)
 	return ((const struct disk_tap *)tap)->image.bytes;
 }
 
+static int check_writable(const struct disk_tap *d, struct ft_err *err)
+{
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", d->tap.id);
+	if (d->meta.fd < 0)
+		return ft_err_set(err, EBUSY, "disk %s: yielded to the other host", d->tap.id);
+	return 0;
+}
+
+int disk_tap_yield(struct tap *tap, struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	assert(d->shared);
+	if (!d->fenced && d->meta.fd < 0)
+		return 0;
+	int ret = check_writable(d, err);
+	if (ret == 0 && (ret = image_flush(&d->image)) < 0)
+		ft_err_set(err, -ret, "disk %s: flush: %s", tap->id, strerror(-ret));
+	if (ret == 0)
+		metadata_close(&d->meta);
+	return ret;
+}
+
+int disk_tap_reclaim(struct tap *tap, struct ft_err *err)
+{
+	struct disk_tap *d = of(tap);
+	struct metadata_record left = d->meta.record;
+	if (d->fenced)
+		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", tap->id);
+	if (d->meta.fd >= 0)
+		return 0;
+	int ret = metadata_open(d->image_path, &d->meta, err);
+	if (ret < 0)
+		return ft_err_context(err, "disk %s", tap->id);
+	// The lock is free too while the other host's guest runs unprotected: the record tells.
+	const struct metadata_record *now = &d->meta.record;
+	if (d->meta.fresh || now->generation != left.generation || now->state != left.state) {
+		metadata_close(&d->meta);
+		return ft_err_set(err, EBUSY,
+				  "disk %s: the other host has taken it (generation %llu)", tap->id,
+				  (unsigned long long)now->generation);
+	}
+	d->meta.record = left;
+	return 0;
+}
+
 int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch,
 			    struct ft_err *err)
 {
 	struct disk_tap *d = of(tap);
-	if (d->fenced)
-		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", tap->id);
+	int ret = check_writable(d, err);
+	if (ret < 0)
+		return ret;
 	struct metadata_record record = d->meta.record;
 	record.generation = generation;
 	record.epoch = epoch;
@@ -448,8 +495,9 @@ int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generati
 			   struct ft_err *err)
 {
 	struct disk_tap *d = of(tap);
-	if (d->fenced)
-		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", tap->id);
+	int ret = check_writable(d, err);
+	if (ret < 0)
+		return ret;
 	struct metadata_record record = d->meta.record;
 	record.generation = generation;
 	record.state = is_protected ? STORE_PROTECTED : STORE_UP_TO_DATE;
@@ -521,6 +569,7 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	d->tap.device = config->device;
 	snprintf(d->tap.id, sizeof(d->tap.id), "%s", config->id);
 	snprintf(d->spill_dir, sizeof(d->spill_dir), "%s", config->spill_dir);
+	snprintf(d->image_path, sizeof(d->image_path), "%s", config->image);
 	d->image.fd = d->meta.fd = -1;
 	d->shared = config->shared;
 	d->log_bytes_soft = config->log_bytes_max / 2;

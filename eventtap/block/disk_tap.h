@@ -63,6 +63,14 @@ int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch
  * after a crash of the host; or: it may not. */
 int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generation,
 			   struct ft_err *err);
+/* A shared disk whose guest is stopped and of which everything released is durable: its lock is
+ * given up, so that the other host may have it; the image is not to be touched meanwhile (no mode
+ * changes, no release), discard() makes it final. -errno: the image cannot be flushed, nothing was
+ * given up. */
+int disk_tap_yield(struct tap *tap, struct ft_err *err);
+/* Takes it back. -EBUSY: the other host has it, or had it. Nothing to do for a disk that is not
+ * yielded. */
+int disk_tap_reclaim(struct tap *tap, struct ft_err *err);
 /* Whether a checkpoint is about to pause the guest: from before the VMM is told until close_epoch()
  * or the failure. Writers are not made to wait meanwhile. */
 void disk_tap_firing(struct tap *tap, bool firing);

@@ -27,13 +27,13 @@ struct disk_tap {
 	struct image image;
 	bool shared;
 	size_t log_bytes_soft;
-	char spill_dir[PATH_MAX];
+	char spill_dir[PATH_MAX], image_path[PATH_MAX];
 	struct nbd_server *server;
 
 	/* engine's thread only */
-	struct metadata meta;
-	uint64_t sync_at; /* the copier's place in `behind` */
-	uint8_t *scratch; /* SCRATCH_BYTES */
+	struct metadata meta; /* fd < 0: yielded, or fenced */
+	uint64_t sync_at;     /* the copier's place in `behind` */
+	uint8_t *scratch;     /* SCRATCH_BYTES */
 
 	pthread_mutex_t lock; /* guards all below; never held over I/O of the image */
 	pthread_cond_t room;  /* the log has shrunk, or who waits need not care any more */

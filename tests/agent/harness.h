@@ -114,6 +114,9 @@ void kv_open(struct kv_client *c);
 void kv_close(struct kv_client *c);
 /* PUT and GET of n keys, each answer checked; repeats unanswered requests for up to GOES_ON_MS each. */
 void kv_work(struct kv_client *c, unsigned n);
+/* PUTs until one is answered with an error of the disk, which is no operation: the same one is asked again by the next kv_work(). At most
+ * n, or the test fails. */
+void kv_until_error(struct kv_client *c, unsigned n);
 
 /* A pair of pocket machines: a.conf serves both, B listens at b.sock. ft: more keys of that section, the defaults with
  * a takeover_ms for busy machines are there; extra: more lines. */

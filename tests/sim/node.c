@@ -163,6 +163,13 @@ static void env_disks_yield(void *ctx)
 	(void)ctx;
 }
 
+static int env_disks_reclaim(void *ctx, struct ft_err *err)
+{
+	(void)ctx;
+	(void)err;
+	return 0;
+}
+
 static void env_guard(void *ctx, bool on)
 {
 	((struct node *)ctx)->guarded = on;
@@ -316,6 +323,7 @@ const struct ft_env_ops node_env = {
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
 	.disks_yield = env_disks_yield,
+	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,

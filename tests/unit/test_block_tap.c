@@ -762,6 +762,37 @@ static void test_fenced(void **state)
 	}
 }
 
+static void test_yield(void **state)
+{
+	(void)state;
+	struct metadata other;
+	make_image(image, BYTES);
+	open_tap(true, 4u << 20);
+	assert_int_equal(disk_tap_set_protected(tap, true, 3, &err), 0);
+	assert_int_equal(disk_tap_reclaim(tap, &err), 0); // nothing to do
+	assert_int_equal(metadata_open(image, &other, &err), -EBUSY);
+	// The other host has it for the moment, but does not become its owner.
+	assert_int_equal(disk_tap_yield(tap, &err), 0);
+	assert_int_equal(metadata_open(image, &other, &err), 0);
+	assert_int_equal(disk_tap_set_generation(tap, 4, 0, &err), -EBUSY);
+	assert_int_equal(disk_tap_reclaim(tap, &err), -EBUSY);
+	metadata_close(&other);
+	assert_int_equal(disk_tap_reclaim(tap, &err), 0);
+	assert_int_equal(metadata_open(image, &other, &err), -EBUSY);
+	assert_int_equal(disk_tap_set_generation(tap, 4, 0, &err), 0);
+	// It takes over, and runs the guest without holding the lock.
+	assert_int_equal(disk_tap_yield(tap, &err), 0);
+	struct store *s;
+	assert_int_equal(store_open("root", image, STORE_SHARED, BYTES, "", &s, &err), 0);
+	assert_int_equal(store_commit(s, 4, 9, &err), 0);
+	assert_int_equal(store_activate(s, 5, 9, &err), 0);
+	store_free(s);
+	assert_int_equal(disk_tap_reclaim(tap, &err), -EBUSY);
+	assert_non_null(strstr(err.text, "generation 5"));
+	tap_chain_discard(&chain);
+	assert_int_equal(disk_tap_reclaim(tap, &err), -ESHUTDOWN);
+}
+
 static void test_replay(void **state)
 {
 	(void)state;
@@ -795,6 +826,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_no_spill, setup, teardown),
 		{"test_fenced replicated", test_fenced, setup, teardown, &no},
 		{"test_fenced shared", test_fenced, setup, teardown, &yes},
+		cmocka_unit_test_setup_teardown(test_yield, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_replay, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

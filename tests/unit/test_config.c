@@ -316,7 +316,6 @@ static const struct {
 	 "web1.conf:3: disk.d.image: not together with qemu.attach"},
 	{"name = a\nqemu { attach = x }\nnic n { }\n",
 	 "web1.conf: nic.n: not together with qemu.attach"},
-	{"name = a\nprogram = kv\n", "web1.conf:2: program: only for vmm = \"pocket\""},
 	{"name = a vmm = pocket\nqemu { attach = x }\n",
 	 "web1.conf:2: qemu.attach: only for vmm = \"qemu\""},
 	{"name = a\nqemu { replace = {\"a\", \"b\",\n\"c\"} }\n",

@@ -239,10 +239,10 @@ void agent_free(struct agent *a)
 {
 	peer_hang_up(a);
 	listener_close(a->listener);
-	if (a->engine)
-		taps_free(a);
 	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours && !(a->vm_found && a->exit_code == AGENT_NO_START))
 		vmm_quit(a->vmm, false, 0);
+	if (a->engine)
+		taps_free(a);
 	if (a->engine && a->vmm)
 		guest_release(a);
 	for (unsigned i = 0; i < a->stores_n; i++)

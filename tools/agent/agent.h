@@ -127,7 +127,7 @@ int guest_start(struct agent *a, struct ft_err *err);
 /* Takes over a QEMU that a former agent of this guest left running. -ENOENT: there is none. */
 int guest_find_again(struct agent *a, struct ft_err *err);
 int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
-/* Ends an armed or running VM by force and frees it. */
+/* Ends an armed or running VM by force and frees it, and its taps. */
 void guest_end(struct agent *a);
 /* Connects the VM object to the loop and to the engine. */
 void guest_adopt(struct agent *a, struct vmm *vmm);

@@ -189,13 +189,33 @@ static uint64_t env_disks_behind(void *ctx)
 	return sum;
 }
 
+static bool is_shared(struct agent *a, unsigned i)
+{
+	return a->disk_taps[i] && taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
+}
+
+/* A disk that is not given up cannot be activated by the standby, which then waits, and the engine takes the switch back. */
 static void env_disks_yield(void *ctx)
 {
 	struct agent *a = ctx;
+	struct ft_err err = {0};
 
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
-		if (a->disk_taps[i] && taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED)
-			a->disk_taps[i]->ops->discard(a->disk_taps[i]);
+		if (is_shared(a, i) && disk_tap_yield(a->disk_taps[i], &err))
+			ft_warn("%s: %s", a->config.name, err.text);
+}
+
+static int env_disks_reclaim(void *ctx, struct ft_err *err)
+{
+	struct agent *a = ctx;
+	int rc = 0;
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX && !rc; i++)
+		if (is_shared(a, i))
+			rc = disk_tap_reclaim(a->disk_taps[i], err);
+	if (rc)
+		env_disks_yield(a);
+	return rc;
 }
 
 static void env_guard(void *ctx, bool on)
@@ -216,10 +236,7 @@ static void env_guard(void *ctx, bool on)
 
 static void env_vm_end(void *ctx)
 {
-	struct agent *a = ctx;
-
-	taps_free(a);
-	guest_end(a);
+	guest_end(ctx);
 }
 
 /* ---- standby ---- */
@@ -240,7 +257,6 @@ static void env_disarm(void *ctx)
 {
 	struct agent *a = ctx;
 
-	taps_free(a);
 	guest_end(a);
 	stores_free(a);
 }
@@ -362,6 +378,7 @@ const struct ft_env_ops agent_env = {
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
 	.disks_yield = env_disks_yield,
+	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,

@@ -245,9 +245,11 @@ void guest_release(struct agent *a)
 
 void guest_end(struct agent *a)
 {
+	/* With its taps: a QEMU without its disks takes long to end. */
 	if (a->vmm)
 		vmm_quit(a->vmm, false, 0);
 	keeper_set_protected(a->keeper, false);
+	taps_free(a);
 	guest_release(a);
 	remember_vm(a);
 }
@@ -293,6 +295,9 @@ int guest_find_again(struct agent *a, struct ft_err *err)
 		return -ENOENT;
 	agent_path(a, qmp, ".qmp");
 	rc = qemu_attach(qmp, a->config.name, a->run_dir, a->keeper, &vmm, err);
+	/* Nobody listens: what has that number is dead and only not reaped yet. */
+	if (rc == -ECONNREFUSED)
+		return -ENOENT;
 	if (rc)
 		return rc == -ENOENT ? -EIO : rc;
 	ft_info("%s: found the guest running (pid %d) and took it over", a->config.name, (int)m.vmm_pid);

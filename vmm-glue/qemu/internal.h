@@ -65,6 +65,7 @@ struct qemu {
 	struct argv trial_argv; /* armed */
 	int image_fd;		/* armed: the memfd, for trials */
 	bool lost, lost_told;
+	bool powered_off; /* by the guest itself; stays its status whatever follows */
 	char lost_why[256];
 	int epoll_fd, wake_fd; /* wake: an event was met while something else was waited for */
 	uint64_t stop_us, resume_us; /* QEMU's time of its last STOP and RESUME events */

@@ -325,3 +325,15 @@ int qmp_poll(struct qmp *q)
 	} while (r == 0);
 	return r == -EAGAIN ? 0 : r;
 }
+
+void qmp_last_words(struct qmp *q)
+{
+	bool was_closed = q->closed;
+
+	if (q->fd < 0)
+		return;
+	deliver_rest(q);
+	q->closed = false;
+	qmp_poll(q);
+	q->closed = q->closed || was_closed;
+}

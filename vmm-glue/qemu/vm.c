@@ -46,7 +46,7 @@ static void info(struct vmm *vmm, struct vmm_info *out)
 
 static const char *status(struct vmm *vmm)
 {
-	return qemu_of(vmm)->status;
+	return qemu_of(vmm)->powered_off ? "shutdown" : qemu_of(vmm)->status;
 }
 
 static int poll_fd(struct vmm *vmm)
@@ -111,9 +111,8 @@ static void on_event(void *ctx, const char *name, const json_t *event)
 	} else if (!strcmp(name, "SHUTDOWN")) {
 		bool by_guest = json_is_true(json_object_get(json_object_get(event, "data"), "guest"));
 
+		vm->powered_off = vm->powered_off || by_guest;
 		qemu_lose(vm, by_guest ? "qemu: the guest shut down" : "qemu: ended by request");
-		if (by_guest)
-			vm->status = "shutdown";
 	}
 }
 
@@ -130,14 +129,18 @@ static void process_gone(struct qemu *vm)
 static void poll_vm(struct vmm *vmm)
 {
 	struct qemu *vm = qemu_of(vmm);
+	bool ended = !vm->lost && process_ended(&vm->process, 0);
 	eventfd_t n;
 
 	eventfd_read(vm->wake_fd, &n);
-	if (!vm->lost && process_ended(&vm->process, 0))
-		process_gone(vm);
-	if (!vm->qmp.closed && qmp_poll(&vm->qmp) < 0 && !vm->lost) {
+	if (!vm->qmp.closed)
+		qmp_poll(&vm->qmp);
+	/* Why it ended, that is whether the guest wanted it, may not have been read yet. */
+	if (!vm->lost && (ended || vm->qmp.closed))
+		qmp_last_words(&vm->qmp);
+	if (!vm->lost && (ended || vm->qmp.closed)) {
 		/* The socket closes a moment before the process is gone. */
-		if (process_ended(&vm->process, 100))
+		if (ended || process_ended(&vm->process, 100))
 			process_gone(vm);
 		else
 			qemu_lose(vm, "qemu: the monitor closed its connection");
