@@ -135,7 +135,7 @@ static void exec_agent(struct pair *p, struct host *h, bool standby)
 	char program[BENCH_PATH_MAX + 16], log[BENCH_PATH_MAX + 16], id[8], uri[48];
 	char *argv[] = {
 		program,	"--guest",     h->file, "--run-dir",  h->run_dir, "--host-id", id,
-		"--foreground", "--log-level", "debug", "--incoming", uri,	  NULL};
+		"--foreground", "--log-level", "info", "--incoming", uri,	  NULL};
 	int fd;
 
 	snprintf(program, sizeof program, "%s/ft-agent", p->b->bin);
