@@ -2,9 +2,11 @@
 /* The engine: one guest's fault tolerance on one host, in whichever role. Event-driven and pure: it learns everything through the calls below
  * and acts through ops tables only (vmm, taps, link, arbiter, environment), so the simulator runs what production runs.
  *
- *      engine.c      state, time, connections, what a lost peer means, arbitration
- *      primary.c     protection: set-up, async rounds, checkpoints
- *      ship.c        one captured checkpoint onto the wire
+ *      engine.c      state, time, life                    connections.c   HELLO, who gets which message
+ *      primary.c     protection: set-up, messages, time   meeting.c       a peer that returns, or offers itself
+ *      rounds.c      async rounds                         checkpoint.c    one checkpoint, from hold to commit
+ *      ship.c        one checkpoint onto the wire         protection_end.c  peer lost, cancel, VM died
+ *      arbitration.c questions to the arbiter
  *      standby.c     the other side: staging, verification, acknowledgement, application
  *      takeover.c    from the last committed checkpoint to a running guest; planned switch
  *

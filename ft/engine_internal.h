@@ -184,7 +184,17 @@ struct ft_engine {
 	bool stopped;
 };
 
-/* engine.c */
+static inline bool engine_is_standby(const struct ft_engine *e)
+{
+	return e->state.now == FT_STANDBY || e->state.now == FT_TAKEOVER;
+}
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* engine.c, connections.c */
 uint64_t engine_now(struct ft_engine *e);
 void engine_set_state(struct ft_engine *e, enum ft_state to, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void engine_note_error(struct ft_engine *e, const struct ft_err *err);
@@ -246,6 +256,7 @@ void primary_leave_continue(struct ft_engine *e);
 uint64_t primary_tick(struct ft_engine *e, uint64_t now);
 void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
 void primary_committed(struct ft_engine *e, uint64_t epoch);
+void primary_acked(struct ft_engine *e, const struct ft_msg *msg);
 /* The capture in flight will not arrive: its pages stay owed. */
 void primary_abort_checkpoint(struct ft_engine *e, const char *why);
 /* Protection is over: so is waiting for the next checkpoint. */

@@ -77,11 +77,6 @@ void takeover_refused(struct ft_engine *e, const char *why)
 	done_call(&e->standby.failover_done, &err, 0);
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 {
 	struct ft_standby *s = &e->standby;
