@@ -158,7 +158,7 @@ static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool d
 	if (dialed || hello->heartbeat)
 		return 0;
 	if (is_standby(e) && e->conns[CONN_DATA].greeted && strcmp(hello->host_id, s->primary_host))
-		return ft_err_set(err, EBUSY, "hello: this side is the standby of host '%s'", s->primary_host);
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", s->primary_host);
 	if (!is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY && p->phase != PRIMARY_LOST)
 		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
 	return 0;

@@ -210,7 +210,7 @@ static void frames_while_protected(void **state)
 	frames_at_a_standby();
 	/* A good HELLO, but not of its primary. */
 	hello_make(&f, 1, GUEST, "X");
-	spoilt(f.raw, f.len, "standby of host 'A'");
+	spoilt(f.raw, f.len, "standby of 'A'");
 	kv_work(&client, 20);
 	assert_state(&a, "protected");
 	assert_true(committed(&a) > before);

@@ -27,6 +27,7 @@ static void on_signal(evutil_socket_t number, short what, void *ctx)
 }
 
 static void on_leaving(evutil_socket_t fd, short what, void *ctx);
+static void on_look(evutil_socket_t fd, short what, void *ctx);
 
 static int make_loop(struct agent *a, struct ft_err *err)
 {
@@ -41,6 +42,9 @@ static int make_loop(struct agent *a, struct ft_err *err)
 	event_config_free(config);
 	a->tick = a->base ? evtimer_new(a->base, on_tick, a) : NULL;
 	a->leaving = a->base ? evtimer_new(a->base, on_leaving, a) : NULL;
+	a->look = a->base ? event_new(a->base, -1, EV_PERSIST, on_look, a) : NULL;
+	if (!a->look || event_add(a->look, &(struct timeval){.tv_sec = AGENT_LOOK_S}))
+		return ft_err_set(err, ENOMEM, "event loop: out of memory");
 	for (unsigned i = 0; i < 2 && a->tick && a->leaving; i++) {
 		a->signals[i] = evsignal_new(a->base, numbers[i], on_signal, a);
 		if (!a->signals[i] || event_add(a->signals[i], NULL))
@@ -206,6 +210,23 @@ static bool has_standby(struct agent *a)
 	return (s.state == FT_SYNCING || s.state == FT_PROTECTED) && !s.waiting_for_decision;
 }
 
+/* Nobody but the keeper ends a guest whose agent died or froze, and it can be started before an agent has threads only. So a protected guest
+ * leaves protection; to leave a lost standby is a decision, which waits for who may take it. */
+static void on_look(evutil_socket_t fd, short what, void *ctx)
+{
+	struct agent *a = ctx;
+
+	(void)fd;
+	(void)what;
+	if (keeper_alive(a->keeper))
+		return;
+	if (!a->keeper_lost)
+		ft_error("%s: %s", a->config.name, AGENT_KEEPER_LOST);
+	a->keeper_lost = true;
+	if (has_standby(a))
+		(void)ft_engine_cancel(a->engine, NULL);
+}
+
 void agent_stop(struct agent *a, const char *why)
 {
 	struct timeval limit = {.tv_sec = AGENT_LEAVE_MS / 1000};
@@ -267,6 +288,8 @@ void agent_free(struct agent *a)
 		event_free(a->waiting);
 	if (a->tick)
 		event_free(a->tick);
+	if (a->look)
+		event_free(a->look);
 	if (a->leaving)
 		event_free(a->leaving);
 	if (a->base)

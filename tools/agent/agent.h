@@ -31,6 +31,8 @@ enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_
 #define AGENT_CALLS_MAX	   CTL_CLIENTS_MAX
 #define AGENT_POWERDOWN_MS 3000 /* what a guest gets to shut down by itself */
 #define AGENT_LEAVE_MS	   4000 /* what the standby gets to agree to the end of protection before a stop */
+#define AGENT_LOOK_S	   1	/* how often the keeper is looked at */
+#define AGENT_KEEPER_LOST  "its keeper was killed: without one it is not protected; restart this agent"
 #define AGENT_SPILLS	   3	/* see ft_engine_config.overflow_ctx */
 
 struct agent;
@@ -63,11 +65,12 @@ struct agent {
 	enum agent_exit exit_code;
 
 	struct event_base *base;
-	struct event *tick, *vm_event, *waiting, *leaving, *signals[2];
+	struct event *tick, *vm_event, *waiting, *leaving, *look, *signals[2];
 	int wait_fd; /* eventfd: some tap has something to tell */
 	atomic_bool output, pressure;
 
 	struct keeper *keeper;
+	bool keeper_lost;
 	struct ft_arbiter *arbiter;
 	struct ft_engine *engine;
 	struct vmm *vmm;
@@ -132,6 +135,8 @@ void guest_end(struct agent *a);
 /* Connects the VM object to the loop and to the engine. */
 void guest_adopt(struct agent *a, struct vmm *vmm);
 void guest_release(struct agent *a);
+/* Its machine type as the device state has it: the same on both hosts, whatever aliases and versions their QEMUs have. "": any. */
+const char *guest_machine(struct agent *a);
 
 /* taps.c */
 /* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or shared images of a running VM; an armed VM

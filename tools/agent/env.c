@@ -125,6 +125,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 	ft_engine_status(a->engine, &s);
 	setup->generation = s.generation;
 	setup->vmm = (char *)(uintptr_t)a->vm_info.kind;
+	setup->machine = (char *)(uintptr_t)guest_machine(a);
 	setup->ram_bytes = a->vm_info.ram_bytes;
 	setup->uuid = a->vm_info.uuid[0] ? a->vm_info.uuid : a->config.uuid;
 	setup->nics = a->vm_info.nics_n;

@@ -446,8 +446,16 @@ static int arm_qemu(struct agent *a, const Ft__Setup *setup, struct vmm **vmm, s
 	}
 }
 
+const char *guest_machine(struct agent *a)
+{
+	return a->vmm && !strcmp(a->vm_info.kind, "qemu") ? qemu_machine(a->vmm) : "";
+}
+
 static int check_armed(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 {
+	if (setup->machine[0] && strcmp(guest_machine(a), setup->machine))
+		return ft_err_set(err, EINVAL, "machine: '%s' here, '%.64s' at the primary: name one that both QEMUs have (machine = \"...\")",
+				  guest_machine(a), setup->machine);
 	if (a->vm_info.ram_bytes != setup->ram_bytes)
 		return ft_err_set(err, EINVAL, "memory: %llu bytes here, %llu at the primary", (unsigned long long)a->vm_info.ram_bytes,
 				  (unsigned long long)setup->ram_bytes);

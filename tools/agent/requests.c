@@ -84,6 +84,10 @@ static void do_migrate(struct agent *a, struct ctl_call *call, const Ctl__Reques
 		ctl_reply_error(call, CTL_ERR_STATE, "migrate: the guest is %s", ft_state_name(ft_engine_state(a->engine)));
 		return;
 	}
+	if (a->keeper_lost) {
+		ctl_reply_error(call, CTL_ERR_STATE, "migrate: %s", AGENT_KEEPER_LOST);
+		return;
+	}
 	if (peer_set(a, request->uri, &err)) {
 		a->peer = before;
 		a->has_peer = had;

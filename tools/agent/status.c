@@ -101,7 +101,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.vmm = &vmm;
 	out.n_disks = fill_disks(a, disks, disk_ptrs);
 	out.disks = disk_ptrs;
-	out.last_error = (char *)(uintptr_t)s.last_error;
+	out.last_error = (char *)(uintptr_t)(a->keeper_lost ? AGENT_KEEPER_LOST : s.last_error);
 	reply.status = &out;
 	ctl_reply(call, &reply);
 }
