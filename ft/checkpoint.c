@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One checkpoint of a protected guest, from the hold to its commit: capture with the guest paused, acknowledgement, release of what waited for
- * it; and what a failed one leaves behind, which is nothing but pages that are still owed. Its way over the wire is in ship.c. */
+/* One checkpoint of a protected guest, from the hold to its commit: capture with the guest paused,
+ * acknowledgement, release of what waited for it; and what a failed one leaves behind, which is
+ * nothing but pages that are still owed. Its way over the wire is in ship.c. */
 #include "ft/engine_internal.h"
 
 #include <assert.h>
@@ -85,10 +86,12 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 {
 	struct ft_primary *p = &e->primary;
-	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .waiting = on_waiting, .ctx = hold};
+	struct vmm_hold_hooks hooks = {
+		.stopped = on_stopped, .full = on_full, .waiting = on_waiting, .ctx = hold};
 	int rc;
 
-	/* A failed checkpoint that used it left bits: those pages are pending again, so a clean start is right. */
+	/* A failed checkpoint that used it left bits: those pages are pending again, so a clean
+	 * start is right. */
 	if (p->overflow.count)
 		ft_bitmap_clear_all(&p->overflow);
 	memset(&p->ship, 0, sizeof p->ship);
@@ -96,7 +99,8 @@ static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 	e->env->firing(e->env_ctx, true);
 	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
 	e->env->firing(e->env_ctx, false);
-	/* The epoch did not close: this checkpoint is void, and the guest was to stay stopped for it. */
+	/* The epoch did not close: this checkpoint is void, and the guest was to stay stopped for
+	 * it. */
 	if (!rc && hold->rc && keep_stopped)
 		(void)vmm_cont(e->vmm, NULL);
 	return rc ? rc : hold->rc;
@@ -155,11 +159,13 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
 		primary_peer_lost(e, "cannot send");
 }
 
-/* What the standby has is no longer owed. No harvest happened since the capture: one checkpoint is in flight at most. */
+/* What the standby has is no longer owed. No harvest happened since the capture: one checkpoint is
+ * in flight at most. */
 static void forget_owed(struct ft_primary *p)
 {
 	if (p->overflow.count) {
-		for (uint64_t i = ft_bitmap_next(&p->overflow, 0); i < p->overflow.bits; i = ft_bitmap_next(&p->overflow, i + 1))
+		for (uint64_t i = ft_bitmap_next(&p->overflow, 0); i < p->overflow.bits;
+		     i = ft_bitmap_next(&p->overflow, i + 1))
 			ft_bitmap_clear(&p->pending, i);
 	}
 	for (size_t i = 0; i < p->capture.pages_n; i++)
@@ -184,7 +190,8 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		return;
 	}
 	if (!p->first_commit_done) {
-		/* From here on the standby may be granted, so the record must say so before the first output goes. */
+		/* From here on the standby may be granted, so the record must say so before the
+		 * first output goes. */
 		p->sync_claimed = true;
 		/* Marks are written to disks, which may be slow. */
 		engine_ask_patience(e, FT_GUARD_MAX_MS);
@@ -195,8 +202,8 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		return;
 	}
 	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err)) {
-		/* A shared disk that does not take what is committed: until it does there is no next epoch, for the standby keeps its copy only
-		 * until then. */
+		/* A shared disk that does not take what is committed: until it does there is no
+		 * next epoch, for the standby keeps its copy only until then. */
 		engine_note_error(e, &err);
 		p->release_ns = engine_now(e) + FT_RELEASE_RETRY_MS * NS_PER_MS;
 		return;
@@ -216,8 +223,11 @@ void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	if (p->phase != PRIMARY_RUNNING || p->first_commit_done)
 		return;
 	if (answer != FT_ARBITER_GRANTED) {
-		/* "Unreachable" may still become true later: the standby must forget what it has before the guest goes on without it. */
-		ft_err_set(&err, EAGAIN, "arbiter %s: cannot record that the standby is in sync: %s", e->arbiter->ops->type, why);
+		/* "Unreachable" may still become true later: the standby must forget what it has
+		 * before the guest goes on without it. */
+		ft_err_set(&err, EAGAIN,
+			   "arbiter %s: cannot record that the standby is in sync: %s",
+			   e->arbiter->ops->type, why);
 		engine_note_error(e, &err);
 		primary_leave(e, p->auto_retry, err.text);
 		return;
@@ -225,7 +235,8 @@ void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	p->first_commit_done = true;
 	p->auto_retry = true;
 	engine_watch(e, true);
-	engine_set_state(e, FT_PROTECTED, "standby %s has checkpoint %llu", e->peer_host, (unsigned long long)e->committed);
+	engine_set_state(e, FT_PROTECTED, "standby %s has checkpoint %llu", e->peer_host,
+			 (unsigned long long)e->committed);
 	if (tap_chain_release(&e->chain, e->committed, &err))
 		engine_note_error(e, &err);
 	for (unsigned i = 0; i < FT_DONE_MAX; i++)
@@ -238,8 +249,10 @@ void primary_acked(struct ft_engine *e, const struct ft_msg *msg)
 	struct ft_ship *s = &e->primary.ship;
 
 	/* Late acknowledgements of a lost session or an aborted epoch are no news. */
-	if (e->primary.phase != PRIMARY_RUNNING || s->phase != SHIP_WAIT_ACK || msg->epoch != s->epoch || msg->generation != e->generation) {
-		ft_debug("%s: ACK of epoch %llu ignored", e->config.name, (unsigned long long)msg->epoch);
+	if (e->primary.phase != PRIMARY_RUNNING || s->phase != SHIP_WAIT_ACK ||
+	    msg->epoch != s->epoch || msg->generation != e->generation) {
+		ft_debug("%s: ACK of epoch %llu ignored", e->config.name,
+			 (unsigned long long)msg->epoch);
 		return;
 	}
 	primary_committed(e, msg->epoch);

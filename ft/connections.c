@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Connections of the engine: who is at the other end (HELLO), which connection carries what, and where each message goes. */
+/* Connections of the engine: who is at the other end (HELLO), which connection carries what, and
+ * where each message goes. */
 #include "ft/engine_internal.h"
 
 #include <assert.h>
@@ -40,14 +41,16 @@ void engine_hang_up(struct ft_engine *e)
 	engine_watch(e, false);
 }
 
-int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body, const uint8_t *payload, uint32_t len)
+int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body,
+		const uint8_t *payload, uint32_t len)
 {
 	return ft_msg_send(engine_data(e), type, e->generation, epoch, body, payload, len);
 }
 
 static bool runs_guest(const struct ft_engine *e)
 {
-	return e->state.now == FT_SOLO || e->state.now == FT_SYNCING || e->state.now == FT_PROTECTED;
+	return e->state.now == FT_SOLO || e->state.now == FT_SYNCING ||
+	       e->state.now == FT_PROTECTED;
 }
 
 void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_err *err)
@@ -80,7 +83,8 @@ void engine_hello(struct ft_engine *e, struct ft_link *link, bool heartbeat)
 	(void)ft_msg_send(link, FT_MSG_HELLO, e->generation, 0, &hello.base, NULL, 0);
 }
 
-/* A connection that said who it is takes its place; what was there before is a dead one of the same peer. */
+/* A connection that said who it is takes its place; what was there before is a dead one of the same
+ * peer. */
 static void promote(struct ft_engine *e, struct engine_conn *from, unsigned to)
 {
 	struct engine_conn *conn = &e->conns[to];
@@ -95,17 +99,22 @@ static void promote(struct ft_engine *e, struct engine_conn *from, unsigned to)
 	conn->link->events.ctx = conn;
 }
 
-/* Somebody has the other end already: a stranger who knows the guest's name must neither push it out nor be taken for it. */
-static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
+/* Somebody has the other end already: a stranger who knows the guest's name must neither push it
+ * out nor be taken for it. */
+static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool dialed,
+			     struct ft_err *err)
 {
 	const struct ft_primary *p = &e->primary;
 	const struct ft_standby *s = &e->standby;
 
 	if (dialed || hello->heartbeat)
 		return 0;
-	if (engine_is_standby(e) && e->conns[CONN_DATA].greeted && strcmp(hello->host_id, s->primary_host))
-		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", s->primary_host);
-	if (!engine_is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY && p->phase != PRIMARY_LOST)
+	if (engine_is_standby(e) && e->conns[CONN_DATA].greeted &&
+	    strcmp(hello->host_id, s->primary_host))
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'",
+				  s->primary_host);
+	if (!engine_is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY &&
+	    p->phase != PRIMARY_LOST)
 		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
 	return 0;
 }
@@ -115,29 +124,43 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed,
 	bool to_standby = engine_is_standby(e);
 
 	if (strcmp(hello->name, e->config.name))
-		return ft_err_set(err, EINVAL, "hello: guest '%.64s': this agent is for '%s'", hello->name, e->config.name);
+		return ft_err_set(err, EINVAL, "hello: guest '%.64s': this agent is for '%s'",
+				  hello->name, e->config.name);
 	if (strlen(hello->host_id) >= FT_HOST_ID_MAX || !hello->host_id[0])
 		return ft_err_set(err, EINVAL, "hello: host id: empty or too long");
 	if (!strcmp(hello->host_id, e->config.host_id))
-		return ft_err_set(err, EINVAL, "hello: host id '%s': the peer is this host's own agent", e->config.host_id);
+		return ft_err_set(err, EINVAL,
+				  "hello: host id '%s': the peer is this host's own agent",
+				  e->config.host_id);
 	if (!to_standby && !runs_guest(e))
-		return ft_err_set(err, ESHUTDOWN, "hello: this side is %s", ft_state_name(e->state.now));
+		return ft_err_set(err, ESHUTDOWN, "hello: this side is %s",
+				  ft_state_name(e->state.now));
 	if (to_standby && hello->role != FT__ROLE__ROLE_PRIMARY)
-		return ft_err_set(err, EBUSY, "hello: both sides are standby: nobody runs the guest");
+		return ft_err_set(err, EBUSY,
+				  "hello: both sides are standby: nobody runs the guest");
 	if (!to_standby && hello->role == FT__ROLE__ROLE_PRIMARY)
-		return ft_err_set(err, EBUSY, "hello: this side runs the guest under generation %llu", (unsigned long long)e->generation);
-	if (to_standby && hello->generation < e->generation)
-		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
+		return ft_err_set(err, EBUSY,
+				  "hello: this side runs the guest under generation %llu",
 				  (unsigned long long)e->generation);
+	if (to_standby && hello->generation < e->generation)
+		return ft_err_set(
+			err, ESTALE, "hello: generation %llu: this side knows %llu already",
+			(unsigned long long)hello->generation, (unsigned long long)e->generation);
 	if (to_standby && e->standby.committed && strcmp(hello->host_id, e->standby.primary_host) &&
 	    hello->generation <= e->standby.primary_generation)
-		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", e->standby.primary_host);
-	if (!to_standby && e->primary.phase == PRIMARY_LOST && strcmp(hello->host_id, e->primary.partner))
-		return ft_err_set(err, EBUSY, "hello: this side waits for '%s'", e->primary.partner);
+		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'",
+				  e->standby.primary_host);
+	if (!to_standby && e->primary.phase == PRIMARY_LOST &&
+	    strcmp(hello->host_id, e->primary.partner))
+		return ft_err_set(err, EBUSY, "hello: this side waits for '%s'",
+				  e->primary.partner);
 	if (hello->heartbeat && strcmp(hello->host_id, e->peer_host))
-		return ft_err_set(err, EBUSY, "hello: a heartbeat of '%.64s' without its data connection", hello->host_id);
+		return ft_err_set(err, EBUSY,
+				  "hello: a heartbeat of '%.64s' without its data connection",
+				  hello->host_id);
 	if (to_standby && e->asking)
-		return ft_err_set(err, EBUSY, "hello: this side is asking the arbiter for the guest");
+		return ft_err_set(err, EBUSY,
+				  "hello: this side is asking the arbiter for the guest");
 	if (to_standby && e->state.now == FT_TAKEOVER)
 		return ft_err_set(err, EBUSY, "hello: this side is taking over");
 	return hello_check_taken(e, hello, dialed, err);
@@ -181,7 +204,8 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
 		e->conns[CONN_DATA].greeted = true;
 		if (engine_is_standby(e)) {
-			/* A new data connection starts a conversation; heartbeats follow on one of their own. */
+			/* A new data connection starts a conversation; heartbeats follow on one of
+			 * their own. */
 			engine_drop(e, &e->conns[CONN_BEAT]);
 			standby_peer_hello(e, hello);
 			if (!dialed)
@@ -206,7 +230,10 @@ static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
 	if (!beat)
 		return;
 	/* Bounded, for the peer may be wrong about itself. */
-	ft_detector_beat(&e->detector, engine_now(e), (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
+	ft_detector_beat(
+		&e->detector, engine_now(e),
+		(beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) *
+			NS_PER_MS);
 	ft__beat__free_unpacked(beat, NULL);
 }
 
@@ -244,7 +271,8 @@ static void on_message(void *ctx, const struct ft_msg *msg)
 	if (msg->type == FT_MSG_BEAT)
 		on_beat(e, msg);
 	else if (conn != &e->conns[CONN_DATA])
-		ft_debug("%s: %s on the heartbeat connection: ignored", e->config.name, ft_msg_name(msg->type));
+		ft_debug("%s: %s on the heartbeat connection: ignored", e->config.name,
+			 ft_msg_name(msg->type));
 	else if (engine_is_standby(e))
 		standby_message(e, msg);
 	else
@@ -265,8 +293,10 @@ static void on_closed(void *ctx, const struct ft_err *why)
 	struct ft_engine *e = conn->e;
 	bool data = conn == &e->conns[CONN_DATA], beat = conn == &e->conns[CONN_BEAT];
 
-	/* Of the peer's own connections its side of the engine speaks; of a stranger's nobody else would. */
-	ft_log(data || beat ? FT_LOG_DEBUG : FT_LOG_WARN, "%s: refused: %s", e->config.name, why->text);
+	/* Of the peer's own connections its side of the engine speaks; of a stranger's nobody else
+	 * would. */
+	ft_log(data || beat ? FT_LOG_DEBUG : FT_LOG_WARN, "%s: refused: %s", e->config.name,
+	       why->text);
 	engine_drop(e, conn);
 	if (!data && !beat)
 		return;
@@ -275,7 +305,9 @@ static void on_closed(void *ctx, const struct ft_err *why)
 	else if (data)
 		primary_peer_lost(e, why->text);
 	if (beat && conn->dialed && e->conns[CONN_DATA].greeted)
-		e->env->dial(e->env_ctx, true); /* a new heartbeat connection; silence tells if that fails too */
+		e->env->dial(
+			e->env_ctx,
+			true); /* a new heartbeat connection; silence tells if that fails too */
 	ft_engine_tick(e);
 }
 
@@ -288,7 +320,8 @@ static void adopt(struct ft_engine *e, unsigned slot, struct ft_link *link, bool
 	conn->dialed = dialed;
 	conn->greeted = false;
 	conn->since_ns = engine_now(e);
-	link->events = (struct ft_link_events){.message = on_message, .writable = on_writable, .closed = on_closed, .ctx = conn};
+	link->events = (struct ft_link_events){
+		.message = on_message, .writable = on_writable, .closed = on_closed, .ctx = conn};
 }
 
 void ft_engine_accepted(struct ft_engine *e, struct ft_link *link)
@@ -300,11 +333,13 @@ void ft_engine_accepted(struct ft_engine *e, struct ft_link *link)
 		ft_engine_tick(e);
 		return;
 	}
-	ft_warn("%s: refused %s: stopped, or %d connections have not said who they are yet", e->config.name, link->peer, ENGINE_STRANGERS);
+	ft_warn("%s: refused %s: stopped, or %d connections have not said who they are yet",
+		e->config.name, link->peer, ENGINE_STRANGERS);
 	link->ops->close(link);
 }
 
-void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link, const struct ft_err *err)
+void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
+		      const struct ft_err *err)
 {
 	unsigned slot = heartbeat ? CONN_BEAT : CONN_DATA;
 
@@ -316,11 +351,13 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 		} else if (engine_is_standby(e)) {
 			e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 		} else if (err->code == EDESTADDRREQ && e->state.now == FT_SOLO) {
-			e->primary.phase = PRIMARY_IDLE; /* nobody to look for: whoever offers itself is welcome */
+			e->primary.phase = PRIMARY_IDLE; /* nobody to look for: whoever offers
+							    itself is welcome */
 		} else {
 			struct ft_err copy = *err;
 
-			primary_refused(e, &(Ft__Refuse){.what = copy.text, .code = (uint32_t)copy.code});
+			primary_refused(
+				e, &(Ft__Refuse){.what = copy.text, .code = (uint32_t)copy.code});
 		}
 		ft_engine_tick(e);
 		return;

@@ -61,7 +61,8 @@ bool done_set(struct ft_done *done, ft_done_fn *fn, void *ctx)
 void engine_watch(struct ft_engine *e, bool on)
 {
 	if (on && !e->watching) {
-		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms, e->config.takeover_ms);
+		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms,
+				  e->config.takeover_ms);
 		if (!e->conns[CONN_BEAT].greeted)
 			e->detector.heard_ns += FT_BEAT_GRACE_MS * NS_PER_MS;
 	}
@@ -74,7 +75,8 @@ static void send_beat(struct ft_engine *e, unsigned patience_ms)
 
 	beat.sent_ns = engine_now(e);
 	beat.patience_ms = patience_ms;
-	(void)ft_msg_send(engine_beat_link(e), FT_MSG_BEAT, e->generation, e->committed, &beat.base, NULL, 0);
+	(void)ft_msg_send(engine_beat_link(e), FT_MSG_BEAT, e->generation, e->committed, &beat.base,
+			  NULL, 0);
 }
 
 void engine_beat(struct ft_engine *e)
@@ -103,7 +105,8 @@ static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
 			wake = min_u64(wake, until);
 			continue;
 		}
-		ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer, STRANGER_HELLO_MAX_MS);
+		ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer,
+			STRANGER_HELLO_MAX_MS);
 		engine_drop(e, conn);
 		if (i == CONN_DATA && engine_is_standby(e))
 			standby_link_closed(e, true, "no HELLO");
@@ -152,7 +155,8 @@ void ft_engine_tick(struct ft_engine *e)
 	}
 	if (e->untap_ns && now >= e->untap_ns) {
 		e->untap_ns = 0;
-		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
+		if (e->primary.taps_in &&
+		    (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
 			engine_untap(e);
 	} else if (e->untap_ns) {
 		wake = min_u64(wake, e->untap_ns);
@@ -165,8 +169,9 @@ void ft_engine_tick(struct ft_engine *e)
 
 /* ---- life ---- */
 
-int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env, void *env_ctx, struct ft_arbiter *arbiter,
-		  struct ft_engine **out, struct ft_err *err)
+int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env,
+		  void *env_ctx, struct ft_arbiter *arbiter, struct ft_engine **out,
+		  struct ft_err *err)
 {
 	struct ft_engine *e = calloc(1, sizeof *e);
 	int rc;
@@ -234,13 +239,15 @@ void engine_fence(struct ft_engine *e, const char *why)
 	struct ft_err err = {.code = EPERM};
 
 	snprintf(err.text, sizeof err.text, "fenced: %s", why);
-	/* Nothing of what is held may ever leave: the other side's history is the guest's history now. */
+	/* Nothing of what is held may ever leave: the other side's history is the guest's history
+	 * now. */
 	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
 	primary_abort_checkpoint(e, why);
 	e->primary.phase = PRIMARY_IDLE;
-	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed = e->primary.first_commit_done = false;
+	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed =
+		e->primary.first_commit_done = false;
 	e->untap_ns = 0;
 	e->env->vm_end(e->env_ctx);
 	engine_set_state(e, FT_FENCED, "%s", why);
@@ -260,7 +267,8 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}
-	/* A BYE that is lost lets the standby take over: what it could put out again differently must not leave here. */
+	/* A BYE that is lost lets the standby take over: what it could put out again differently
+	 * must not leave here. */
 	if (e->primary.sync_claimed)
 		tap_chain_discard(&e->chain);
 	else if (e->primary.phase != PRIMARY_IDLE && e->state.now != FT_FENCED)
@@ -291,7 +299,8 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	ft_series_figure(&e->commit_us, &s->commit_us);
 	ft_series_figure(&e->dirty_pages, &s->dirty_pages);
 	s->bytes_raw = e->bytes_raw;
-	s->bytes_sent = e->bytes_sent + (engine_data(e) ? engine_data(e)->ops->bytes_sent(engine_data(e)) : 0);
+	s->bytes_sent = e->bytes_sent +
+			(engine_data(e) ? engine_data(e)->ops->bytes_sent(engine_data(e)) : 0);
 	s->checkpoints = e->checkpoints;
 	s->checkpoints_failed = e->checkpoints_failed;
 	tap_chain_stats(&e->chain, &s->taps);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Protection, the side where the guest runs: set-up with the peer, messages, time. Meeting the peer is in meeting.c, the async rounds are in
- * rounds.c, checkpoints in checkpoint.c and ship.c, the end of protection in protection_end.c. */
+/* Protection, the side where the guest runs: set-up with the peer, messages, time. Meeting the peer
+ * is in meeting.c, the async rounds are in rounds.c, checkpoints in checkpoint.c and ship.c, the
+ * end of protection in protection_end.c. */
 #include "ft/engine_internal.h"
 
 #include <assert.h>
@@ -14,7 +15,8 @@
 
 static void *map_buffer(size_t bytes)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -36,7 +38,8 @@ int primary_init(struct ft_engine *e, struct ft_err *err)
 	p->capture.state = map_buffer(VMM_STATE_BYTES_MAX);
 	p->batch = map_buffer(FT_ROUND_BATCH * VMM_PAGE_BYTES);
 	if (!p->capture.pages || !p->capture.pfns || !p->capture.state || !p->batch)
-		return ft_err_set(err, ENOMEM, "staging: cannot map %zu bytes", e->config.staging_bytes);
+		return ft_err_set(err, ENOMEM, "staging: cannot map %zu bytes",
+				  e->config.staging_bytes);
 	return 0;
 }
 
@@ -78,7 +81,8 @@ int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct f
 	int rc;
 
 	if (e->state.now != FT_SOLO)
-		return ft_err_set(err, EBUSY, "protect: the guest is %s", ft_state_name(e->state.now));
+		return ft_err_set(err, EBUSY, "protect: the guest is %s",
+				  ft_state_name(e->state.now));
 	if (e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY)
 		return ft_err_set(err, EALREADY, "protect: already on the way");
 	rc = vmm_check(e->vmm, err);
@@ -130,7 +134,9 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 		return;
 	if (answer != FT_ARBITER_GRANTED) {
 		ft_err_set(&err, EAGAIN, "arbiter %s: %s: %s", e->arbiter->ops->type,
-			   answer == FT_ARBITER_LOST ? "the guest belongs to another host" : "unreachable", why);
+			   answer == FT_ARBITER_LOST ? "the guest belongs to another host"
+						     : "unreachable",
+			   why);
 		primary_setup_failed(e, &err);
 		return;
 	}
@@ -156,7 +162,8 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	    ft_bitmap_init(&p->overflow, info.ram_bytes / VMM_PAGE_BYTES))
 		return ft_err_set(err, ENOMEM, "protect: out of memory");
 	if (p->taps_in && !p->tracking) {
-		/* Left from a takeover, passing through: they were made to replay, and there is no disk among them. */
+		/* Left from a takeover, passing through: they were made to replay, and there is no
+		 * disk among them. */
 		rc = e->env->taps_out(e->env_ctx, err);
 		if (rc)
 			return ft_err_context(err, "taps");
@@ -242,8 +249,11 @@ static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
 	if (digest->value == e->primary.digest) {
 		done_call(&e->primary.verify_done, NULL, digest->value);
 	} else {
-		ft_err_set(&err, EBADMSG, "verify: epoch %llu: the standby's image differs: %016llx here, %016llx there",
-			   (unsigned long long)msg->epoch, (unsigned long long)e->primary.digest, (unsigned long long)digest->value);
+		ft_err_set(&err, EBADMSG,
+			   "verify: epoch %llu: the standby's image differs: %016llx here, %016llx "
+			   "there",
+			   (unsigned long long)msg->epoch, (unsigned long long)e->primary.digest,
+			   (unsigned long long)digest->value);
 		engine_note_error(e, &err);
 		done_call(&e->primary.verify_done, &err, digest->value);
 	}
@@ -284,7 +294,8 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		on_digest(e, msg);
 		break;
 	case FT_MSG_HANDED:
-		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation && msg->generation <= FT_COUNTER_MAX)
+		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation &&
+		    msg->generation <= FT_COUNTER_MAX)
 			switch_handed(e, msg->generation);
 		break;
 	case FT_MSG_HANDOVER: {
@@ -325,10 +336,13 @@ static bool checkpoint_due(struct ft_engine *e, uint64_t now, uint64_t *wake)
 	return verdict.checkpoint;
 }
 
-/* When an unanswered question about the record is due again; its answer, when it is out, ticks by itself. */
+/* When an unanswered question about the record is due again; its answer, when it is out, ticks by
+ * itself. */
 static uint64_t ask_again_ns(const struct ft_engine *e)
 {
-	return e->primary.solo_unsure && e->primary.first_commit_done && !e->asking ? e->primary.retry_ns : UINT64_MAX;
+	return e->primary.solo_unsure && e->primary.first_commit_done && !e->asking
+		       ? e->primary.retry_ns
+		       : UINT64_MAX;
 }
 
 static uint64_t tick_running(struct ft_engine *e, uint64_t now)
@@ -343,7 +357,9 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	}
 	if (p->ship.phase != SHIP_IDLE) {
 		if (now >= p->ship.deadline_ns) {
-			primary_peer_lost(e, p->ship.phase == SHIP_WAIT_ACK ? "no acknowledgement in time" : "takes no data");
+			primary_peer_lost(e, p->ship.phase == SHIP_WAIT_ACK
+						     ? "no acknowledgement in time"
+						     : "takes no data");
 			return now;
 		}
 		return min_u64(p->ship.deadline_ns, ask_again_ns(e));
@@ -351,7 +367,8 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	if (p->verify_done.fn && p->verify_until_ns && now >= p->verify_until_ns) {
 		struct ft_err err = {0};
 
-		ft_err_set(&err, ETIMEDOUT, "verify: the standby's digest did not come within %d ms", FT_ACK_MAX_MS);
+		ft_err_set(&err, ETIMEDOUT,
+			   "verify: the standby's digest did not come within %d ms", FT_ACK_MAX_MS);
 		done_call(&p->verify_done, &err, 0);
 	}
 	if ((p->sync_claimed && !p->first_commit_done) || p->vm_dead)
@@ -398,7 +415,8 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 	case PRIMARY_HELLO:
 	case PRIMARY_SETUP:
 		if (late) {
-			ft_err_set(&err, ETIMEDOUT, "standby: no answer within %d ms", FT_SETUP_MAX_MS);
+			ft_err_set(&err, ETIMEDOUT, "standby: no answer within %d ms",
+				   FT_SETUP_MAX_MS);
 			if (p->first_commit_done)
 				primary_peer_lost(e, err.text);
 			else

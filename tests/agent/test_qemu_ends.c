@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Ends that are no faults: the guest powers itself off, an attached guest's agent is stopped, the keeper is killed. No standby takes over, and
- * what is to run on runs on. */
+/* Ends that are no faults: the guest powers itself off, an attached guest's agent is stopped, the
+ * keeper is killed. No standby takes over, and what is to run on runs on. */
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -20,8 +20,9 @@ static void start_pair(void)
 {
 	qemu_conf(at("g.conf"), "", "", "");
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set",
-		   "console.socket=B.tty.sock", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
+		   unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 	wait_state(&a, "protected", PROTECT_MS);
@@ -93,9 +94,10 @@ static pid_t foreign_qemu(void)
 		snprintf(qmp, sizeof qmp, "unix:%s,server=on,wait=off", at("x.qmp"));
 		snprintf(serial, sizeof serial, "file:%s", at("A.console"));
 		snprintf(drive, sizeof drive, "if=none,id=root,format=raw,file=%s", at("A.img"));
-		execlp("qemu-system-x86_64", "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-m", "256", "-nodefaults", "-display", "none", "-vga",
-		       "none", "-kernel", kernel, "-initrd", initrd, "-append", append, "-serial", serial, "-qmp", qmp, "-drive", drive, "-device",
-		       "virtio-blk-pci,drive=root", (char *)NULL);
+		execlp("qemu-system-x86_64", "qemu-system-x86_64", "-machine", "q35,accel=tcg",
+		       "-m", "256", "-nodefaults", "-display", "none", "-vga", "none", "-kernel",
+		       kernel, "-initrd", initrd, "-append", append, "-serial", serial, "-qmp", qmp,
+		       "-drive", drive, "-device", "virtio-blk-pci,drive=root", (char *)NULL);
 		_exit(127);
 	}
 	while (!strstr(file_text(at("A.console")), "GUEST-READY"))
@@ -108,11 +110,14 @@ static void attached_stopped(void **state)
 	pid_t qemu = foreign_qemu();
 
 	(void)state;
-	write_file(at("a.conf"), "name = \"g\"\nqemu { attach = \"x.qmp\" }\ntls { insecure = true }\nft { takeover_ms = 1000 }\n");
+	write_file(at("a.conf"), "name = \"g\"\nqemu { attach = \"x.qmp\" }\ntls { insecure = true "
+				 "}\nft { takeover_ms = 1000 }\n");
 	write_file(at("b.conf"),
-		   "name = \"g\"\nqemu { directories = {\"%s\", \"%.*s\"} replace = {\"%s\", \"%s\", \"%s\", \"%s\"} }\n"
+		   "name = \"g\"\nqemu { directories = {\"%s\", \"%.*s\"} replace = {\"%s\", "
+		   "\"%s\", \"%s\", \"%s\"} }\n"
 		   "tls { insecure = true }\nft { takeover_ms = 1000 }\n",
-		   place, (int)(strrchr(kernel, '/') - kernel), kernel, at("A.img"), at("B.img"), at("A.console"), at("B.console"));
+		   place, (int)(strrchr(kernel, '/') - kernel), kernel, at("A.img"), at("B.img"),
+		   at("A.console"), at("B.console"));
 	host_start(&a, at("a.conf"), NULL);
 	wait_state(&a, "solo", START_MS);
 	host_start(&b, at("b.conf"), "--incoming", unix_uri("b.sock"), NULL);
@@ -141,10 +146,12 @@ static void other_machine(void **state)
 	qemu_conf(at("g.conf"), "", "", "");
 	host_start(&a, at("g.conf"), NULL);
 	wait_state(&a, "solo", START_MS);
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set", "console.socket=B.tty.sock",
-		   "--set", "machine=pc-i440fx-7.1", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--set",
+		   "machine=pc-i440fx-7.1", "--incoming", unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
-	ask_refused(&a, "migrate", unix_uri("b.sock"), "machine: 'pc-i440fx-7.1' here, 'pc-i440fx-");
+	ask_refused(&a, "migrate", unix_uri("b.sock"),
+		    "machine: 'pc-i440fx-7.1' here, 'pc-i440fx-");
 	host_stop(&a);
 	host_stop(&b);
 }

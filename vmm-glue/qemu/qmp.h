@@ -62,8 +62,8 @@ int qmp_reply(struct qmp *q, uint64_t id, const char *command, json_t **ret, uns
 
 /* Delivers the events that have arrived. -EPIPE when the connection is gone. */
 int qmp_poll(struct qmp *q);
-/* Delivers what QEMU wrote before it closed, for a write may find that out first. The connection is closed
- * afterwards as it was before. */
+/* Delivers what QEMU wrote before it closed, for a write may find that out first. The connection is
+ * closed afterwards as it was before. */
 void qmp_last_words(struct qmp *q);
 
 #endif

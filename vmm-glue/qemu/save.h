@@ -27,7 +27,8 @@ struct save {
 	uint64_t id;
 	bool primed; /* QEMU has all but that byte */
 	bool fired;  /* and that, and has not answered */
-	const struct vmm_hold_hooks *hooks; /* whose waiting() is called while QEMU takes its time; may be NULL */
+	const struct vmm_hold_hooks
+		*hooks; /* whose waiting() is called while QEMU takes its time; may be NULL */
 	/* of the save that runs */
 	uint8_t *state;
 	size_t room, len;
