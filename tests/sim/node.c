@@ -350,7 +350,7 @@ static int overflow_write(void *ctx, uint64_t at, const uint8_t *data, size_t le
 	}
 	if (at + len > OVERFLOW_MAX) {
 		world_violation(o->node->world, "%s: %llu bytes of staging beyond its bound",
-				o->node->name, (unsigned long long)(at + len));
+				o->node->name, (unsigned long long)at + len);
 		return -ENOSPC;
 	}
 	if (at + len > o->room) {

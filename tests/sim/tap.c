@@ -215,7 +215,7 @@ static void sim_free(struct tap *tap)
 
 #define SIM_TAP_OPS(NAME)                                                                          \
 	{                                                                                          \
-		.kind = NAME, .set_mode = sim_set_mode, .close_epoch = sim_close_epoch,            \
+		.kind = (NAME), .set_mode = sim_set_mode, .close_epoch = sim_close_epoch,          \
 		.export = sim_export, .release = sim_release, .discard = sim_discard,              \
 		.replay = sim_replay, .stats = sim_stats, .free = sim_free                         \
 	}
