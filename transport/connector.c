@@ -245,7 +245,7 @@ int connector_start(struct event_base *base, const struct uri *uri, const struct
 
 	if (!r && !(c = calloc(1, sizeof *c)))
 		r = ft_err_set(err, ENOMEM, "%s", strerror(ENOMEM));
-	if (r)
+	if (r || !c)
 		return ft_err_context(err, "connect to %s", uri_format(uri, text, sizeof text));
 	c->base = base;
 	c->tls = tls;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Makes the VMs of an agent from its guest file: started, attached to, found again after a restart,
  * or armed for a primary's guest. */
+#include <assert.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -224,6 +225,7 @@ void guest_adopt(struct agent *a, struct vmm *vmm)
 {
 	int fd;
 
+	assert(vmm);
 	a->vmm = vmm;
 	vmm->events = (struct vmm_events){.lost = on_vm_lost, .ctx = a};
 	vmm_info(vmm, &a->vm_info);

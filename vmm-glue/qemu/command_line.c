@@ -88,7 +88,7 @@ int command_line_path(struct command_line *c, const char *option, const char *pa
 			if (strlen(real) >= VMM_PATH_MAX)
 				return ft_err_set(err, ENAMETOOLONG,
 						  "qemu: command line: -%s: path too long", option);
-			strcpy(out, real);
+			memcpy(out, real, strlen(real) + 1);
 			return 0;
 		}
 	}

@@ -269,8 +269,9 @@ int option_chardev(struct command_line *c, const char *option, const char *value
 		r = refuse(option, "backend", options_get(o, "backend"), err);
 	if (r == 0 && !id)
 		r = refuse(option, "id", NULL, err);
-	if (r == 0 && strncmp(id, QEMU_OURS,
-			      strlen(QEMU_OURS))) /* the monitor of a guest that ours had started */
+	if (r == 0 && id &&
+	    strncmp(id, QEMU_OURS,
+		    strlen(QEMU_OURS))) /* the monitor of a guest that ours had started */
 		r = add_socket(c, option, id, err);
 	json_decref(o);
 	return r;

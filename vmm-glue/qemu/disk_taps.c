@@ -251,7 +251,7 @@ static int move_to_our_node(struct qemu *vm, unsigned i, const char *nbd, struct
 		delete_node(vm, raw);
 		return r;
 	}
-	strcpy(d->node, raw);
+	snprintf(d->node, sizeof d->node, "%s", raw);
 	our_node(d->protocol, "file", i);
 	return 0;
 }

@@ -261,7 +261,7 @@ static int listen_at(const char *path, struct ft_err *err)
 
 	if (strlen(path) >= sizeof addr.sun_path)
 		return ft_err_set(err, ENAMETOOLONG, "qemu: %s: path too long for a socket", path);
-	strcpy(addr.sun_path, path);
+	memcpy(addr.sun_path, path, strlen(path) + 1);
 	if (is_served(&addr))
 		return ft_err_set(err, EBUSY,
 				  "qemu: %s: another QEMU serves it; attach to that one or end it",

@@ -145,7 +145,7 @@ int qmp_connect(struct qmp *q, const char *path, int watch_fd, unsigned within_m
 
 	if (strlen(path) >= sizeof addr.sun_path)
 		return ft_err_set(err, ENAMETOOLONG, "qmp: %s: path too long for a socket", path);
-	strcpy(addr.sun_path, path);
+	memcpy(addr.sun_path, path, strlen(path) + 1);
 	*q = (struct qmp){.fd = -1, .pass_fd = -1, .next_id = 1};
 	q->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	q->in = malloc(QMP_LINE_MAX);

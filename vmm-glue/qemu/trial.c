@@ -116,8 +116,8 @@ static int load(struct qemu *vm, const uint8_t *state, size_t len, struct ft_err
 {
 	uint64_t deadline_ns = qemu_deadline_ns(TRIAL_MS);
 	char log[VMM_PATH_MAX + 80], words[256];
-	bool changed;
-	int fd, r;
+	bool changed = false;
+	int fd = -1, r;
 
 	vm->trial_qmp.event = migration_event;
 	vm->trial_qmp.ctx = &changed;
