@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Questions to the arbiter, and what each answer means. Safety rests here: who does not hold the generation releases nothing.
+/* Questions to the arbiter, and what each answer means. Safety rests here: who does not hold the
+ * generation releases nothing.
  *
- *   claim      the primary takes the next generation when protection starts: nobody else may run this guest from now on
- *   in sync    the primary lets the record say that the standby may be granted; before the first output is released under protection
- *   solo       the primary lost its peer and wants to go on alone
- *   takeover   the standby lost its primary and wants to run the guest
+ *   claim      the primary takes the next generation when protection starts: nobody else may run
+ * this guest from now on in sync    the primary lets the record say that the standby may be
+ * granted; before the first output is released under protection solo       the primary lost its
+ * peer and wants to go on alone takeover   the standby lost its primary and wants to run the guest
  *
- * One question at a time; an answer that comes after the situation changed is dropped: each question carries the number of the situation it
- * was asked in. A swap whose answer is lost may have happened, so a record in our own name is a grant whenever it is found. With arbiter
- * "none" the operator's word decides (ft/arbiter_none.c), so a claim needs nobody. */
+ * One question at a time; an answer that comes after the situation changed is dropped: each
+ * question carries the number of the situation it was asked in. A swap whose answer is lost may
+ * have happened, so a record in our own name is a grant whenever it is found. With arbiter "none"
+ * the operator's word decides (ft/arbiter_none.c), so a claim needs nobody. */
 #include "ft/engine_internal.h"
 
 #include <stdio.h>
@@ -47,8 +49,8 @@ static void ask(struct ft_engine *e, enum engine_question question)
 	e->arbiter_state = "asked";
 }
 
-/* The answer is here. False: it belongs to a situation that is over; a generation that it granted is ours all the same, and will be found in
- * the record under our name. */
+/* The answer is here. False: it belongs to a situation that is over; a generation that it granted
+ * is ours all the same, and will be found in the record under our name. */
 static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer)
 {
 	static const char *const words[] = {"held", "lost", "unreachable", "undecided"};
@@ -58,11 +60,13 @@ static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer)
 	return e->asked_in == e->situation;
 }
 
-/* A swap whose answer was lost may have happened: nobody but our own swap writes our name under the next generation. */
-static enum ft_arbiter_answer ours_after_all(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
-					     uint64_t generation)
+/* A swap whose answer was lost may have happened: nobody but our own swap writes our name under the
+ * next generation. */
+static enum ft_arbiter_answer ours_after_all(struct ft_engine *e, enum ft_arbiter_answer answer,
+					     const struct ft_grant_record *now, uint64_t generation)
 {
-	bool ours = answer == FT_ARBITER_LOST && now->generation == generation && !strcmp(now->holder, e->config.host_id);
+	bool ours = answer == FT_ARBITER_LOST && now->generation == generation &&
+		    !strcmp(now->holder, e->config.host_id);
 
 	return ours ? FT_ARBITER_GRANTED : answer;
 }
@@ -79,7 +83,8 @@ static void request(struct ft_engine *e, enum engine_question question)
 	start(e, question);
 }
 
-/* Last in the handling of every answer: what waits is asked, and deadlines that waited for the answer count again. */
+/* Last in the handling of every answer: what waits is asked, and deadlines that waited for the
+ * answer count again. */
 static void go_on(struct ft_engine *e)
 {
 	enum engine_question next = e->ask_next;
@@ -92,7 +97,8 @@ static void go_on(struct ft_engine *e)
 
 /* ---- claim ---- */
 
-static void on_claim(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_claim(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
+		     const char *why)
 {
 	struct ft_engine *e = ctx;
 
@@ -104,7 +110,8 @@ static void on_claim(void *ctx, enum ft_arbiter_answer answer, const struct ft_g
 	go_on(e);
 }
 
-static void on_claim_read(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_claim_read(void *ctx, enum ft_arbiter_answer answer,
+			  const struct ft_grant_record *now, const char *why)
 {
 	struct ft_engine *e = ctx;
 	struct ft_grant_record w;
@@ -113,13 +120,16 @@ static void on_claim_read(void *ctx, enum ft_arbiter_answer answer, const struct
 		on_claim(e, answer, now, why);
 		return;
 	}
-	/* A record of somebody else, newer than anything we held: the guest went on there while we were away. But a peer that is connected
-	 * accepted our generation, so it never acted under a newer one: a grant that it gave up waiting for, and that came after all, is void. */
-	if (now->generation > e->generation && now->holder[0] && strcmp(now->holder, e->config.host_id) &&
+	/* A record of somebody else, newer than anything we held: the guest went on there while we
+	 * were away. But a peer that is connected accepted our generation, so it never acted under
+	 * a newer one: a grant that it gave up waiting for, and that came after all, is void. */
+	if (now->generation > e->generation && now->holder[0] &&
+	    strcmp(now->holder, e->config.host_id) &&
 	    !(e->conns[CONN_DATA].greeted && !strcmp(now->holder, e->peer_host))) {
 		char text[FT_ERR_TEXT_MAX];
 
-		snprintf(text, sizeof text, "host %s holds generation %llu", now->holder, (unsigned long long)now->generation);
+		snprintf(text, sizeof text, "host %s holds generation %llu", now->holder,
+			 (unsigned long long)now->generation);
 		on_claim(e, FT_ARBITER_LOST, now, text);
 		return;
 	}
@@ -140,9 +150,11 @@ void arbitrate_claim(struct ft_engine *e)
 
 /* ---- in sync ---- */
 
-static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why);
+static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
+			  const struct ft_grant_record *now, const char *why);
 
-static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
+		       const char *why)
 {
 	struct ft_engine *e = ctx;
 
@@ -150,10 +162,14 @@ static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft
 
 	if (!answered(e, answer))
 		again = false;
-	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED && now->generation > e->generation)
-		solo_answered(e, answer, now, why); /* the swap that was given up did happen: alone, and protected anew */
+	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED &&
+		 now->generation > e->generation)
+		solo_answered(
+			e, answer, now,
+			why); /* the swap that was given up did happen: alone, and protected anew */
 	else if (again && answer == FT_ARBITER_LOST)
-		e->primary.want_switch = true; /* the standby was granted the guest while it was away: it shall have it */
+		e->primary.want_switch = true; /* the standby was granted the guest while it was
+						  away: it shall have it */
 	else
 		primary_in_sync(e, answer, why);
 	if (again && answer != FT_ARBITER_UNREACHABLE)
@@ -171,7 +187,8 @@ void arbitrate_in_sync(struct ft_engine *e)
 
 /* ---- solo ---- */
 
-static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
+			  const struct ft_grant_record *now, const char *why)
 {
 	char text[FT_REASON_MAX];
 
@@ -179,25 +196,32 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer, co
 	switch (ours_after_all(e, answer, now, e->generation + 1)) {
 	case FT_ARBITER_GRANTED:
 		set_generation(e, now->generation);
-		snprintf(text, sizeof text, "%.160s: goes on alone, granted by the arbiter", e->primary.why);
+		snprintf(text, sizeof text, "%.160s: goes on alone, granted by the arbiter",
+			 e->primary.why);
 		primary_end(e, e->primary.auto_retry, text);
 		return;
 	case FT_ARBITER_LOST:
-		snprintf(text, sizeof text, "the standby has the guest: host %s holds generation %llu", now->holder,
+		snprintf(text, sizeof text,
+			 "the standby has the guest: host %s holds generation %llu", now->holder,
 			 (unsigned long long)now->generation);
 		engine_fence(e, text);
 		return;
 	case FT_ARBITER_UNREACHABLE:
 	case FT_ARBITER_UNDECIDED:
-		ft_warn("%s: outputs are held: the peer is lost and %s (%s); `ftctl cancel` lets the guest go on here", e->config.name,
-			answer == FT_ARBITER_UNDECIDED ? "an operator must decide" : "the arbiter does not answer", why);
+		ft_warn("%s: outputs are held: the peer is lost and %s (%s); `ftctl cancel` lets "
+			"the guest go on here",
+			e->config.name,
+			answer == FT_ARBITER_UNDECIDED ? "an operator must decide"
+						       : "the arbiter does not answer",
+			why);
 		/* The peer may have come back while the arbiter was asked. */
 		primary_meet(e);
 		return;
 	}
 }
 
-static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
+		    const char *why)
 {
 	struct ft_engine *e = ctx;
 
@@ -208,7 +232,8 @@ static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_gr
 
 void arbitrate_primary_lost_peer(struct ft_engine *e)
 {
-	/* The guest was given away, and without an arbiter only the peer itself can say that it did not take it. */
+	/* The guest was given away, and without an arbiter only the peer itself can say that it did
+	 * not take it. */
 	if (is_none(e) && e->primary.gave_away) {
 		e->arbiter_state = "undecided";
 		return;
@@ -219,7 +244,8 @@ void arbitrate_primary_lost_peer(struct ft_engine *e)
 
 /* ---- takeover ---- */
 
-static void takeover_answered(struct ft_engine *e, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void takeover_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
+			      const struct ft_grant_record *now, const char *why)
 {
 	char text[FT_REASON_MAX];
 
@@ -228,8 +254,10 @@ static void takeover_answered(struct ft_engine *e, enum ft_arbiter_answer answer
 		takeover_run(e, now->generation);
 		return;
 	case FT_ARBITER_LOST:
-		/* The primary went on without us: what we hold is history, and nobody may start a guest from it. */
-		snprintf(text, sizeof text, "not granted: host %s holds generation %llu", now->holder, (unsigned long long)now->generation);
+		/* The primary went on without us: what we hold is history, and nobody may start a
+		 * guest from it. */
+		snprintf(text, sizeof text, "not granted: host %s holds generation %llu",
+			 now->holder, (unsigned long long)now->generation);
 		takeover_refused(e, text);
 		standby_reset(e);
 		engine_set_state(e, FT_STANDBY, "%s", text);
@@ -241,16 +269,20 @@ static void takeover_answered(struct ft_engine *e, enum ft_arbiter_answer answer
 	}
 }
 
-static void on_takeover(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_takeover(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
+			const char *why)
 {
 	struct ft_engine *e = ctx;
 
 	if (answered(e, answer))
-		takeover_answered(e, ours_after_all(e, answer, now, e->standby.primary_generation + 1), now, why);
+		takeover_answered(e,
+				  ours_after_all(e, answer, now, e->standby.primary_generation + 1),
+				  now, why);
 	go_on(e);
 }
 
-static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer,
+			     const struct ft_grant_record *now, const char *why)
 {
 	struct ft_engine *e = ctx;
 	struct ft_grant_record w;
@@ -259,8 +291,10 @@ static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer, const str
 		on_takeover(e, answer, now, why);
 		return;
 	}
-	if (now->generation != e->standby.primary_generation || !now->in_sync || strcmp(now->partner, e->config.host_id)) {
-		on_takeover(e, FT_ARBITER_LOST, now, "the record does not name this host as in sync");
+	if (now->generation != e->standby.primary_generation || !now->in_sync ||
+	    strcmp(now->partner, e->config.host_id)) {
+		on_takeover(e, FT_ARBITER_LOST, now,
+			    "the record does not name this host as in sync");
 		return;
 	}
 	w = want(e, now->generation + 1, false);
@@ -293,7 +327,8 @@ static bool still_wanted(struct ft_engine *e, enum engine_question question)
 	case QUESTION_SOLO:
 		return e->primary.phase == PRIMARY_LOST;
 	case QUESTION_TAKEOVER:
-		return e->state.now == FT_STANDBY && e->standby.committed && (e->standby.suspicious || e->standby.handover);
+		return e->state.now == FT_STANDBY && e->standby.committed &&
+		       (e->standby.suspicious || e->standby.handover);
 	}
 	return false;
 }

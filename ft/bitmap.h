@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A bitmap that knows how many of its bits are set. Bits are pages or disk blocks. Not locked: one owner at a time. */
+/* A bitmap that knows how many of its bits are set. Bits are pages or disk blocks. Not locked: one
+ * owner at a time. */
 #ifndef FT_BITMAP_H
 #define FT_BITMAP_H
 

@@ -29,6 +29,10 @@
 /* Looks at fewer positions: a third off the price of a page that cannot be packed, some percent of
  * the ratio on one that can. */
 #define LZ4_ACCELERATION 2
+/* Pages that cannot be packed come in runs: media, ciphertext, packed files. After so many whole
+ * pages in a row only every eighth is tried, until one can. */
+#define LZ4_GIVE_UP   8u
+#define LZ4_TRY_EVERY 8u
 
 _Static_assert(FT_PAGE_BYTES == BLOCKS * BLOCK_BYTES, "a page is whole blocks");
 
@@ -36,6 +40,7 @@ struct ft_codec {
 	uint64_t pages_total;
 	struct ft_codec_stats stats;
 	void *lz4_state;
+	unsigned lz4_failures; /* whole pages in a row that could not be packed */
 	struct base_cache bases;
 };
 
@@ -174,9 +179,18 @@ static unsigned lz4_write(struct ft_codec *c, const uint8_t *page, uint8_t *out,
 {
 	int room =
 		best < FT_PAGE_BYTES - LZ4_GAIN_MIN ? (int)best - 1 : FT_PAGE_BYTES - LZ4_GAIN_MIN;
+	bool whole = best == FT_PAGE_BYTES;
+	int len;
 
-	return (unsigned)LZ4_compress_fast_extState(c->lz4_state, (const char *)page, (char *)out,
-						    FT_PAGE_BYTES, room, LZ4_ACCELERATION);
+	if (whole && c->lz4_failures >= LZ4_GIVE_UP && ++c->lz4_failures % LZ4_TRY_EVERY)
+		return 0;
+	len = LZ4_compress_fast_extState(c->lz4_state, (const char *)page, (char *)out,
+					 FT_PAGE_BYTES, room, LZ4_ACCELERATION);
+	if (len)
+		c->lz4_failures = 0;
+	else if (whole && c->lz4_failures < LZ4_GIVE_UP)
+		c->lz4_failures++;
+	return (unsigned)len;
 }
 
 /* The cheapest data for a page that is neither zero nor unchanged. d: against `base`, or NULL.

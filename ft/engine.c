@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Connections, time and state of the engine; what the parts have in common. Primary and standby react to messages in files of their own. */
+/* Time, state and life of the engine; what its parts have in common. */
 #include "ft/engine_internal.h"
 
 #include <assert.h>
@@ -56,343 +56,13 @@ bool done_set(struct ft_done *done, ft_done_fn *fn, void *ctx)
 	return true;
 }
 
-/* ---- connections ---- */
-
-struct ft_link *engine_data(struct ft_engine *e)
-{
-	return e->conns[CONN_DATA].link;
-}
-
-struct ft_link *engine_beat_link(struct ft_engine *e)
-{
-	return e->conns[CONN_BEAT].link;
-}
-
-void engine_drop(struct ft_engine *e, struct engine_conn *conn)
-{
-	struct ft_link *link = conn->link;
-
-	if (!link)
-		return;
-	if (conn == &e->conns[CONN_DATA])
-		e->bytes_sent += link->ops->bytes_sent(link);
-	conn->link = NULL;
-	conn->greeted = false;
-	link->ops->close(link);
-}
-
-void engine_hang_up(struct ft_engine *e)
-{
-	e->env->hang_up(e->env_ctx);
-	engine_drop(e, &e->conns[CONN_DATA]);
-	engine_drop(e, &e->conns[CONN_BEAT]);
-	engine_watch(e, false);
-}
-
-int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body, const uint8_t *payload, uint32_t len)
-{
-	return ft_msg_send(engine_data(e), type, e->generation, epoch, body, payload, len);
-}
-
-static bool runs_guest(const struct ft_engine *e)
-{
-	return e->state.now == FT_SOLO || e->state.now == FT_SYNCING || e->state.now == FT_PROTECTED;
-}
-
-void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_err *err)
-{
-	Ft__Refuse refuse = FT__REFUSE__INIT;
-
-	refuse.what = (char *)(uintptr_t)err->text;
-	refuse.code = (uint32_t)err->code;
-	refuse.runs = runs_guest(e) || e->state.now == FT_TAKEOVER;
-	refuse.generation = e->generation;
-	/* Best effort: the close that follows says no as well. */
-	if (ft_msg_send(link, FT_MSG_REFUSE, e->generation, 0, &refuse.base, NULL, 0) == 0)
-		link->ops->drain(link, 200);
-}
-
-void engine_hello(struct ft_engine *e, struct ft_link *link, bool heartbeat)
-{
-	Ft__Hello hello = FT__HELLO__INIT;
-	bool standby = e->state.now == FT_STANDBY;
-
-	hello.name = e->config.name;
-	hello.host_id = e->config.host_id;
-	hello.role = standby ? FT__ROLE__ROLE_STANDBY : FT__ROLE__ROLE_PRIMARY;
-	hello.heartbeat = heartbeat;
-	hello.session = standby ? e->standby.session : e->primary.session;
-	hello.committed = standby ? e->standby.committed : e->committed;
-	hello.version = (char *)(uintptr_t)FT_VERSION;
-	hello.runs = runs_guest(e);
-	hello.generation = e->generation;
-	(void)ft_msg_send(link, FT_MSG_HELLO, e->generation, 0, &hello.base, NULL, 0);
-}
-
-static bool is_standby(const struct ft_engine *e)
-{
-	return e->state.now == FT_STANDBY || e->state.now == FT_TAKEOVER;
-}
-
-/* A connection that said who it is takes its place; what was there before is a dead one of the same peer. */
-static void promote(struct ft_engine *e, struct engine_conn *from, unsigned to)
-{
-	struct engine_conn *conn = &e->conns[to];
-
-	if (conn == from)
-		return;
-	engine_drop(e, conn);
-	conn->link = from->link;
-	conn->since_ns = from->since_ns;
-	conn->dialed = from->dialed;
-	from->link = NULL;
-	conn->link->events.ctx = conn;
-}
-
-/* Somebody has the other end already: a stranger who knows the guest's name must neither push it out nor be taken for it. */
-static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
-{
-	const struct ft_primary *p = &e->primary;
-	const struct ft_standby *s = &e->standby;
-
-	if (dialed || hello->heartbeat)
-		return 0;
-	if (is_standby(e) && e->conns[CONN_DATA].greeted && strcmp(hello->host_id, s->primary_host))
-		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", s->primary_host);
-	if (!is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY && p->phase != PRIMARY_LOST)
-		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
-	return 0;
-}
-
-static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed, struct ft_err *err)
-{
-	bool to_standby = is_standby(e);
-
-	if (strcmp(hello->name, e->config.name))
-		return ft_err_set(err, EINVAL, "hello: guest '%.64s': this agent is for '%s'", hello->name, e->config.name);
-	if (strlen(hello->host_id) >= FT_HOST_ID_MAX || !hello->host_id[0])
-		return ft_err_set(err, EINVAL, "hello: host id: empty or too long");
-	if (!strcmp(hello->host_id, e->config.host_id))
-		return ft_err_set(err, EINVAL, "hello: host id '%s': the peer is this host's own agent", e->config.host_id);
-	if (!to_standby && !runs_guest(e))
-		return ft_err_set(err, ESHUTDOWN, "hello: this side is %s", ft_state_name(e->state.now));
-	if (to_standby && hello->role != FT__ROLE__ROLE_PRIMARY)
-		return ft_err_set(err, EBUSY, "hello: both sides are standby: nobody runs the guest");
-	if (!to_standby && hello->role == FT__ROLE__ROLE_PRIMARY)
-		return ft_err_set(err, EBUSY, "hello: this side runs the guest under generation %llu", (unsigned long long)e->generation);
-	if (to_standby && hello->generation < e->generation)
-		return ft_err_set(err, ESTALE, "hello: generation %llu: this side knows %llu already", (unsigned long long)hello->generation,
-				  (unsigned long long)e->generation);
-	if (to_standby && e->standby.committed && strcmp(hello->host_id, e->standby.primary_host) &&
-	    hello->generation <= e->standby.primary_generation)
-		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'", e->standby.primary_host);
-	if (!to_standby && e->primary.phase == PRIMARY_LOST && strcmp(hello->host_id, e->primary.partner))
-		return ft_err_set(err, EBUSY, "hello: this side waits for '%s'", e->primary.partner);
-	if (hello->heartbeat && strcmp(hello->host_id, e->peer_host))
-		return ft_err_set(err, EBUSY, "hello: a heartbeat of '%.64s' without its data connection", hello->host_id);
-	if (to_standby && e->asking)
-		return ft_err_set(err, EBUSY, "hello: this side is asking the arbiter for the guest");
-	if (to_standby && e->state.now == FT_TAKEOVER)
-		return ft_err_set(err, EBUSY, "hello: this side is taking over");
-	return hello_check_taken(e, hello, dialed, err);
-}
-
-static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
-{
-	struct ft_engine *e = conn->e;
-	Ft__Hello *hello = ft__hello__unpack(NULL, msg->body_len, msg->body);
-	struct ft_err err = {0};
-	bool beat;
-
-	if (!hello) {
-		ft_err_set(&err, EPROTO, "hello: body does not parse");
-		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
-		engine_refuse(e, conn->link, &err);
-		engine_drop(e, conn);
-		return;
-	}
-	beat = hello->heartbeat;
-	if (conn->dialed && beat != (conn == &e->conns[CONN_BEAT]))
-		ft_err_set(&err, EPROTO, "hello: answers another connection than ours");
-	if (err.code || hello_check(e, hello, conn->dialed, &err)) {
-		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
-		engine_refuse(e, conn->link, &err);
-		engine_drop(e, conn);
-	} else if (beat) {
-		if (!conn->dialed) {
-			engine_hello(e, conn->link, true);
-			promote(e, conn, CONN_BEAT);
-		}
-		e->conns[CONN_BEAT].greeted = true;
-		e->detector.heard_ns = engine_now(e); /* the grace is over */
-		if (!is_standby(e))
-			primary_writable(e);
-	} else {
-		bool dialed = conn->dialed;
-
-		if (!dialed)
-			promote(e, conn, CONN_DATA);
-		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
-		e->conns[CONN_DATA].greeted = true;
-		if (is_standby(e)) {
-			/* A new data connection starts a conversation; heartbeats follow on one of their own. */
-			engine_drop(e, &e->conns[CONN_BEAT]);
-			standby_peer_hello(e, hello);
-			if (!dialed)
-				engine_hello(e, engine_data(e), false);
-		} else {
-			if (!dialed) {
-				engine_hello(e, engine_data(e), false);
-				primary_offered(e);
-			}
-			primary_peer_hello(e, hello);
-		}
-		if (dialed && engine_data(e))
-			e->env->dial(e->env_ctx, true);
-	}
-	ft__hello__free_unpacked(hello, NULL);
-}
-
-static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
-{
-	Ft__Beat *beat = ft__beat__unpack(NULL, msg->body_len, msg->body);
-
-	if (!beat)
-		return;
-	/* Bounded, for the peer may be wrong about itself. */
-	ft_detector_beat(&e->detector, engine_now(e), (beat->patience_ms > FT_SETUP_MAX_MS ? FT_SETUP_MAX_MS : beat->patience_ms) * NS_PER_MS);
-	ft__beat__free_unpacked(beat, NULL);
-}
-
-static void on_message(void *ctx, const struct ft_msg *msg)
-{
-	struct engine_conn *conn = ctx;
-	struct ft_engine *e = conn->e;
-	struct ft_err err = {0};
-
-	if (msg->type == FT_MSG_HELLO && !conn->greeted) {
-		on_hello(conn, msg);
-		return;
-	}
-	if (msg->type == FT_MSG_REFUSE && (conn->dialed || conn->greeted)) {
-		Ft__Refuse *refuse = ft__refuse__unpack(NULL, msg->body_len, msg->body);
-
-		if (refuse) {
-			if (is_standby(e))
-				standby_link_closed(e, conn == &e->conns[CONN_DATA], refuse->what);
-			else
-				primary_refused(e, refuse);
-			ft__refuse__free_unpacked(refuse, NULL);
-		}
-		return;
-	}
-	if (!conn->greeted) {
-		ft_err_set(&err, EPROTO, "%s before HELLO", ft_msg_name(msg->type));
-		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
-		engine_refuse(e, conn->link, &err);
-		engine_drop(e, conn);
-		return;
-	}
-	/* A sign of life is one wherever it arrives. */
-	ft_detector_heard(&e->detector, engine_now(e));
-	if (msg->type == FT_MSG_BEAT)
-		on_beat(e, msg);
-	else if (conn != &e->conns[CONN_DATA])
-		ft_debug("%s: %s on the heartbeat connection: ignored", e->config.name, ft_msg_name(msg->type));
-	else if (is_standby(e))
-		standby_message(e, msg);
-	else
-		primary_message(e, msg);
-}
-
-static void on_writable(void *ctx)
-{
-	struct engine_conn *conn = ctx;
-
-	if (conn == &conn->e->conns[CONN_DATA] && !is_standby(conn->e))
-		primary_writable(conn->e);
-}
-
-static void on_closed(void *ctx, const struct ft_err *why)
-{
-	struct engine_conn *conn = ctx;
-	struct ft_engine *e = conn->e;
-	bool data = conn == &e->conns[CONN_DATA], beat = conn == &e->conns[CONN_BEAT];
-
-	/* Of the peer's own connections its side of the engine speaks; of a stranger's nobody else would. */
-	ft_log(data || beat ? FT_LOG_DEBUG : FT_LOG_WARN, "%s: refused: %s", e->config.name, why->text);
-	engine_drop(e, conn);
-	if (!data && !beat)
-		return;
-	if (is_standby(e))
-		standby_link_closed(e, data, why->text);
-	else if (data)
-		primary_peer_lost(e, why->text);
-	if (beat && conn->dialed && e->conns[CONN_DATA].greeted)
-		e->env->dial(e->env_ctx, true); /* a new heartbeat connection; silence tells if that fails too */
-	ft_engine_tick(e);
-}
-
-static void adopt(struct ft_engine *e, unsigned slot, struct ft_link *link, bool dialed)
-{
-	struct engine_conn *conn = &e->conns[slot];
-
-	assert(!conn->link);
-	conn->link = link;
-	conn->dialed = dialed;
-	conn->greeted = false;
-	conn->since_ns = engine_now(e);
-	link->events = (struct ft_link_events){.message = on_message, .writable = on_writable, .closed = on_closed, .ctx = conn};
-}
-
-void ft_engine_accepted(struct ft_engine *e, struct ft_link *link)
-{
-	for (unsigned i = CONN_STRANGER; !e->stopped && i < ENGINE_CONNS; i++) {
-		if (e->conns[i].link)
-			continue;
-		adopt(e, i, link, false);
-		ft_engine_tick(e);
-		return;
-	}
-	ft_warn("%s: refused %s: stopped, or %d connections have not said who they are yet", e->config.name, link->peer, ENGINE_STRANGERS);
-	link->ops->close(link);
-}
-
-void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link, const struct ft_err *err)
-{
-	unsigned slot = heartbeat ? CONN_BEAT : CONN_DATA;
-
-	if (!link) {
-		if (heartbeat) {
-			ft_warn("%s: heartbeat connection: %s", e->config.name, err->text);
-			if (engine_data(e) && !is_standby(e))
-				primary_peer_lost(e, err->text);
-		} else if (is_standby(e)) {
-			e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-		} else if (err->code == EDESTADDRREQ && e->state.now == FT_SOLO) {
-			e->primary.phase = PRIMARY_IDLE; /* nobody to look for: whoever offers itself is welcome */
-		} else {
-			struct ft_err copy = *err;
-
-			primary_refused(e, &(Ft__Refuse){.what = copy.text, .code = (uint32_t)copy.code});
-		}
-		ft_engine_tick(e);
-		return;
-	}
-	engine_drop(e, &e->conns[slot]);
-	adopt(e, slot, link, true);
-	engine_hello(e, link, heartbeat);
-	if (!heartbeat && !is_standby(e))
-		primary_dialed(e);
-	ft_engine_tick(e);
-}
-
 /* ---- time ---- */
 
 void engine_watch(struct ft_engine *e, bool on)
 {
 	if (on && !e->watching) {
-		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms, e->config.takeover_ms);
+		ft_detector_start(&e->detector, engine_now(e), e->config.heartbeat_ms,
+				  e->config.takeover_ms);
 		if (!e->conns[CONN_BEAT].greeted)
 			e->detector.heard_ns += FT_BEAT_GRACE_MS * NS_PER_MS;
 	}
@@ -405,7 +75,8 @@ static void send_beat(struct ft_engine *e, unsigned patience_ms)
 
 	beat.sent_ns = engine_now(e);
 	beat.patience_ms = patience_ms;
-	(void)ft_msg_send(engine_beat_link(e), FT_MSG_BEAT, e->generation, e->committed, &beat.base, NULL, 0);
+	(void)ft_msg_send(engine_beat_link(e), FT_MSG_BEAT, e->generation, e->committed, &beat.base,
+			  NULL, 0);
 }
 
 void engine_beat(struct ft_engine *e)
@@ -418,11 +89,6 @@ void engine_ask_patience(struct ft_engine *e, unsigned ms)
 {
 	if (e->conns[CONN_BEAT].greeted)
 		send_beat(e, ms);
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
@@ -439,9 +105,10 @@ static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
 			wake = min_u64(wake, until);
 			continue;
 		}
-		ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer, STRANGER_HELLO_MAX_MS);
+		ft_warn("%s: dropped %s: no HELLO within %d ms", e->config.name, conn->link->peer,
+			STRANGER_HELLO_MAX_MS);
 		engine_drop(e, conn);
-		if (i == CONN_DATA && is_standby(e))
+		if (i == CONN_DATA && engine_is_standby(e))
 			standby_link_closed(e, true, "no HELLO");
 		else if (i == CONN_DATA)
 			primary_peer_lost(e, "no HELLO");
@@ -479,7 +146,7 @@ void ft_engine_tick(struct ft_engine *e)
 		char why[64];
 
 		snprintf(why, sizeof why, "silent for %u ms", e->config.takeover_ms);
-		if (is_standby(e)) {
+		if (engine_is_standby(e)) {
 			engine_hang_up(e);
 			standby_link_closed(e, true, why);
 		} else {
@@ -488,21 +155,23 @@ void ft_engine_tick(struct ft_engine *e)
 	}
 	if (e->untap_ns && now >= e->untap_ns) {
 		e->untap_ns = 0;
-		if (e->primary.taps_in && (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
+		if (e->primary.taps_in &&
+		    (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
 			engine_untap(e);
 	} else if (e->untap_ns) {
 		wake = min_u64(wake, e->untap_ns);
 	}
 	if (e->watching)
 		wake = min_u64(wake, ft_detector_wake(&e->detector));
-	wake = min_u64(wake, is_standby(e) ? standby_tick(e, now) : primary_tick(e, now));
+	wake = min_u64(wake, engine_is_standby(e) ? standby_tick(e, now) : primary_tick(e, now));
 	e->env->wake_at(e->env_ctx, wake);
 }
 
 /* ---- life ---- */
 
-int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env, void *env_ctx, struct ft_arbiter *arbiter,
-		  struct ft_engine **out, struct ft_err *err)
+int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env,
+		  void *env_ctx, struct ft_arbiter *arbiter, struct ft_engine **out,
+		  struct ft_err *err)
 {
 	struct ft_engine *e = calloc(1, sizeof *e);
 	int rc;
@@ -570,13 +239,15 @@ void engine_fence(struct ft_engine *e, const char *why)
 	struct ft_err err = {.code = EPERM};
 
 	snprintf(err.text, sizeof err.text, "fenced: %s", why);
-	/* Nothing of what is held may ever leave: the other side's history is the guest's history now. */
+	/* Nothing of what is held may ever leave: the other side's history is the guest's history
+	 * now. */
 	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
 	primary_abort_checkpoint(e, why);
 	e->primary.phase = PRIMARY_IDLE;
-	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed = e->primary.first_commit_done = false;
+	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed =
+		e->primary.first_commit_done = false;
 	e->untap_ns = 0;
 	e->env->vm_end(e->env_ctx);
 	engine_set_state(e, FT_FENCED, "%s", why);
@@ -596,7 +267,8 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}
-	/* A BYE that is lost lets the standby take over: what it could put out again differently must not leave here. */
+	/* A BYE that is lost lets the standby take over: what it could put out again differently
+	 * must not leave here. */
 	if (e->primary.sync_claimed)
 		tap_chain_discard(&e->chain);
 	else if (e->primary.phase != PRIMARY_IDLE && e->state.now != FT_FENCED)
@@ -618,16 +290,17 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	s->state = e->state.now;
 	s->reason = e->state.reason;
 	s->state_since_ns = e->state.since_ns;
-	s->is_primary = !is_standby(e);
+	s->is_primary = !engine_is_standby(e);
 	s->waiting_for_decision = e->primary.phase == PRIMARY_LOST || e->standby.suspicious;
-	s->epoch_open = is_standby(e) ? e->standby.stage.epoch : e->epoch;
-	s->epoch_committed = is_standby(e) ? e->standby.committed : e->committed;
+	s->epoch_open = engine_is_standby(e) ? e->standby.stage.epoch : e->epoch;
+	s->epoch_committed = engine_is_standby(e) ? e->standby.committed : e->committed;
 	s->generation = e->generation;
 	ft_series_figure(&e->pause_us, &s->pause_us);
 	ft_series_figure(&e->commit_us, &s->commit_us);
 	ft_series_figure(&e->dirty_pages, &s->dirty_pages);
 	s->bytes_raw = e->bytes_raw;
-	s->bytes_sent = e->bytes_sent + (engine_data(e) ? engine_data(e)->ops->bytes_sent(engine_data(e)) : 0);
+	s->bytes_sent = e->bytes_sent +
+			(engine_data(e) ? engine_data(e)->ops->bytes_sent(engine_data(e)) : 0);
 	s->checkpoints = e->checkpoints;
 	s->checkpoints_failed = e->checkpoints_failed;
 	tap_chain_stats(&e->chain, &s->taps);

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine: one guest's fault tolerance on one host, in whichever role. Event-driven and pure: it learns everything through the calls below
- * and acts through ops tables only (vmm, taps, link, arbiter, environment), so the simulator runs what production runs.
+/* The engine: one guest's fault tolerance on one host, in whichever role. Event-driven and pure: it
+ * learns everything through the calls below and acts through ops tables only (vmm, taps, link,
+ * arbiter, environment), so the simulator runs what production runs.
  *
- *      engine.c      state, time, connections, what a lost peer means, arbitration
- *      primary.c     protection: set-up, async rounds, checkpoints
- *      ship.c        one captured checkpoint onto the wire
- *      standby.c     the other side: staging, verification, acknowledgement, application
- *      takeover.c    from the last committed checkpoint to a running guest; planned switch
+ *      engine.c      state, time, life                    connections.c   HELLO, who gets which
+ * message primary.c     protection: set-up, messages, time   meeting.c       a peer that returns,
+ * or offers itself rounds.c      async rounds                         checkpoint.c    one
+ * checkpoint, from hold to commit ship.c        one checkpoint onto the wire protection_end.c  peer
+ * lost, cancel, VM died arbitration.c questions to the arbiter standby.c     the other side:
+ * staging, verification, acknowledgement, application takeover.c    from the last committed
+ * checkpoint to a running guest; planned switch
  *
  * One thread: every call below and every callback is on the engine's thread. */
 #ifndef FT_ENGINE_H
@@ -38,43 +41,54 @@ struct ft_disk_chunk {
 
 /* The host around the engine. */
 struct ft_env_ops {
-	uint64_t (*now_ns)(void *ctx);			 /* monotonic */
-	void (*wake_at)(void *ctx, uint64_t when_ns);	 /* call ft_engine_tick() then; replaces the earlier wish */
-	uint64_t (*random)(void *ctx);			 /* session numbers */
+	uint64_t (*now_ns)(void *ctx); /* monotonic */
+	void (*wake_at)(
+		void *ctx,
+		uint64_t when_ns);     /* call ft_engine_tick() then; replaces the earlier wish */
+	uint64_t (*random)(void *ctx); /* session numbers */
 
-	/* Starts to connect to the peer; ft_engine_dialed() follows exactly once, not from inside, with EDESTADDRREQ if no peer is known.
-	 * hang_up forgets all dials. */
+	/* Starts to connect to the peer; ft_engine_dialed() follows exactly once, not from inside,
+	 * with EDESTADDRREQ if no peer is known. hang_up forgets all dials. */
 	void (*dial)(void *ctx, bool heartbeat);
 	void (*hang_up)(void *ctx);
 
 	/* ---- where the guest runs ---- */
-	/* Makes the taps (engine->chain), connects the VM to them; guest runs on through them (mode PASS). / Undoes it; after an
-	 * error the taps are there still and the guest runs on through them: try again later. */
+	/* Makes the taps (engine->chain), connects the VM to them; guest runs on through them (mode
+	 * PASS). / Undoes it; after an error the taps are there still and the guest runs on through
+	 * them: try again later. */
 	int (*taps_in)(void *ctx, struct ft_err *err);
 	int (*taps_out)(void *ctx, struct ft_err *err);
-	/* A checkpoint is about to stop the guest: disk taps must answer everything / it is over. */
+	/* A checkpoint is about to stop the guest: disk taps must answer everything / it is over.
+	 */
 	void (*firing)(void *ctx, bool on);
 	/* What the VM is, for the peer. Strings stay valid until the next call. */
 	int (*describe)(void *ctx, Ft__Setup *setup, struct ft_err *err);
-	/* Initial copy of replicated disks. next: 1 = *chunk (and data unless zero), 0 = nothing is behind now, -errno. */
+	/* Initial copy of replicated disks. next: 1 = *chunk (and data unless zero), 0 = nothing is
+	 * behind now, -errno. */
 	void (*disks_all_behind)(void *ctx);
-	int (*disk_next)(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk, struct ft_err *err);
+	int (*disk_next)(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk,
+			 struct ft_err *err);
 	uint64_t (*disks_behind)(void *ctx);
-	/* Shared disks of the stopped guest, released up to the last epoch, are given up: the other host may have them from now on. Until
-	 * they are reclaimed or discarded nothing may touch them. */
+	/* Shared disks of the stopped guest, released up to the last epoch, are given up: the other
+	 * host may have them from now on. Until they are reclaimed or discarded nothing may touch
+	 * them. */
 	void (*disks_yield)(void *ctx);
-	/* Takes them back, all or none, before the guest goes on: the switch is undone. -EBUSY: the other host has, or had, one of them. */
+	/* Takes them back, all or none, before the guest goes on: the switch is undone. -EBUSY: the
+	 * other host has, or had, one of them. */
 	int (*disks_reclaim)(void *ctx, struct ft_err *err);
 	/* on: if this process dies, the VM must not go on (keeper). */
 	void (*guard)(void *ctx, bool on);
-	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the engine's vmm to NULL. The taps go too. */
+	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the
+	 * engine's vmm to NULL. The taps go too. */
 	void (*vm_end)(void *ctx);
 
 	/* ---- standby ---- */
-	/* Makes an armed VM and its disks' stores as the primary describes them; sets engine's vmm by ft_engine_set_vmm(). */
+	/* Makes an armed VM and its disks' stores as the primary describes them; sets engine's vmm
+	 * by ft_engine_set_vmm(). */
 	int (*arm)(void *ctx, const Ft__Setup *setup, struct ft_err *err);
 	void (*disarm)(void *ctx);
-	int (*store_sync)(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err);
+	int (*store_sync)(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
+			  struct ft_err *err);
 	int (*store_apply)(void *ctx, const struct tap_record *rec, struct ft_err *err);
 	int (*store_commit)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
 	void (*store_released)(void *ctx, uint64_t epoch);
@@ -98,14 +112,17 @@ struct ft_engine_config {
 	size_t staging_bytes;	 /* each side's bound */
 	size_t delta_base_bytes; /* primary */
 	uint64_t generation;	 /* remembered from before, 0 = none */
-	const struct ft_overflow_ops *overflow; /* for staging beyond its bound; two streams: ctx[0], ctx[1] */
+	const struct ft_overflow_ops
+		*overflow; /* for staging beyond its bound; two streams: ctx[0], ctx[1] */
 	void *overflow_ctx[4];
 };
 
 /* Copies config. The arbiter and env stay the caller's. Starts in FT_STARTING. */
-int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env, void *env_ctx, struct ft_arbiter *arbiter,
-		  struct ft_engine **out, struct ft_err *err);
-/* Drops links without a word (use ft_engine_stop() first for an orderly end). VM, taps and arbiter stay the caller's. */
+int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops *env,
+		  void *env_ctx, struct ft_arbiter *arbiter, struct ft_engine **out,
+		  struct ft_err *err);
+/* Drops links without a word (use ft_engine_stop() first for an orderly end). VM, taps and arbiter
+ * stay the caller's. */
 void ft_engine_free(struct ft_engine *e);
 
 /* ---- the host tells ---- */
@@ -117,7 +134,8 @@ void ft_engine_start_standby(struct ft_engine *e);
 void ft_engine_set_vmm(struct ft_engine *e, struct vmm *vmm);
 struct tap_chain *ft_engine_chain(struct ft_engine *e);
 /* Takes the link, or *err says why there is none. */
-void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link, const struct ft_err *err);
+void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
+		      const struct ft_err *err);
 /* A peer connected; takes the link. */
 void ft_engine_accepted(struct ft_engine *e, struct ft_link *link);
 /* by_guest: the guest powered itself off, which is no fault and no reason for a takeover. */
@@ -134,7 +152,8 @@ int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct f
 int ft_engine_cancel(struct ft_engine *e, struct ft_err *err);
 /* One checkpoint now; done when it is committed; value = its epoch. */
 int ft_engine_checkpoint(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
-/* Checkpoint with the primary's RAM digest taken in the pause; done after the standby has compared; value = digest. */
+/* Checkpoint with the primary's RAM digest taken in the pause; done after the standby has compared;
+ * value = digest. */
 int ft_engine_verify(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
 /* Standby: take over now. Primary: planned switch. */
 int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
@@ -153,9 +172,10 @@ struct ft_engine_status {
 	struct tap_stats taps;
 	double overhead;
 	uint64_t rounds;
-	const char *peer;	/* "" = none */
-	const char *arbiter_state; /* "held" | "asked" | "undecided" | "unreachable" | "lost" | "unused" */
-	const char *last_error; /* "" = none */
+	const char *peer;	   /* "" = none */
+	const char *arbiter_state; /* "held" | "asked" | "undecided" | "unreachable" | "lost" |
+				      "unused" */
+	const char *last_error;	   /* "" = none */
 };
 void ft_engine_status(struct ft_engine *e, struct ft_engine_status *status);
 /* The cheap part. */

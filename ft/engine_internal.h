@@ -14,34 +14,43 @@
 #define FT_ACK_MAX_MS	    10000 /* END to ACK */
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
-#define FT_PROGRESS_MAX_MS  10000 /* a data connection that takes nothing for so long is dead, whatever the heartbeats say */
-#define FT_BEAT_GRACE_MS    3000  /* from the first word to the first heartbeat, which needs a connection of its own */
+#define FT_PROGRESS_MAX_MS                                                                         \
+	10000 /* a data connection that takes nothing for so long is dead, whatever the heartbeats \
+		 say */
+#define FT_BEAT_GRACE_MS                                                                           \
+	3000 /* from the first word to the first heartbeat, which needs a connection of its own */
 #define FT_GUARD_MAX_MS	    5000 /* env->guard(): durable marks on the guest's disks */
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
-#define FT_UNTAP_RETRY_MS    5000
-#define FT_RELEASE_RETRY_MS  500
-#define FT_HOLD_DISK_MAX     (64u << 20) /* bytes of disk that the first checkpoint may read while the guest is held */
-#define FT_HOLD_DRAIN_MAX_MS 1000 /* all staging buffers of one checkpoint onto the wire while the guest is held; the keeper ends a longer hold */
-#define FT_RETRY_MS	    500	  /* between attempts to reach a lost peer or the arbiter */
-#define FT_PASS_SETTLE_MS   300	  /* after a takeover the taps pass through this long before they are taken out */
-_Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS, "a slow link must not look like a frozen agent");
-#define FT_ROUND_BATCH	    32	  /* pages read at a time in async rounds */
-#define FT_FRAMES_PER_TURN  16	  /* async rounds: then other events get their turn */
-#define FT_CHECKPOINT_TRIES 3	  /* failures in a row that end protection */
-#define FT_DONE_MAX	    8	  /* operators waiting for a checkpoint */
+#define FT_UNTAP_RETRY_MS   5000
+#define FT_RELEASE_RETRY_MS 500
+#define FT_HOLD_DISK_MAX                                                                           \
+	(64u << 20) /* bytes of disk that the first checkpoint may read while the guest is held */
+#define FT_HOLD_DRAIN_MAX_MS                                                                       \
+	1000 /* all staging buffers of one checkpoint onto the wire while the guest is held; the   \
+		keeper ends a longer hold */
+#define FT_RETRY_MS 500 /* between attempts to reach a lost peer or the arbiter */
+#define FT_PASS_SETTLE_MS                                                                          \
+	300 /* after a takeover the taps pass through this long before they are taken out */
+_Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS,
+	       "a slow link must not look like a frozen agent");
+#define FT_ROUND_BATCH	    32 /* pages read at a time in async rounds */
+#define FT_FRAMES_PER_TURN  16 /* async rounds: then other events get their turn */
+#define FT_CHECKPOINT_TRIES 3  /* failures in a row that end protection */
+#define FT_DONE_MAX	    8  /* operators waiting for a checkpoint */
 
 /* What the primary is doing with its peer. */
 enum primary_phase {
-	PRIMARY_IDLE,	   /* no protection wanted */
-	PRIMARY_DIALING,   /* data connection */
-	PRIMARY_HELLO,	   /* waiting for the peer's HELLO */
-	PRIMARY_SETUP,	   /* waiting for READY and for the heartbeat connection */
-	PRIMARY_ROUNDS,	   /* async rounds */
-	PRIMARY_RUNNING,   /* sync: checkpoints */
-	PRIMARY_HANDING,   /* planned switch: handed over, waiting for HANDED */
-	PRIMARY_LEAVING,   /* protection ends by agreement: waiting for the peer's BYE, outputs held */
-	PRIMARY_LOST,	   /* peer lost, outputs held, no grant yet */
-	PRIMARY_RETRY	   /* solo, protection wanted again: waiting for the next dial */
+	PRIMARY_IDLE,	 /* no protection wanted */
+	PRIMARY_DIALING, /* data connection */
+	PRIMARY_HELLO,	 /* waiting for the peer's HELLO */
+	PRIMARY_SETUP,	 /* waiting for READY and for the heartbeat connection */
+	PRIMARY_ROUNDS,	 /* async rounds */
+	PRIMARY_RUNNING, /* sync: checkpoints */
+	PRIMARY_HANDING, /* planned switch: handed over, waiting for HANDED */
+	PRIMARY_LEAVING, /* protection ends by agreement: waiting for the peer's BYE, outputs held
+			  */
+	PRIMARY_LOST,	 /* peer lost, outputs held, no grant yet */
+	PRIMARY_RETRY	 /* solo, protection wanted again: waiting for the next dial */
 };
 
 enum ship_phase { SHIP_IDLE, SHIP_PAGES, SHIP_STATE, SHIP_EVENTS, SHIP_END, SHIP_WAIT_ACK };
@@ -76,21 +85,23 @@ struct ft_primary {
 		bool runs;
 	} returned;
 	uint64_t retry_ns; /* when to ask the arbiter again for the record of a resumed session */
-	bool solo_unsure; /* a swap to solo may have happened, or still may: the record must say again who is in sync */
-	bool gave_away;	  /* a HANDOVER went out and was not refused */
+	bool solo_unsure;  /* a swap to solo may have happened, or still may: the record must say
+			      again who is in sync */
+	bool gave_away;	   /* a HANDOVER went out and was not refused */
 	bool bye_sent;
-	bool leave_retry; /* after PRIMARY_LEAVING */
-	bool vm_off;	  /* PRIMARY_LEAVING because the guest shut itself down */
-	char why[FT_REASON_MAX]; /* protection is ending */
+	bool leave_retry;	   /* after PRIMARY_LEAVING */
+	bool vm_off;		   /* PRIMARY_LEAVING because the guest shut itself down */
+	char why[FT_REASON_MAX];   /* protection is ending */
 	struct ft_bitmap pending;  /* pages that the standby does not have yet */
-	struct ft_bitmap overflow; /* pages of the checkpoint in flight that left staging while the guest was held */
+	struct ft_bitmap overflow; /* pages of the checkpoint in flight that left staging while the
+				      guest was held */
 	struct vmm_capture capture;
 	struct ft_codec *codec;
-	uint8_t *batch;		   /* FT_ROUND_BATCH pages */
+	uint8_t *batch; /* FT_ROUND_BATCH pages */
 	uint64_t batch_pfns[FT_ROUND_BATCH];
 	/* rounds */
-	bool round_more;	   /* the last turn ended with more to do, and room for it */
-	uint64_t round_at;	   /* next page of the bitmap to look at */
+	bool round_more;   /* the last turn ended with more to do, and room for it */
+	uint64_t round_at; /* next page of the bitmap to look at */
 	struct ft_round round;
 	uint64_t round_started_ns, round_bytes_start, round_pages;
 	/* running */
@@ -98,10 +109,11 @@ struct ft_primary {
 	uint64_t resumed_ns, last_pause_ns, output_ns;
 	uint64_t release_ns; /* a release failed: tried again then, 0 = none is owed */
 	bool pressure, requested, want_digest, want_switch;
-	bool stopped;	       /* the guest stands still for a planned switch */
-	bool vm_dead;	       /* the VM died under protection: only the hand-over is left to do */
-	unsigned failures;     /* checkpoints in a row */
-	bool sync_claimed;     /* the standby may be granted the guest: the arbiter was asked to record it, or (none) it knows by itself */
+	bool stopped;	   /* the guest stands still for a planned switch */
+	bool vm_dead;	   /* the VM died under protection: only the hand-over is left to do */
+	unsigned failures; /* checkpoints in a row */
+	bool sync_claimed; /* the standby may be granted the guest: the arbiter was asked to record
+			      it, or (none) it knows by itself */
 	uint64_t verify_until_ns;
 	uint64_t digest; /* ours, of the checkpoint in flight */
 	bool first_commit_done;
@@ -113,7 +125,8 @@ struct ft_primary {
 struct ft_stage {
 	uint64_t epoch; /* being received, 0 = none */
 	struct ft_spool pages, events[2];
-	unsigned staging; /* which of events[]/state[] is being staged; the other one is committed */
+	unsigned
+		staging; /* which of events[]/state[] is being staged; the other one is committed */
 	uint8_t *state[2];
 	size_t state_len[2];
 	uint64_t generation;
@@ -134,24 +147,31 @@ struct ft_standby {
 	uint64_t takeover_ns; /* when the takeover began */
 	bool handover;	      /* takeover by agreement */
 	bool offering;	      /* after a planned switch: looks for the new primary by itself */
-	uint64_t asked_ns;    /* an operator wants the guest here and the primary was asked to hand over, 0 = no */
+	uint64_t asked_ns;    /* an operator wants the guest here and the primary was asked to hand
+				 over, 0 = no */
 	struct ft_done failover_done;
 };
 
 /* Connections: one for data, one for heartbeats, and some that have not said HELLO yet. */
-#define ENGINE_STRANGERS   4
-#define ENGINE_CONNS	   (2 + ENGINE_STRANGERS)
+#define ENGINE_STRANGERS      4
+#define ENGINE_CONNS	      (2 + ENGINE_STRANGERS)
 #define STRANGER_HELLO_MAX_MS 5000
 enum { CONN_DATA, CONN_BEAT, CONN_STRANGER };
 struct engine_conn {
 	struct ft_engine *e;
 	struct ft_link *link; /* NULL: slot is free */
 	uint64_t since_ns;
-	bool dialed;	      /* we connected, not they */
-	bool greeted;	      /* their HELLO was good */
+	bool dialed;  /* we connected, not they */
+	bool greeted; /* their HELLO was good */
 };
 
-enum engine_question { QUESTION_NONE, QUESTION_CLAIM, QUESTION_IN_SYNC, QUESTION_SOLO, QUESTION_TAKEOVER };
+enum engine_question {
+	QUESTION_NONE,
+	QUESTION_CLAIM,
+	QUESTION_IN_SYNC,
+	QUESTION_SOLO,
+	QUESTION_TAKEOVER
+};
 
 struct ft_engine {
 	struct ft_engine_config config;
@@ -168,8 +188,9 @@ struct ft_engine {
 	struct engine_conn conns[ENGINE_CONNS];
 	struct ft_detector detector;
 	bool watching; /* the detector counts */
-	enum engine_question asking, ask_next; /* the arbiter request that is out; the one that waits for it */
-	uint64_t situation, asked_in;	       /* counts what makes the answer to a question void */
+	enum engine_question asking,
+		ask_next; /* the arbiter request that is out; the one that waits for it */
+	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
 	const char *arbiter_state;
 	char peer_host[FT_HOST_ID_MAX];
 	uint64_t untap_ns; /* when to take the taps out after a takeover, 0 = no */
@@ -184,13 +205,25 @@ struct ft_engine {
 	bool stopped;
 };
 
-/* engine.c */
+static inline bool engine_is_standby(const struct ft_engine *e)
+{
+	return e->state.now == FT_STANDBY || e->state.now == FT_TAKEOVER;
+}
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* engine.c, connections.c */
 uint64_t engine_now(struct ft_engine *e);
-void engine_set_state(struct ft_engine *e, enum ft_state to, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void engine_set_state(struct ft_engine *e, enum ft_state to, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 void engine_note_error(struct ft_engine *e, const struct ft_err *err);
 /* Closes both links; the peer sees end of file. */
 void engine_hang_up(struct ft_engine *e);
-int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body, const uint8_t *payload, uint32_t len);
+int engine_send(struct ft_engine *e, unsigned type, uint64_t epoch, const ProtobufCMessage *body,
+		const uint8_t *payload, uint32_t len);
 /* Sends REFUSE and closes that link. */
 void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_err *err);
 void engine_hello(struct ft_engine *e, struct ft_link *link, bool heartbeat);
@@ -199,7 +232,8 @@ struct ft_link *engine_beat_link(struct ft_engine *e);
 void engine_drop(struct ft_engine *e, struct engine_conn *conn);
 /* Sends a heartbeat if one is due: also from inside long work. */
 void engine_beat(struct ft_engine *e);
-/* Tells the peer not to suspect us for the next `ms`: something long and known is about to happen. */
+/* Tells the peer not to suspect us for the next `ms`: something long and known is about to happen.
+ */
 void engine_ask_patience(struct ft_engine *e, unsigned ms);
 void engine_watch(struct ft_engine *e, bool on);
 /* Takes the taps out; if that fails they stay, passing through, and it is tried again later. */
@@ -238,14 +272,17 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why);
 /* The peer is gone or unusable. */
 void primary_peer_lost(struct ft_engine *e, const char *why);
-/* Ends protection here: taps out, tracker off, links closed. The guest runs on, everything held is let go. */
+/* Ends protection here: taps out, tracker off, links closed. The guest runs on, everything held is
+ * let go. */
 void primary_end(struct ft_engine *e, bool retry, const char *why);
-/* Ends it by agreement: what is held stays held until the standby has confirmed that it forgot its checkpoint. */
+/* Ends it by agreement: what is held stays held until the standby has confirmed that it forgot its
+ * checkpoint. */
 void primary_leave(struct ft_engine *e, bool retry, const char *why);
 void primary_leave_continue(struct ft_engine *e);
 uint64_t primary_tick(struct ft_engine *e, uint64_t now);
 void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
 void primary_committed(struct ft_engine *e, uint64_t epoch);
+void primary_acked(struct ft_engine *e, const struct ft_msg *msg);
 /* The capture in flight will not arrive: its pages stay owed. */
 void primary_abort_checkpoint(struct ft_engine *e, const char *why);
 /* Protection is over: so is waiting for the next checkpoint. */
@@ -264,13 +301,15 @@ void standby_free(struct ft_engine *e);
 void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
 void standby_message(struct ft_engine *e, const struct ft_msg *msg);
 void standby_link_closed(struct ft_engine *e, bool data, const char *why);
-/* Gives up what it holds and tells the primary so, which then needs nobody's grant to go on alone. */
+/* Gives up what it holds and tells the primary so, which then needs nobody's grant to go on alone.
+ */
 void standby_leave(struct ft_engine *e);
 uint64_t standby_tick(struct ft_engine *e, uint64_t now);
 /* Forgets the session: VM disarmed, nothing committed. */
 void standby_reset(struct ft_engine *e);
 /* Walks the committed records; fn returns 0 to go on. */
-int standby_each_event(struct ft_engine *e, struct ft_spool *spool, int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
+int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
+		       int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
 		       struct ft_err *err);
 
 /* takeover.c */

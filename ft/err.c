@@ -31,8 +31,8 @@ int ft_err_context(struct ft_err *err, const char *fmt, ...)
 	va_end(ap);
 	if (n >= 0 && (size_t)n < sizeof text - 2) {
 		/* The context is what a cut text must still say, so the old text gives way. */
-		snprintf(text + n, sizeof text - (size_t)n, ": %.*s", (int)(sizeof text - 3 - (size_t)n),
-			 err->text);
+		snprintf(text + n, sizeof text - (size_t)n, ": %.*s",
+			 (int)(sizeof text - 3 - (size_t)n), err->text);
 		memcpy(err->text, text, sizeof text);
 	}
 	return -err->code;

@@ -53,8 +53,8 @@ void ft_log(enum ft_log_level level, const char *fmt, ...)
 	}
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
-	n = snprintf(line, sizeof line, "%02d:%02d:%02d.%06ld %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
-		     ts.tv_nsec / 1000, level_names[level]);
+	n = snprintf(line, sizeof line, "%02d:%02d:%02d.%06ld %s: ", tm.tm_hour, tm.tm_min,
+		     tm.tm_sec, ts.tv_nsec / 1000, level_names[level]);
 	va_start(ap, fmt);
 	errno = saved;
 	n += vsnprintf(line + n, sizeof line - (size_t)n - 1, fmt, ap);

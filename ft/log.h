@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Log lines: one process, one sink (stderr unless replaced), one line a call, errno preserved. Any thread. */
+/* Log lines: one process, one sink (stderr unless replaced), one line a call, errno preserved. Any
+ * thread. */
 #ifndef FT_LOG_H
 #define FT_LOG_H
 
@@ -10,7 +11,8 @@ void ft_log_level_set(enum ft_log_level level);
 /* "error" | "warn" | "info" | "debug"; returns -1 for anything else. */
 int ft_log_level_parse(const char *text);
 
-/* Lines go to sink instead of stderr (NULL: stderr again), without time and level. Tests and the simulator. */
+/* Lines go to sink instead of stderr (NULL: stderr again), without time and level. Tests and the
+ * simulator. */
 void ft_log_sink_set(void (*sink)(enum ft_log_level level, const char *line));
 
 void ft_log(enum ft_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

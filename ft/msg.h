@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Types of the messages between two agents; their order and meaning: proto/PROTOCOL.md. Bodies: proto/ft.proto. */
+/* Types of the messages between two agents; their order and meaning: proto/PROTOCOL.md. Bodies:
+ * proto/ft.proto. */
 #ifndef FT_MSG_H
 #define FT_MSG_H
 
@@ -23,20 +24,23 @@ enum ft_msg_type {
 	FT_MSG_HANDOVER,  /* primary: planned switch, take the guest */
 	FT_MSG_HANDED,	  /* standby: it runs here, under this generation */
 	FT_MSG_BYE,	  /* primary: protection ends by agreement; what you hold is outdated.
-			     standby: so it is, and nothing of it will run (the answer, or because it is stopped) */
+			     standby: so it is, and nothing of it will run (the answer, or because it is
+			     stopped) */
 	FT_MSG_BEAT,	  /* both ways, on the heartbeat connection */
 	FT_MSG_TYPE_MAX
 };
 
-/* Generations and epochs begin at 1; one beyond this is refused, so that everybody's "the next one" exists. */
+/* Generations and epochs begin at 1; one beyond this is refused, so that everybody's "the next one"
+ * exists. */
 #define FT_COUNTER_MAX (UINT64_C(1) << 62)
 
 const char *ft_msg_name(unsigned type);
 
-/* Packs `body` (a protobuf-c message, may be NULL) and sends it with the payload. Bodies are bounded by FT_MSG_BODY_SMALL unless they are
- * a SETUP; nothing is allocated. Returns what the link's send() returned. */
+/* Packs `body` (a protobuf-c message, may be NULL) and sends it with the payload. Bodies are
+ * bounded by FT_MSG_BODY_SMALL unless they are a SETUP; nothing is allocated. Returns what the
+ * link's send() returned. */
 #define FT_MSG_BODY_SMALL 512
-int ft_msg_send(struct ft_link *link, unsigned type, uint64_t generation, uint64_t epoch, const ProtobufCMessage *body,
-		const uint8_t *payload, uint32_t payload_len);
+int ft_msg_send(struct ft_link *link, unsigned type, uint64_t generation, uint64_t epoch,
+		const ProtobufCMessage *body, const uint8_t *payload, uint32_t payload_len);
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Protection, the side where the guest runs: set-up with the peer, checkpoints in sync mode, and the end of protection in all its forms. The
- * async rounds that come first are in rounds.c, a checkpoint's way over the wire is in ship.c. */
+/* Protection, the side where the guest runs: set-up with the peer, messages, time. Meeting the peer
+ * is in meeting.c, the async rounds are in rounds.c, checkpoints in checkpoint.c and ship.c, the
+ * end of protection in protection_end.c. */
 #include "ft/engine_internal.h"
 
 #include <assert.h>
@@ -14,7 +15,8 @@
 
 static void *map_buffer(size_t bytes)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -36,7 +38,8 @@ int primary_init(struct ft_engine *e, struct ft_err *err)
 	p->capture.state = map_buffer(VMM_STATE_BYTES_MAX);
 	p->batch = map_buffer(FT_ROUND_BATCH * VMM_PAGE_BYTES);
 	if (!p->capture.pages || !p->capture.pfns || !p->capture.state || !p->batch)
-		return ft_err_set(err, ENOMEM, "staging: cannot map %zu bytes", e->config.staging_bytes);
+		return ft_err_set(err, ENOMEM, "staging: cannot map %zu bytes",
+				  e->config.staging_bytes);
 	return 0;
 }
 
@@ -78,7 +81,8 @@ int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct f
 	int rc;
 
 	if (e->state.now != FT_SOLO)
-		return ft_err_set(err, EBUSY, "protect: the guest is %s", ft_state_name(e->state.now));
+		return ft_err_set(err, EBUSY, "protect: the guest is %s",
+				  ft_state_name(e->state.now));
 	if (e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY)
 		return ft_err_set(err, EALREADY, "protect: already on the way");
 	rc = vmm_check(e->vmm, err);
@@ -130,7 +134,9 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 		return;
 	if (answer != FT_ARBITER_GRANTED) {
 		ft_err_set(&err, EAGAIN, "arbiter %s: %s: %s", e->arbiter->ops->type,
-			   answer == FT_ARBITER_LOST ? "the guest belongs to another host" : "unreachable", why);
+			   answer == FT_ARBITER_LOST ? "the guest belongs to another host"
+						     : "unreachable",
+			   why);
 		primary_setup_failed(e, &err);
 		return;
 	}
@@ -156,7 +162,8 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	    ft_bitmap_init(&p->overflow, info.ram_bytes / VMM_PAGE_BYTES))
 		return ft_err_set(err, ENOMEM, "protect: out of memory");
 	if (p->taps_in && !p->tracking) {
-		/* Left from a takeover, passing through: they were made to replay, and there is no disk among them. */
+		/* Left from a takeover, passing through: they were made to replay, and there is no
+		 * disk among them. */
 		rc = e->env->taps_out(e->env_ctx, err);
 		if (rc)
 			return ft_err_context(err, "taps");
@@ -232,243 +239,6 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 	primary_writable(e);
 }
 
-/* ---- checkpoints ---- */
-
-struct hold {
-	struct ft_engine *e;
-	struct ft_err err;
-	int rc;
-	bool closed;
-};
-
-static void on_stopped(void *ctx)
-{
-	struct hold *h = ctx;
-
-	h->rc = tap_chain_close_epoch(&h->e->chain, h->e->epoch, &h->err);
-	h->closed = true;
-}
-
-/* A slow disk is no silence. */
-static void on_waiting(void *ctx)
-{
-	struct hold *h = ctx;
-
-	engine_beat(h->e);
-}
-
-static int on_full(void *ctx, struct vmm_capture *capture)
-{
-	struct hold *h = ctx;
-
-	return ship_full(h->e, capture);
-}
-
-void primary_abort_checkpoint(struct ft_engine *e, const char *why)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err err = {.code = EIO};
-
-	if (p->codec)
-		ft_codec_abort(p->codec);
-	memset(&p->ship, 0, sizeof p->ship);
-	snprintf(err.text, sizeof err.text, "checkpoint: %s", why);
-	for (unsigned i = 0; i < FT_DONE_MAX; i++)
-		done_call(&p->in_flight[i], &err, 0);
-	done_call(&p->verify_done, &err, 0);
-}
-
-void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why)
-{
-	for (unsigned i = 0; i < FT_DONE_MAX; i++)
-		done_call(&e->primary.waiting[i], why, 0);
-}
-
-static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_err *err)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err copy = *err;
-
-	e->checkpoints_failed++;
-	if (closed)
-		e->epoch++; /* its outputs stay held and go with the next checkpoint */
-	ft_err_context(&copy, "checkpoint %llu", (unsigned long long)e->epoch);
-	engine_note_error(e, &copy);
-	primary_abort_checkpoint(e, copy.text);
-	done_call(&p->switch_done, &copy, 0);
-	p->requested = true; /* outputs wait: again as soon as the budget allows */
-	if (++p->failures < FT_CHECKPOINT_TRIES || p->vm_dead)
-		return;
-	/* The standby is there: it lets go by agreement, and protection starts anew with rounds. */
-	if (p->sync_claimed && p->phase == PRIMARY_RUNNING && engine_data(e))
-		primary_leave(e, p->auto_retry, copy.text);
-	else
-		primary_peer_lost(e, copy.text);
-}
-
-static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
-{
-	struct ft_primary *p = &e->primary;
-	struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = on_full, .waiting = on_waiting, .ctx = hold};
-	int rc;
-
-	/* A failed checkpoint that used it left bits: those pages are pending again, so a clean start is right. */
-	if (p->overflow.count)
-		ft_bitmap_clear_all(&p->overflow);
-	memset(&p->ship, 0, sizeof p->ship);
-	p->capture.pages_n = 0;
-	e->env->firing(e->env_ctx, true);
-	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
-	e->env->firing(e->env_ctx, false);
-	/* The epoch did not close: this checkpoint is void, and the guest was to stay stopped for it. */
-	if (!rc && hold->rc && keep_stopped)
-		(void)vmm_cont(e->vmm, NULL);
-	return rc ? rc : hold->rc;
-}
-
-static void take_digest(struct ft_engine *e, struct hold *hold)
-{
-	struct vmm_info info;
-
-	vmm_info(e->vmm, &info);
-	/* 1 GiB takes 0.3 s here; say so before, or a careful standby takes over. */
-	engine_ask_patience(e, (unsigned)(1000 + info.ram_bytes / (1u << 20)));
-	hold->rc = vmm_ram_digest(e->vmm, &e->primary.digest, &hold->err);
-	if (vmm_cont(e->vmm, hold->rc ? NULL : &hold->err))
-		hold->rc = -EIO;
-}
-
-void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
-{
-	struct ft_primary *p = &e->primary;
-	struct hold hold = {.e = e};
-	uint64_t started = engine_now(e);
-	bool digest = p->want_digest && !keep_stopped;
-	int rc;
-
-	assert(p->ship.phase == SHIP_IDLE);
-	p->output_ns = 0;
-	p->pressure = p->requested = p->want_digest = false;
-	memcpy(p->in_flight, p->waiting, sizeof p->in_flight);
-	memset(p->waiting, 0, sizeof p->waiting);
-	rc = capture(e, keep_stopped || digest, &hold);
-	if (!rc && digest) {
-		take_digest(e, &hold);
-		rc = hold.rc;
-	}
-	p->resumed_ns = engine_now(e);
-	if (rc) {
-		checkpoint_failed(e, hold.closed, &hold.err);
-		return;
-	}
-	p->last_pause_ns = p->capture.pause_ns;
-	p->failures = 0;
-	p->stopped = keep_stopped;
-	p->ship.started_ns = started;
-	p->ship.trial = !p->first_commit_done;
-	p->ship.digest = digest;
-	p->verify_until_ns = digest ? p->resumed_ns + FT_ACK_MAX_MS * NS_PER_MS : 0;
-	p->ship.handover = keep_stopped;
-	ft_overhead_add(&e->overhead, p->resumed_ns, p->last_pause_ns);
-	ft_series_add(&e->pause_us, p->last_pause_ns / 1000);
-	ship_start(e, e->epoch);
-	ft_series_add(&e->dirty_pages, p->ship.pages);
-	e->epoch++;
-	rc = ship_continue(e);
-	if (rc)
-		primary_peer_lost(e, "cannot send");
-}
-
-/* What the standby has is no longer owed. No harvest happened since the capture: one checkpoint is in flight at most. */
-static void forget_owed(struct ft_primary *p)
-{
-	if (p->overflow.count) {
-		for (uint64_t i = ft_bitmap_next(&p->overflow, 0); i < p->overflow.bits; i = ft_bitmap_next(&p->overflow, i + 1))
-			ft_bitmap_clear(&p->pending, i);
-	}
-	for (size_t i = 0; i < p->capture.pages_n; i++)
-		ft_bitmap_clear(&p->pending, p->capture.pfns[i]);
-}
-
-void primary_committed(struct ft_engine *e, uint64_t epoch)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err err = {0};
-	bool handover = p->ship.handover;
-
-	forget_owed(p);
-	ft_codec_commit(p->codec, epoch);
-	e->committed = epoch;
-	e->checkpoints++;
-	e->bytes_raw += p->ship.raw_bytes + p->ship.events_bytes;
-	ft_series_add(&e->commit_us, (engine_now(e) - p->ship.started_ns) / 1000);
-	memset(&p->ship, 0, sizeof p->ship);
-	if (handover) {
-		switch_acked(e); /* the standby sends this epoch's outputs: we do not run again */
-		return;
-	}
-	if (!p->first_commit_done) {
-		/* From here on the standby may be granted, so the record must say so before the first output goes. */
-		p->sync_claimed = true;
-		/* Marks are written to disks, which may be slow. */
-		engine_ask_patience(e, FT_GUARD_MAX_MS);
-		e->env->guard(e->env_ctx, true);
-		engine_ask_patience(e, 0);
-		e->env->changed(e->env_ctx);
-		arbitrate_in_sync(e);
-		return;
-	}
-	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err)) {
-		/* A shared disk that does not take what is committed: until it does there is no next epoch, for the standby keeps its copy only
-		 * until then. */
-		engine_note_error(e, &err);
-		p->release_ns = engine_now(e) + FT_RELEASE_RETRY_MS * NS_PER_MS;
-		return;
-	}
-	for (unsigned i = 0; i < FT_DONE_MAX; i++)
-		done_call(&p->in_flight[i], NULL, epoch);
-	e->env->changed(e->env_ctx);
-	if (p->vm_dead)
-		switch_acked(e);
-}
-
-void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const char *why)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err err = {0};
-
-	if (p->phase != PRIMARY_RUNNING || p->first_commit_done)
-		return;
-	if (answer != FT_ARBITER_GRANTED) {
-		/* "Unreachable" may still become true later: the standby must forget what it has before the guest goes on without it. */
-		ft_err_set(&err, EAGAIN, "arbiter %s: cannot record that the standby is in sync: %s", e->arbiter->ops->type, why);
-		engine_note_error(e, &err);
-		primary_leave(e, p->auto_retry, err.text);
-		return;
-	}
-	p->first_commit_done = true;
-	p->auto_retry = true;
-	engine_watch(e, true);
-	engine_set_state(e, FT_PROTECTED, "standby %s has checkpoint %llu", e->peer_host, (unsigned long long)e->committed);
-	if (tap_chain_release(&e->chain, e->committed, &err))
-		engine_note_error(e, &err);
-	for (unsigned i = 0; i < FT_DONE_MAX; i++)
-		done_call(&p->in_flight[i], NULL, e->committed);
-	done_call(&p->protect_done, NULL, e->committed);
-}
-
-static void on_ack(struct ft_engine *e, const struct ft_msg *msg)
-{
-	struct ft_ship *s = &e->primary.ship;
-
-	/* Late acknowledgements of a lost session or an aborted epoch are no news. */
-	if (e->primary.phase != PRIMARY_RUNNING || s->phase != SHIP_WAIT_ACK || msg->epoch != s->epoch || msg->generation != e->generation) {
-		ft_debug("%s: ACK of epoch %llu ignored", e->config.name, (unsigned long long)msg->epoch);
-		return;
-	}
-	primary_committed(e, msg->epoch);
-}
-
 static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
 {
 	Ft__Digest *digest = ft__digest__unpack(NULL, msg->body_len, msg->body);
@@ -479,8 +249,11 @@ static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
 	if (digest->value == e->primary.digest) {
 		done_call(&e->primary.verify_done, NULL, digest->value);
 	} else {
-		ft_err_set(&err, EBADMSG, "verify: epoch %llu: the standby's image differs: %016llx here, %016llx there",
-			   (unsigned long long)msg->epoch, (unsigned long long)e->primary.digest, (unsigned long long)digest->value);
+		ft_err_set(&err, EBADMSG,
+			   "verify: epoch %llu: the standby's image differs: %016llx here, %016llx "
+			   "there",
+			   (unsigned long long)msg->epoch, (unsigned long long)e->primary.digest,
+			   (unsigned long long)digest->value);
 		engine_note_error(e, &err);
 		done_call(&e->primary.verify_done, &err, digest->value);
 	}
@@ -515,13 +288,14 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		break;
 	}
 	case FT_MSG_ACK:
-		on_ack(e, msg);
+		primary_acked(e, msg);
 		break;
 	case FT_MSG_DIGEST:
 		on_digest(e, msg);
 		break;
 	case FT_MSG_HANDED:
-		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation && msg->generation <= FT_COUNTER_MAX)
+		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation &&
+		    msg->generation <= FT_COUNTER_MAX)
 			switch_handed(e, msg->generation);
 		break;
 	case FT_MSG_HANDOVER: {
@@ -562,15 +336,13 @@ static bool checkpoint_due(struct ft_engine *e, uint64_t now, uint64_t *wake)
 	return verdict.checkpoint;
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
-/* When an unanswered question about the record is due again; its answer, when it is out, ticks by itself. */
+/* When an unanswered question about the record is due again; its answer, when it is out, ticks by
+ * itself. */
 static uint64_t ask_again_ns(const struct ft_engine *e)
 {
-	return e->primary.solo_unsure && e->primary.first_commit_done && !e->asking ? e->primary.retry_ns : UINT64_MAX;
+	return e->primary.solo_unsure && e->primary.first_commit_done && !e->asking
+		       ? e->primary.retry_ns
+		       : UINT64_MAX;
 }
 
 static uint64_t tick_running(struct ft_engine *e, uint64_t now)
@@ -585,7 +357,9 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	}
 	if (p->ship.phase != SHIP_IDLE) {
 		if (now >= p->ship.deadline_ns) {
-			primary_peer_lost(e, p->ship.phase == SHIP_WAIT_ACK ? "no acknowledgement in time" : "takes no data");
+			primary_peer_lost(e, p->ship.phase == SHIP_WAIT_ACK
+						     ? "no acknowledgement in time"
+						     : "takes no data");
 			return now;
 		}
 		return min_u64(p->ship.deadline_ns, ask_again_ns(e));
@@ -593,7 +367,8 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	if (p->verify_done.fn && p->verify_until_ns && now >= p->verify_until_ns) {
 		struct ft_err err = {0};
 
-		ft_err_set(&err, ETIMEDOUT, "verify: the standby's digest did not come within %d ms", FT_ACK_MAX_MS);
+		ft_err_set(&err, ETIMEDOUT,
+			   "verify: the standby's digest did not come within %d ms", FT_ACK_MAX_MS);
 		done_call(&p->verify_done, &err, 0);
 	}
 	if ((p->sync_claimed && !p->first_commit_done) || p->vm_dead)
@@ -640,7 +415,8 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 	case PRIMARY_HELLO:
 	case PRIMARY_SETUP:
 		if (late) {
-			ft_err_set(&err, ETIMEDOUT, "standby: no answer within %d ms", FT_SETUP_MAX_MS);
+			ft_err_set(&err, ETIMEDOUT, "standby: no answer within %d ms",
+				   FT_SETUP_MAX_MS);
 			if (p->first_commit_done)
 				primary_peer_lost(e, err.text);
 			else

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* How protection ends on the primary: the peer is lost, the operator cancels, the VM dies. In each case exactly one question matters: may what
- * is held leave? Only by agreement with the peer, by a solo grant, or when no standby could be granted anyway. */
+/* How protection ends on the primary: the peer is lost, the operator cancels, the VM dies. In each
+ * case exactly one question matters: may what is held leave? Only by agreement with the peer, by a
+ * solo grant, or when no standby could be granted anyway. */
 #include "ft/engine_internal.h"
 
 #include <errno.h>
@@ -17,7 +18,8 @@ static bool standby_may_have_it(const struct ft_primary *p)
 	return p->sync_claimed;
 }
 
-/* The VM is no more. What it put out last, its disk writes above all, is the guest's history unless a standby may go on with another one. */
+/* The VM is no more. What it put out last, its disk writes above all, is the guest's history unless
+ * a standby may go on with another one. */
 static void vm_gone(struct ft_engine *e, const char *why)
 {
 	struct ft_err err = {.code = ESRCH};
@@ -66,6 +68,9 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	engine_hang_up(e);
 	if (e->state.now != FT_SOLO)
 		engine_set_state(e, FT_SOLO, "%s", reason.text);
+	/* A planned switch that came to nothing had given shared disks up. */
+	if (p->stopped && e->env->disks_reclaim(e->env_ctx, &err))
+		engine_note_error(e, &err);
 	tap_chain_set_mode(&e->chain, TAP_PASS);
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
@@ -88,7 +93,8 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	ft_engine_tick(e);
 }
 
-/* The standby's BYE is the proof that it cannot take over any more; a lost BYE would otherwise let both hosts put out. */
+/* The standby's BYE is the proof that it cannot take over any more; a lost BYE would otherwise let
+ * both hosts put out. */
 void primary_leave(struct ft_engine *e, bool retry, const char *why)
 {
 	struct ft_primary *p = &e->primary;
@@ -142,8 +148,9 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 		primary_end(e, p->auto_retry, err.text);
 		return;
 	}
-	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened. Heartbeats go on if they can, for a standby that
-	 * has lost the data connection only (a frame was damaged) must not take this host for dead. */
+	/* What is in flight is kept: if the peer turns out to hold it, nothing has happened.
+	 * Heartbeats go on if they can, for a standby that has lost the data connection only (a
+	 * frame was damaged) must not take this host for dead. */
 	e->env->hang_up(e->env_ctx);
 	engine_drop(e, &e->conns[CONN_DATA]);
 	engine_watch(e, false);
@@ -154,9 +161,13 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 	p->phase = PRIMARY_LOST;
 	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (e->state.now == FT_PROTECTED)
-		engine_set_state(e, FT_PROTECTED, "%s: outputs are held until the arbiter or an operator decides", err.text);
+		engine_set_state(e, FT_PROTECTED,
+				 "%s: outputs are held until the arbiter or an operator decides",
+				 err.text);
 	else
-		engine_set_state(e, FT_SYNCING, "%s: outputs are held until the arbiter or an operator decides", err.text);
+		engine_set_state(e, FT_SYNCING,
+				 "%s: outputs are held until the arbiter or an operator decides",
+				 err.text);
 	e->env->dial(e->env_ctx, false);
 	arbitrate_primary_lost_peer(e);
 	ft_engine_tick(e);
@@ -167,16 +178,21 @@ int ft_engine_cancel(struct ft_engine *e, struct ft_err *err)
 	struct ft_primary *p = &e->primary;
 
 	if (e->state.now == FT_STANDBY || e->state.now == FT_TAKEOVER)
-		return ft_err_set(err, EINVAL, "cancel: this is the standby: ask the primary's agent");
+		return ft_err_set(err, EINVAL,
+				  "cancel: this is the standby: ask the primary's agent");
 	if (p->phase == PRIMARY_IDLE)
 		return ft_err_set(err, EALREADY, "cancel: the guest is not protected");
 	if (p->phase == PRIMARY_LOST) {
 		if (strcmp(e->arbiter->ops->type, "none")) {
 			arbitrate_primary_lost_peer(e);
 			if (p->phase == PRIMARY_LOST)
-				return ft_err_set(err, EAGAIN, "cancel: the peer is lost and arbiter %s has not granted: the other host may run the guest",
+				return ft_err_set(err, EAGAIN,
+						  "cancel: the peer is lost and arbiter %s has not "
+						  "granted: the other host may run the guest",
 						  e->arbiter->ops->type);
-			return e->state.now == FT_SOLO ? 0 : ft_err_set(err, EPERM, "cancel: %s", e->state.reason);
+			return e->state.now == FT_SOLO
+				       ? 0
+				       : ft_err_set(err, EPERM, "cancel: %s", e->state.reason);
 		}
 		/* Without an arbiter the operator's word is the grant. */
 		e->generation++;
@@ -210,7 +226,8 @@ static void vm_lost_protected(struct ft_engine *e, const char *why)
 {
 	struct ft_primary *p = &e->primary;
 
-	/* What was captured is still here and goes out; then the standby takes over at once, without waiting for silence. */
+	/* What was captured is still here and goes out; then the standby takes over at once,
+	 * without waiting for silence. */
 	p->vm_dead = true;
 	engine_set_state(e, FT_PROTECTED, "%s: handing over", why);
 	if (p->ship.phase == SHIP_IDLE)
@@ -223,11 +240,13 @@ void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
 
 	switch (e->state.now) {
 	case FT_STANDBY:
-		/* The armed VM died: this standby holds nothing that could run. The primary sees the connection end. */
+		/* The armed VM died: this standby holds nothing that could run. The primary sees
+		 * the connection end. */
 		ft_warn("%s: armed VM lost: %s", e->config.name, why);
 		engine_hang_up(e);
 		standby_reset(e);
-		engine_set_state(e, FT_STANDBY, "the armed VM was lost (%s): waiting for a primary", why);
+		engine_set_state(e, FT_STANDBY, "the armed VM was lost (%s): waiting for a primary",
+				 why);
 		break;
 	case FT_SOLO:
 	case FT_SYNCING:

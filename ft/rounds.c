@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Async rounds: the guest runs and puts out freely while its RAM and disks go to the standby, round by round, each round what was written
- * during the one before. When what is left fits one pause, the first checkpoint makes the standby whole. */
+/* Async rounds: the guest runs and puts out freely while its RAM and disks go to the standby, round
+ * by round, each round what was written during the one before. When what is left fits one pause,
+ * the first checkpoint makes the standby whole. */
 #include "ft/engine_internal.h"
 
 #include <errno.h>
@@ -9,9 +10,10 @@
 #include "ft/log.h"
 
 /* Whole batches only, so that no page that was taken off the bitmap is left out of a frame. */
-_Static_assert(FT_ROUND_BATCH * FT_PAGE_RECORD_MAX <= FT_PAYLOAD_MAX, "a batch must fit one frame");
+_Static_assert(FT_ROUND_BATCH *FT_PAGE_RECORD_MAX <= FT_PAYLOAD_MAX, "a batch must fit one frame");
 
-/* Takes the next pages of the round off the bitmap. They are read after they were re-armed, so a later write makes them dirty again. */
+/* Takes the next pages of the round off the bitmap. They are read after they were re-armed, so a
+ * later write makes them dirty again. */
 static size_t take_batch(struct ft_primary *p)
 {
 	size_t n = 0;
@@ -51,7 +53,9 @@ static int send_pages(struct ft_engine *e, struct ft_err *err)
 		if (rc)
 			return rc;
 		for (size_t i = 0; i < n; i++)
-			used += (uint32_t)ft_codec_encode(p->codec, 0, p->batch_pfns[i], p->batch + i * VMM_PAGE_BYTES, out + used);
+			used += (uint32_t)ft_codec_encode(p->codec, 0, p->batch_pfns[i],
+							  p->batch + i * VMM_PAGE_BYTES,
+							  out + used);
 		p->round_pages += n;
 	}
 	if (!used)
@@ -77,7 +81,8 @@ static int send_disk(struct ft_engine *e, struct ft_err *err)
 	body.offset = chunk.offset;
 	body.bytes = chunk.bytes;
 	body.zero = chunk.zero;
-	rc = engine_send(e, FT_MSG_DISK, 0, &body.base, chunk.zero ? NULL : out, chunk.zero ? 0 : chunk.bytes);
+	rc = engine_send(e, FT_MSG_DISK, 0, &body.base, chunk.zero ? NULL : out,
+			 chunk.zero ? 0 : chunk.bytes);
 	return rc ? ft_err_set(err, -rc, "cannot send disk") : 1;
 }
 
@@ -88,14 +93,17 @@ static void finish_rounds(struct ft_engine *e)
 	if (p->round.disk_bytes_behind > FT_HOLD_DISK_MAX) {
 		struct ft_err err = {0};
 
-		ft_err_set(&err, ETIMEDOUT, "the guest writes its disks faster than they can be copied: %llu MiB behind after %u rounds",
+		ft_err_set(&err, ETIMEDOUT,
+			   "the guest writes its disks faster than they can be copied: %llu MiB "
+			   "behind after %u rounds",
 			   (unsigned long long)(p->round.disk_bytes_behind >> 20), p->round.rounds);
 		primary_setup_failed(e, &err);
 		return;
 	}
 
-	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: first checkpoint", e->config.name, p->round.rounds,
-		(unsigned long long)p->round.dirty_pages, (unsigned long long)p->round.disk_bytes_behind);
+	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: first checkpoint",
+		e->config.name, p->round.rounds, (unsigned long long)p->round.dirty_pages,
+		(unsigned long long)p->round.disk_bytes_behind);
 	/* Async pages count as committed: the standby applied them in order. */
 	ft_codec_commit(p->codec, 0);
 	p->phase = PRIMARY_RUNNING;
@@ -120,8 +128,9 @@ static int next_round(struct ft_engine *e, struct ft_err *err)
 	p->round.disk_bytes_behind = e->env->disks_behind(e->env_ctx);
 	p->round.bytes_per_page = p->round_pages ? bytes / p->round_pages : 0;
 	p->round.bytes_per_s = took ? bytes * 1000 / (took / 1000000 + 1) : 0;
-	ft_debug("%s: round %u: %llu pages in %llu ms, %llu dirty", e->config.name, p->round.rounds, (unsigned long long)p->round_pages,
-		 (unsigned long long)(took / NS_PER_MS), (unsigned long long)p->round.dirty_pages);
+	ft_debug("%s: round %u: %llu pages in %llu ms, %llu dirty", e->config.name, p->round.rounds,
+		 (unsigned long long)p->round_pages, (unsigned long long)(took / NS_PER_MS),
+		 (unsigned long long)p->round.dirty_pages);
 	p->round_at = 0;
 	p->round_pages = 0;
 	p->round_started_ns = now;
@@ -137,10 +146,12 @@ static void continue_rounds(struct ft_engine *e)
 	struct ft_err err = {0};
 	int rc = 1;
 
-	/* The peer's suspicion needs heartbeats later; without that connection there is no going on. */
+	/* The peer's suspicion needs heartbeats later; without that connection there is no going
+	 * on. */
 	if (!e->conns[CONN_BEAT].greeted)
 		return;
-	for (unsigned turn = 0; rc > 0 && turn < FT_FRAMES_PER_TURN && e->primary.phase == PRIMARY_ROUNDS; turn++) {
+	for (unsigned turn = 0;
+	     rc > 0 && turn < FT_FRAMES_PER_TURN && e->primary.phase == PRIMARY_ROUNDS; turn++) {
 		rc = send_pages(e, &err);
 		if (rc == 0)
 			rc = send_disk(e, &err);

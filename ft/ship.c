@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /* One captured checkpoint onto the wire:   BEGIN  PAGES*  STATE*  EVENTS*  END
  *
- * Runs off the guest's path, in pieces as the link takes them. Pages are encoded straight into the link's buffer, records of outputs
- * likewise, device state goes from the capture. Nothing here allocates. */
+ * Runs off the guest's path, in pieces as the link takes them. Pages are encoded straight into the
+ * link's buffer, records of outputs likewise, device state goes from the capture. Nothing here
+ * allocates. */
 #include "ft/engine_internal.h"
 
 #include <errno.h>
@@ -10,7 +11,8 @@
 
 #include "ft/log.h"
 
-_Static_assert(FT_HOLD_DRAIN_MAX_MS <= VMM_HOLD_MAX_MS / 2, "a slow standby must not cost the guest its agent");
+_Static_assert(FT_HOLD_DRAIN_MAX_MS <= VMM_HOLD_MAX_MS / 2,
+	       "a slow standby must not cost the guest its agent");
 
 static int send_begin(struct ft_engine *e)
 {
@@ -39,7 +41,8 @@ static int send_pages(struct ft_engine *e)
 		return -EAGAIN;
 	while (s->page_at < c->pages_n && used + FT_PAGE_RECORD_MAX <= FT_PAYLOAD_MAX) {
 		used += (uint32_t)ft_codec_encode(e->primary.codec, s->epoch, c->pfns[s->page_at],
-						  c->pages + s->page_at * VMM_PAGE_BYTES, out + used);
+						  c->pages + s->page_at * VMM_PAGE_BYTES,
+						  out + used);
 		s->page_at++;
 	}
 	if (!used)
@@ -67,7 +70,8 @@ static int send_state(struct ft_engine *e)
 	return 1;
 }
 
-/* Records of every epoch that the standby does not have: of this one, and of earlier ones whose checkpoint failed. */
+/* Records of every epoch that the standby does not have: of this one, and of earlier ones whose
+ * checkpoint failed. */
 static int send_events(struct ft_engine *e)
 {
 	struct ft_ship *s = &e->primary.ship;
@@ -82,7 +86,8 @@ static int send_events(struct ft_engine *e)
 	if (!out)
 		return -EAGAIN;
 	while (used < FT_PAYLOAD_MAX && s->event_epoch <= s->epoch) {
-		size_t n = tap_chain_export(&e->chain, s->event_epoch, &s->event_cursor, out + used, FT_PAYLOAD_MAX - used);
+		size_t n = tap_chain_export(&e->chain, s->event_epoch, &s->event_cursor, out + used,
+					    FT_PAYLOAD_MAX - used);
 
 		used += n;
 		if (!n) {
@@ -109,7 +114,8 @@ static int send_end(struct ft_engine *e)
 	end.events_bytes = s->events_bytes;
 	end.trial = s->trial;
 	end.digest = s->digest;
-	/* Without a record to ask, a standby that has its first checkpoint takes over by itself: from now on it might. */
+	/* Without a record to ask, a standby that has its first checkpoint takes over by itself:
+	 * from now on it might. */
 	if (s->trial && !strcmp(e->arbiter->ops->type, "none")) {
 		e->primary.sync_claimed = true;
 		e->env->guard(e->env_ctx, true);
@@ -141,7 +147,9 @@ static bool advance(struct ft_engine *e, int *rc)
 		*rc = send_end(e);
 		if (*rc == 0) {
 			s->phase = SHIP_WAIT_ACK;
-			s->deadline_ns = engine_now(e) + (s->trial ? FT_TRIAL_ACK_MAX_MS : FT_ACK_MAX_MS) * NS_PER_MS;
+			s->deadline_ns =
+				engine_now(e) +
+				(s->trial ? FT_TRIAL_ACK_MAX_MS : FT_ACK_MAX_MS) * NS_PER_MS;
 		}
 		break;
 	case SHIP_IDLE:
@@ -170,7 +178,8 @@ int ship_continue(struct ft_engine *e)
 			return is_wait(rc) ? 0 : rc;
 	}
 	while (advance(e, &rc)) {
-		/* A peer that lives but takes nothing is no standby: each frame that goes out has its time. */
+		/* A peer that lives but takes nothing is no standby: each frame that goes out has
+		 * its time. */
 		if (s->phase != SHIP_WAIT_ACK)
 			s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
@@ -200,7 +209,8 @@ static int drain(struct ft_engine *e, struct ft_link *link)
 {
 	uint64_t now = engine_now(e), until = e->primary.ship.hold_until_ns;
 
-	return now < until ? link->ops->drain(link, (unsigned)((until - now) / NS_PER_MS) + 1) : -ETIMEDOUT;
+	return now < until ? link->ops->drain(link, (unsigned)((until - now) / NS_PER_MS) + 1)
+			   : -ETIMEDOUT;
 }
 
 int ship_full(void *ctx, struct vmm_capture *capture)

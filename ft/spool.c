@@ -6,11 +6,13 @@
 #include <string.h>
 #include <sys/mman.h>
 
-int ft_spool_init(struct ft_spool *s, size_t ram_max, const struct ft_overflow_ops *overflow, void *overflow_ctx)
+int ft_spool_init(struct ft_spool *s, size_t ram_max, const struct ft_overflow_ops *overflow,
+		  void *overflow_ctx)
 {
 	assert(ram_max > 0);
 	memset(s, 0, sizeof *s);
-	s->ram = mmap(NULL, ram_max, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	s->ram = mmap(NULL, ram_max, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (s->ram == MAP_FAILED) {
 		s->ram = NULL;
 		return -ENOMEM;
@@ -48,14 +50,17 @@ int ft_spool_append(struct ft_spool *s, const uint8_t *data, size_t len)
 	if (len > in_ram) {
 		uint64_t at = s->len + in_ram - s->ram_max;
 
-		rc = s->overflow ? s->overflow->write(s->overflow_ctx, at, data + in_ram, len - in_ram) : -ENOSPC;
+		rc = s->overflow
+			     ? s->overflow->write(s->overflow_ctx, at, data + in_ram, len - in_ram)
+			     : -ENOSPC;
 	}
 	if (!rc)
 		s->len += len;
 	return rc;
 }
 
-long ft_spool_window(const struct ft_spool *s, uint64_t at, size_t want, uint8_t *scratch, size_t scratch_max, const uint8_t **window)
+long ft_spool_window(const struct ft_spool *s, uint64_t at, size_t want, uint8_t *scratch,
+		     size_t scratch_max, const uint8_t **window)
 {
 	uint64_t left = at < s->len ? s->len - at : 0;
 	size_t ram_left = at < s->ram_max ? s->ram_max - (size_t)at : 0, n;
@@ -73,7 +78,8 @@ long ft_spool_window(const struct ft_spool *s, uint64_t at, size_t want, uint8_t
 	/* Across the seam, or wholly beyond it. */
 	n = left < scratch_max ? (size_t)left : scratch_max;
 	memcpy(scratch, s->ram + (ram_left ? at : 0), ram_left);
-	rc = s->overflow->read(s->overflow_ctx, at + ram_left - s->ram_max, scratch + ram_left, n - ram_left);
+	rc = s->overflow->read(s->overflow_ctx, at + ram_left - s->ram_max, scratch + ram_left,
+			       n - ram_left);
 	if (rc)
 		return rc;
 	*window = scratch;

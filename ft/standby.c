@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The standby: receives, stages, verifies, acknowledges, applies.
  *
- * Async pages and disk chunks (epoch 0) go straight into the image, for nothing is committed yet. A checkpoint is staged whole beside the image;
- * END makes it committed if the totals are right, and only then is it acknowledged and applied. Frames were verified by the link; what is
- * checked here is that records are well-formed and in range, before anything is kept. A checkpoint is applied whole or not at all: a broken
- * connection leaves the last committed one.
+ * Async pages and disk chunks (epoch 0) go straight into the image, for nothing is committed yet. A
+ * checkpoint is staged whole beside the image; END makes it committed if the totals are right, and
+ * only then is it acknowledged and applied. Frames were verified by the link; what is checked here
+ * is that records are well-formed and in range, before anything is kept. A checkpoint is applied
+ * whole or not at all: a broken connection leaves the last committed one.
  *
- * The first checkpoint of a session is applied and tried in a throw-away VM before it is acknowledged: a standby that cannot resume says so
- * while the guest is still unprotected. */
+ * The first checkpoint of a session is applied and tried in a throw-away VM before it is
+ * acknowledged: a standby that cannot resume says so while the guest is still unprotected. */
 #include "ft/engine_internal.h"
 
 #include <errno.h>
@@ -25,11 +26,13 @@ int standby_init(struct ft_engine *e, struct ft_err *err)
 {
 	struct ft_standby *s = &e->standby;
 	const struct ft_engine_config *c = &e->config;
-	/* Half for pages, a quarter for the outputs of the staged epoch, a quarter for those of the committed one. */
+	/* Half for pages, a quarter for the outputs of the staged epoch, a quarter for those of the
+	 * committed one. */
 	size_t events = c->staging_bytes / 4;
 
 	s->scratch_max = APPLY_WINDOW;
-	s->scratch = mmap(NULL, s->scratch_max, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	s->scratch = mmap(NULL, s->scratch_max, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (s->scratch == MAP_FAILED) {
 		s->scratch = NULL;
 		return ft_err_set(err, ENOMEM, "staging: out of memory");
@@ -62,7 +65,8 @@ void standby_free(struct ft_engine *e)
 void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
-	struct ft_err gone = {.code = ECANCELED, .text = "failover: this standby holds no checkpoint any more"};
+	struct ft_err gone = {.code = ECANCELED,
+			      .text = "failover: this standby holds no checkpoint any more"};
 
 	done_call(&s->failover_done, &gone, 0);
 
@@ -93,7 +97,8 @@ static void refuse(struct ft_engine *e, const struct ft_err *err)
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (!e->standby.committed) {
 		standby_reset(e);
-		engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one failed: %s", copy.text);
+		engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one failed: %s",
+				 copy.text);
 	} else {
 		e->standby.unlinked_ns = engine_now(e);
 	}
@@ -131,21 +136,24 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		return;
 	}
 	if (msg->generation < e->generation) {
-		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already", (unsigned long long)msg->generation,
-			   (unsigned long long)e->generation);
+		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already",
+			   (unsigned long long)msg->generation, (unsigned long long)e->generation);
 		refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
 	if (!msg->generation || msg->generation > FT_COUNTER_MAX) {
-		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one", (unsigned long long)msg->generation);
+		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one",
+			   (unsigned long long)msg->generation);
 		refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
 	if (setup->resume) {
-		if (!s->session || setup->session != s->session || msg->generation != s->primary_generation) {
-			ft_err_set(&err, ESTALE, "SETUP: resume of a session that this standby does not have");
+		if (!s->session || setup->session != s->session ||
+		    msg->generation != s->primary_generation) {
+			ft_err_set(&err, ESTALE,
+				   "SETUP: resume of a session that this standby does not have");
 			refuse(e, &err);
 		} else {
 			s->stage.epoch = 0;
@@ -157,9 +165,12 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
-	if (setup->takeover_ms != e->config.takeover_ms || setup->heartbeat_ms != e->config.heartbeat_ms)
-		ft_warn("%s: heartbeat_ms %u, takeover_ms %u here, %u and %u at the primary: the same guest file should serve both", e->config.name,
-			e->config.heartbeat_ms, e->config.takeover_ms, setup->heartbeat_ms, setup->takeover_ms);
+	if (setup->takeover_ms != e->config.takeover_ms ||
+	    setup->heartbeat_ms != e->config.heartbeat_ms)
+		ft_warn("%s: heartbeat_ms %u, takeover_ms %u here, %u and %u at the primary: the "
+			"same guest file should serve both",
+			e->config.name, e->config.heartbeat_ms, e->config.takeover_ms,
+			setup->heartbeat_ms, setup->takeover_ms);
 	standby_reset(e);
 	s->primary_generation = msg->generation;
 	if (e->env->arm(e->env_ctx, setup, &err)) {
@@ -168,7 +179,9 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	} else {
 		s->armed = true;
 		s->session = setup->session;
-		engine_watch(e, true); /* or a primary that lost its power keeps this VM armed for ever */
+		engine_watch(
+			e,
+			true); /* or a primary that lost its power keeps this VM armed for ever */
 		engine_set_state(e, FT_STANDBY, "receiving from %s", s->primary_host);
 		send_ready(e);
 	}
@@ -178,7 +191,8 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 /* ---- pages ---- */
 
 /* Hands every record of buf to the image. */
-static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size_t *used, struct ft_err *err)
+static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size_t *used,
+		       struct ft_err *err)
 {
 	struct vmm_info info;
 	uint8_t *image = vmm_image(e->vmm);
@@ -187,7 +201,8 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 	vmm_info(e->vmm, &info);
 	while (at < len) {
 		struct ft_page_record rec;
-		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES, &rec, err);
+		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
+					     &rec, err);
 		int rc;
 
 		/* One frame may have tens of thousands of empty pages, each of them a page to fault in. */
@@ -214,10 +229,13 @@ static int check_pages(struct ft_engine *e, const uint8_t *buf, size_t len, stru
 	vmm_info(e->vmm, &info);
 	while (at < len) {
 		struct ft_page_record rec;
-		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES, &rec, err);
+		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
+					     &rec, err);
 
 		if (n <= 0)
-			return n < 0 ? n : ft_err_set(err, EPROTO, "PAGES: a record is cut by the end of its frame");
+			return n < 0 ? n
+				     : ft_err_set(err, EPROTO,
+						  "PAGES: a record is cut by the end of its frame");
 		at += (size_t)n;
 	}
 	return 0;
@@ -234,11 +252,13 @@ static int on_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 			return ft_err_set(err, EPROTO, "PAGES: async pages onto a committed image");
 		rc = apply_pages(e, msg->payload, msg->payload_len, &used, err);
 		if (!rc && used != msg->payload_len)
-			rc = ft_err_set(err, EPROTO, "PAGES: a record is cut by the end of its frame");
+			rc = ft_err_set(err, EPROTO,
+					"PAGES: a record is cut by the end of its frame");
 		return rc;
 	}
 	if (msg->epoch != s->stage.epoch)
-		return ft_err_set(err, EPROTO, "PAGES: epoch %llu while %llu is staged", (unsigned long long)msg->epoch,
+		return ft_err_set(err, EPROTO, "PAGES: epoch %llu while %llu is staged",
+				  (unsigned long long)msg->epoch,
 				  (unsigned long long)s->stage.epoch);
 	rc = check_pages(e, msg->payload, msg->payload_len, err);
 	if (!rc && ft_spool_append(&s->stage.pages, msg->payload, msg->payload_len))
@@ -254,12 +274,16 @@ static int on_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err 
 
 	if (!body)
 		return ft_err_set(err, EPROTO, "DISK: body does not parse");
-	chunk = (struct ft_disk_chunk){.disk = body->disk, .offset = body->offset, .bytes = body->bytes, .zero = body->zero};
+	chunk = (struct ft_disk_chunk){.disk = body->disk,
+				       .offset = body->offset,
+				       .bytes = body->bytes,
+				       .zero = body->zero};
 	ft__disk_chunk__free_unpacked(body, NULL);
 	if (e->standby.committed)
 		return ft_err_set(err, EPROTO, "DISK: initial copy onto a committed disk");
 	if (!chunk.zero && chunk.bytes != msg->payload_len)
-		return ft_err_set(err, EPROTO, "DISK: %u bytes announced, %u sent", chunk.bytes, msg->payload_len);
+		return ft_err_set(err, EPROTO, "DISK: %u bytes announced, %u sent", chunk.bytes,
+				  msg->payload_len);
 	rc = e->env->store_sync(e->env_ctx, &chunk, msg->payload, err);
 	return rc;
 }
@@ -272,10 +296,11 @@ static int on_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 	struct ft_stage *g = &s->stage;
 
 	if (msg->epoch > FT_COUNTER_MAX)
-		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu: there is no such one", (unsigned long long)msg->epoch);
+		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu: there is no such one",
+				  (unsigned long long)msg->epoch);
 	if (!msg->epoch || msg->epoch <= s->committed)
-		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu after %llu was committed", (unsigned long long)msg->epoch,
-				  (unsigned long long)s->committed);
+		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu after %llu was committed",
+				  (unsigned long long)msg->epoch, (unsigned long long)s->committed);
 	/* The primary starts an epoch only after it released the one before. */
 	e->env->store_released(e->env_ctx, s->committed);
 	g->epoch = msg->epoch;
@@ -291,7 +316,8 @@ static int on_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 	size_t *len = &g->state_len[g->staging];
 
 	if (msg->epoch != g->epoch || !g->epoch)
-		return ft_err_set(err, EPROTO, "STATE: epoch %llu is not being staged", (unsigned long long)msg->epoch);
+		return ft_err_set(err, EPROTO, "STATE: epoch %llu is not being staged",
+				  (unsigned long long)msg->epoch);
 	if (msg->payload_len > VMM_STATE_BYTES_MAX - *len)
 		return ft_err_set(err, EPROTO, "STATE: more than %u bytes", VMM_STATE_BYTES_MAX);
 	if (msg->payload_len)
@@ -305,13 +331,15 @@ static int on_events(struct ft_engine *e, const struct ft_msg *msg, struct ft_er
 	struct ft_stage *g = &e->standby.stage;
 
 	if (msg->epoch != g->epoch || !g->epoch)
-		return ft_err_set(err, EPROTO, "EVENTS: epoch %llu is not being staged", (unsigned long long)msg->epoch);
+		return ft_err_set(err, EPROTO, "EVENTS: epoch %llu is not being staged",
+				  (unsigned long long)msg->epoch);
 	if (ft_spool_append(&g->events[g->staging], msg->payload, msg->payload_len))
 		return ft_err_set(err, ENOSPC, "staging: no room for outputs");
 	return 0;
 }
 
-int standby_each_event(struct ft_engine *e, struct ft_spool *spool, int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
+int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
+		       int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
 		       struct ft_err *err)
 {
 	struct ft_standby *s = &e->standby;
@@ -321,25 +349,31 @@ int standby_each_event(struct ft_engine *e, struct ft_spool *spool, int (*fn)(st
 		const uint8_t *window;
 		struct tap_record rec;
 		size_t need = 0;
-		long have = ft_spool_window(spool, at, TAP_RECORD_HEADER, s->scratch, s->scratch_max, &window), n;
+		long have = ft_spool_window(spool, at, TAP_RECORD_HEADER, s->scratch,
+					    s->scratch_max, &window),
+		     n;
 		int rc;
 
 		if (have < 0)
 			return ft_err_set(err, (int)-have, "staging: cannot read back outputs");
 		n = tap_record_parse(window, (size_t)have, &rec, &need);
 		if (n == 0 && need && need <= spool->len - at && (size_t)have < need) {
-			/* Larger than the scratch only for giant disk writes that lie across the seam. */
+			/* Larger than the scratch only for giant disk writes that lie across the
+			 * seam. */
 			if (need > s->scratch_max) {
-				uint8_t *larger = mremap(s->scratch, s->scratch_max, need, MREMAP_MAYMOVE);
+				uint8_t *larger =
+					mremap(s->scratch, s->scratch_max, need, MREMAP_MAYMOVE);
 
 				if (larger == MAP_FAILED)
 					return ft_err_set(err, ENOMEM, "staging: out of memory");
 				s->scratch = larger;
 				s->scratch_max = need;
 			}
-			have = ft_spool_window(spool, at, need, s->scratch, s->scratch_max, &window);
+			have = ft_spool_window(spool, at, need, s->scratch, s->scratch_max,
+					       &window);
 			if (have < 0)
-				return ft_err_set(err, (int)-have, "staging: cannot read back outputs");
+				return ft_err_set(err, (int)-have,
+						  "staging: cannot read back outputs");
 			n = tap_record_parse(window, (size_t)have, &rec, NULL);
 		}
 		if (n <= 0)
@@ -382,13 +416,16 @@ static int apply_staged_pages(struct ft_engine *e, struct ft_err *err)
 	while (at < s->stage.pages.len) {
 		const uint8_t *window;
 		size_t used = 0;
-		long have = ft_spool_window(&s->stage.pages, at, FT_PAGE_RECORD_MAX, s->scratch, s->scratch_max, &window);
+		long have = ft_spool_window(&s->stage.pages, at, FT_PAGE_RECORD_MAX, s->scratch,
+					    s->scratch_max, &window);
 		int rc;
 
 		if (have < 0)
 			return ft_err_set(err, (int)-have, "staging: cannot read back pages");
 		/* A slice at a time: heartbeats go on while a large checkpoint is applied. */
-		rc = apply_pages(e, window, (size_t)have < APPLY_WINDOW ? (size_t)have : APPLY_WINDOW, &used, err);
+		rc = apply_pages(e, window,
+				 (size_t)have < APPLY_WINDOW ? (size_t)have : APPLY_WINDOW, &used,
+				 err);
 		if (rc)
 			return rc;
 		if (!used)
@@ -452,7 +489,8 @@ static int later_commit(struct ft_engine *e, struct ft_err *err)
 	int rc;
 
 	commit(e);
-	/* A lost acknowledgement is the primary's problem: the takeover resumes this epoch either way. */
+	/* A lost acknowledgement is the primary's problem: the takeover resumes this epoch either
+	 * way. */
 	(void)engine_send(e, FT_MSG_ACK, s->committed, NULL, NULL, 0);
 	rc = apply_staged_pages(e, err);
 	return rc ? rc : apply_disks(e, staged, err);
@@ -468,14 +506,17 @@ static int on_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *
 
 	if (!end)
 		return ft_err_set(err, EPROTO, "END: body does not parse");
-	whole = g->epoch && msg->epoch == g->epoch && end->pages_bytes == g->pages.len && end->state_bytes == g->state_len[g->staging] &&
+	whole = g->epoch && msg->epoch == g->epoch && end->pages_bytes == g->pages.len &&
+		end->state_bytes == g->state_len[g->staging] &&
 		end->events_bytes == g->events[g->staging].len && end->state_bytes > 0;
 	digest = end->digest;
 	if (end->trial != !s->committed)
 		whole = false;
 	ft__end__free_unpacked(end, NULL);
 	if (!whole)
-		return ft_err_set(err, EPROTO, "END: epoch %llu: totals do not match what was staged", (unsigned long long)msg->epoch);
+		return ft_err_set(err, EPROTO,
+				  "END: epoch %llu: totals do not match what was staged",
+				  (unsigned long long)msg->epoch);
 	rc = standby_each_event(e, &g->events[g->staging], check_event, err);
 	if (rc)
 		return rc;
@@ -530,7 +571,8 @@ static void on_handover(struct ft_engine *e, const struct ft_msg *msg)
 	struct ft_err err = {0};
 
 	if (!e->standby.committed || msg->epoch != e->standby.committed) {
-		ft_err_set(&err, EPROTO, "HANDOVER: epoch %llu: %llu is committed here", (unsigned long long)msg->epoch,
+		ft_err_set(&err, EPROTO, "HANDOVER: epoch %llu: %llu is committed here",
+			   (unsigned long long)msg->epoch,
 			   (unsigned long long)e->standby.committed);
 		refuse(e, &err);
 		return;
@@ -549,7 +591,8 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 	if (msg->type == FT_MSG_SETUP) {
 		on_setup(e, msg);
 	} else if (msg->generation != e->standby.primary_generation || !e->standby.armed) {
-		ft_err_set(&err, ESTALE, "%s: generation %llu: expected %llu", ft_msg_name(msg->type), (unsigned long long)msg->generation,
+		ft_err_set(&err, ESTALE, "%s: generation %llu: expected %llu",
+			   ft_msg_name(msg->type), (unsigned long long)msg->generation,
 			   (unsigned long long)e->standby.primary_generation);
 		refuse(e, &err);
 	} else {
@@ -581,7 +624,8 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 			on_handover(e, msg);
 			break;
 		default:
-			rc = ft_err_set(&err, EPROTO, "%s: not for a standby", ft_msg_name(msg->type));
+			rc = ft_err_set(&err, EPROTO, "%s: not for a standby",
+					ft_msg_name(msg->type));
 		}
 		if (rc && e->standby.committed != before)
 			image_broken(e, &err);

@@ -30,14 +30,16 @@ bool ft_state_valid(enum ft_state from, enum ft_state to);
 
 struct ft_state_var {
 	enum ft_state now;
-	uint64_t since_ns;	     /* clock of the caller */
-	char reason[FT_REASON_MAX];  /* of the last change */
-	void (*changed)(void *ctx, enum ft_state from, enum ft_state to, const char *reason); /* may be NULL */
+	uint64_t since_ns;	    /* clock of the caller */
+	char reason[FT_REASON_MAX]; /* of the last change */
+	void (*changed)(void *ctx, enum ft_state from, enum ft_state to,
+			const char *reason); /* may be NULL */
 	void *ctx;
 };
 
-/* Asserts ft_state_valid(); same state again only replaces the reason (since_ns stays, changed() is not called). Logs one line. */
-void ft_state_set(struct ft_state_var *var, enum ft_state to, uint64_t now_ns, const char *reason, ...)
-	__attribute__((format(printf, 4, 5)));
+/* Asserts ft_state_valid(); same state again only replaces the reason (since_ns stays, changed() is
+ * not called). Logs one line. */
+void ft_state_set(struct ft_state_var *var, enum ft_state to, uint64_t now_ns, const char *reason,
+		  ...) __attribute__((format(printf, 4, 5)));
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* From the last committed checkpoint to a running guest: by suspicion, by an operator's word, or by agreement (planned switch, VM died). */
+/* From the last committed checkpoint to a running guest: by suspicion, by an operator's word, or by
+ * agreement (planned switch, VM died). */
 #include "ft/engine_internal.h"
 
 #include <errno.h>
@@ -7,7 +8,6 @@
 #include <string.h>
 
 #include "ft/log.h"
-
 
 #define TAKEOVER_RETRY_MS 50
 
@@ -25,7 +25,8 @@ static void want_takeover(struct ft_engine *e, const char *why)
 	s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	engine_watch(e, false);
 	if (e->config.takeover_manual && !s->handover) {
-		engine_set_state(e, FT_STANDBY, "primary lost (%s): takeover is manual: `ftctl failover`", why);
+		engine_set_state(e, FT_STANDBY,
+				 "primary lost (%s): takeover is manual: `ftctl failover`", why);
 		return;
 	}
 	arbitrate_standby_takeover(e);
@@ -40,7 +41,8 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 	if (data && s->asked_ns) {
 		struct ft_err err = {0};
 
-		/* Whether the operator wants it from a primary that is lost, too, is another question. */
+		/* Whether the operator wants it from a primary that is lost, too, is another
+		 * question. */
 		ft_err_set(&err, ENOTCONN, "failover: the primary was lost meanwhile: %s", why);
 		s->asked_ns = 0;
 		done_call(&s->failover_done, &err, 0);
@@ -52,7 +54,9 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 			s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 			if (s->armed) {
 				standby_reset(e);
-				engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one left: %s", why);
+				engine_set_state(e, FT_STANDBY,
+						 "waiting for a primary; the last one left: %s",
+						 why);
 			}
 			return;
 		}
@@ -77,11 +81,6 @@ void takeover_refused(struct ft_engine *e, const char *why)
 	done_call(&e->standby.failover_done, &err, 0);
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 {
 	struct ft_standby *s = &e->standby;
@@ -93,7 +92,8 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 		takeover_continue(e);
 		return now;
 	}
-	/* Also when it was we who closed it, for a fault of the conversation: the primary has that long to come back. */
+	/* Also when it was we who closed it, for a fault of the conversation: the primary has that
+	 * long to come back. */
 	if (s->committed && s->unlinked_ns && !engine_data(e) && !s->suspicious) {
 		uint64_t until = s->unlinked_ns + e->config.takeover_ms * NS_PER_MS;
 
@@ -107,7 +107,9 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 	if (s->asked_ns && now >= s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS) {
 		struct ft_err err = {0};
 
-		ft_err_set(&err, ETIMEDOUT, "failover: the primary is connected but did not hand over within %d ms", FT_HANDOVER_MAX_MS);
+		ft_err_set(&err, ETIMEDOUT,
+			   "failover: the primary is connected but did not hand over within %d ms",
+			   FT_HANDOVER_MAX_MS);
 		s->asked_ns = 0;
 		done_call(&s->failover_done, &err, 0);
 	} else if (s->asked_ns) {
@@ -170,7 +172,8 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 {
 	struct ft_standby *s = &e->standby;
 
-	engine_set_state(e, FT_TAKEOVER, "epoch %llu, generation %llu%s", (unsigned long long)s->committed, (unsigned long long)generation,
+	engine_set_state(e, FT_TAKEOVER, "epoch %llu, generation %llu%s",
+			 (unsigned long long)s->committed, (unsigned long long)generation,
 			 s->handover ? ", by agreement" : "");
 	engine_watch(e, false);
 	e->situation++;
@@ -189,9 +192,11 @@ static void takeover_continue(struct ft_engine *e)
 	bool agreed;
 	int rc = e->env->store_activate(e->env_ctx, e->generation, s->committed, &err);
 
-	/* A shared disk that the old primary still holds, dead or asleep: it must let go first. The grant is ours, so this waits. */
+	/* A shared disk that the old primary still holds, dead or asleep: it must let go first. The
+	 * grant is ours, so this waits. */
 	if (rc == -EBUSY) {
-		engine_set_state(e, FT_TAKEOVER, "waiting for the old primary to let go: %s", err.text);
+		engine_set_state(e, FT_TAKEOVER, "waiting for the old primary to let go: %s",
+				 err.text);
 		s->retry_ns = engine_now(e) + TAKEOVER_RETRY_MS * NS_PER_MS;
 		ft_engine_tick(e);
 		return;
@@ -201,7 +206,8 @@ static void takeover_continue(struct ft_engine *e)
 		return;
 	}
 	e->env->guard(e->env_ctx, false);
-	/* What may not have left before the primary died leaves now: at worst a client sees it twice. */
+	/* What may not have left before the primary died leaves now: at worst a client sees it
+	 * twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))
 		engine_note_error(e, &err);
 	agreed = s->handover && engine_data(e);
@@ -217,15 +223,18 @@ static void takeover_continue(struct ft_engine *e)
 	s->suspicious = s->handover = s->offering = false;
 	s->asked_ns = 0;
 	tap_chain_set_mode(&e->chain, TAP_PASS);
-	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows where. */
+	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows
+	 * where. */
 	e->primary.phase = agreed ? PRIMARY_RETRY : PRIMARY_IDLE;
 	e->primary.auto_retry = agreed;
 	e->primary.deadline_ns = agreed ? engine_now(e) + FT_RETRY_MS * NS_PER_MS : 0;
-	e->primary.taps_in = true; /* passing through; taken out when the replayed outputs are surely gone */
+	e->primary.taps_in =
+		true; /* passing through; taken out when the replayed outputs are surely gone */
 	e->primary.vm_dead = e->primary.stopped = false;
 	e->untap_ns = engine_now(e) + FT_PASS_SETTLE_MS * NS_PER_MS;
 	ft_overhead_start(&e->overhead, engine_now(e));
-	engine_set_state(e, FT_SOLO, "took over from %s at epoch %llu in %llu ms", s->primary_host, (unsigned long long)e->committed,
+	engine_set_state(e, FT_SOLO, "took over from %s at epoch %llu in %llu ms", s->primary_host,
+			 (unsigned long long)e->committed,
 			 (unsigned long long)((engine_now(e) - s->takeover_ns) / NS_PER_MS));
 	done_call(&s->failover_done, NULL, e->committed);
 	ft_engine_tick(e);
@@ -235,7 +244,8 @@ static void takeover_continue(struct ft_engine *e)
 
 int switch_start(struct ft_engine *e, struct ft_err *err)
 {
-	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING || !e->primary.first_commit_done || e->primary.vm_dead)
+	if (e->state.now != FT_PROTECTED || e->primary.phase != PRIMARY_RUNNING ||
+	    !e->primary.first_commit_done || e->primary.vm_dead)
 		return ft_err_set(err, EINVAL, "failover: the guest is not protected");
 	e->primary.want_switch = true;
 	ft_engine_tick(e);
@@ -246,8 +256,8 @@ void switch_acked(struct ft_engine *e)
 {
 	struct ft_err err = {0};
 
-	/* What a shared disk still owes must be on it before the other side reads it; frames that are let go here never leave, for the VM
-	 * does not run again. */
+	/* What a shared disk still owes must be on it before the other side reads it; frames that
+	 * are let go here never leave, for the VM does not run again. */
 	if (tap_chain_release(&e->chain, e->committed, &err))
 		engine_note_error(e, &err);
 	e->env->disks_yield(e->env_ctx);
@@ -269,6 +279,13 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 	p->deadline_ns = 0;
 	p->requested = true;
 	engine_watch(e, true);
+	/* Shared disks were given up for the other side. If it has them, the guest may not go on:
+	 * outputs stay held, somebody must decide. */
+	if (e->env->disks_reclaim(e->env_ctx, &err)) {
+		p->stopped = true;
+		primary_peer_lost(e, err.text);
+		return;
+	}
 	/* The hand-over's checkpoint is committed like any other. */
 	if (tap_chain_release(&e->chain, e->committed, &err))
 		engine_note_error(e, &err);
@@ -296,13 +313,15 @@ void switch_handed(struct ft_engine *e, uint64_t generation)
 	standby_reset(e);
 	e->standby.offering = true;
 	e->standby.retry_ns = engine_now(e);
-	engine_set_state(e, FT_STANDBY, "handed over to %s: offering itself as standby", e->peer_host);
+	engine_set_state(e, FT_STANDBY, "handed over to %s: offering itself as standby",
+			 e->peer_host);
 	done_call(&p->switch_done, NULL, e->committed);
 }
 
 int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
 {
-	struct ft_done *slot = e->state.now == FT_STANDBY ? &e->standby.failover_done : &e->primary.switch_done;
+	struct ft_done *slot =
+		e->state.now == FT_STANDBY ? &e->standby.failover_done : &e->primary.switch_done;
 	int rc;
 
 	if (e->state.now == FT_STANDBY && !e->standby.committed)
@@ -315,7 +334,8 @@ int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct 
 			memset(slot, 0, sizeof *slot);
 		return rc;
 	}
-	/* A primary that is there can hand over, and then nothing is lost and nobody has to be believed dead. */
+	/* A primary that is there can hand over, and then nothing is lost and nobody has to be
+	 * believed dead. */
 	if (e->conns[CONN_DATA].greeted) {
 		if (engine_send(e, FT_MSG_HANDOVER, e->standby.committed, NULL, NULL, 0)) {
 			memset(slot, 0, sizeof *slot);

@@ -47,11 +47,16 @@ struct options {
 static int parse(int argc, char **argv, struct options *o)
 {
 	static const struct option longs[] = {
-		{"guest", required_argument, NULL, 'g'},     {"incoming", required_argument, NULL, 'i'},
-		{"run-dir", required_argument, NULL, 'r'},   {"set", required_argument, NULL, 's'},
-		{"host-id", required_argument, NULL, 'H'},   {"foreground", no_argument, NULL, 'f'},
-		{"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'v'},	     {0},
+		{"guest", required_argument, NULL, 'g'},
+		{"incoming", required_argument, NULL, 'i'},
+		{"run-dir", required_argument, NULL, 'r'},
+		{"set", required_argument, NULL, 's'},
+		{"host-id", required_argument, NULL, 'H'},
+		{"foreground", no_argument, NULL, 'f'},
+		{"log-level", required_argument, NULL, 'l'},
+		{"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'v'},
+		{0},
 	};
 	int c, level;
 
@@ -82,7 +87,9 @@ static int parse(int argc, char **argv, struct options *o)
 		case 'l':
 			level = ft_log_level_parse(optarg);
 			if (level < 0) {
-				fprintf(stderr, "ft-agent: --log-level %s: error, warn, info or debug\n", optarg);
+				fprintf(stderr,
+					"ft-agent: --log-level %s: error, warn, info or debug\n",
+					optarg);
 				return -1;
 			}
 			ft_log_level_set((enum ft_log_level)level);
@@ -126,8 +133,8 @@ static void host_id(const char *given, char out[FT_HOST_ID_MAX])
 		gethostname(out, FT_HOST_ID_MAX - 1);
 }
 
-/* The parent stays until the child knows whether it could start, and ends with its code: errors reach the operator's terminal. Returns, in the
- * child, the descriptor to report to. */
+/* The parent stays until the child knows whether it could start, and ends with its code: errors
+ * reach the operator's terminal. Returns, in the child, the descriptor to report to. */
 static int detach(void)
 {
 	int report[2];
@@ -184,7 +191,8 @@ int main(int argc, char **argv)
 		return AGENT_BAD_CONFIG;
 	}
 	run_dir = o.run_dir ? o.run_dir : getenv(CTL_RUN_DIR_ENV);
-	snprintf(agent.run_dir, sizeof agent.run_dir, "%s", run_dir ? run_dir : CTL_RUN_DIR_DEFAULT);
+	snprintf(agent.run_dir, sizeof agent.run_dir, "%s",
+		 run_dir ? run_dir : CTL_RUN_DIR_DEFAULT);
 	host_id(o.host_id, agent.host_id);
 	if (!o.foreground) {
 		report = detach();

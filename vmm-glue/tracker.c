@@ -9,6 +9,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,7 @@ struct tracker {
 	unsigned registered_n; // regions that the userfaultfd has
 	int uffd;
 	int pagemap;
+	int stat; // /proc/PID/stat, -1: cannot be read
 	struct page_region ranges[RANGES_MAX];
 };
 
@@ -187,11 +189,15 @@ static void set_regions(struct tracker *t, const struct tracker_region *regions,
 // all the same.
 static int open_process(struct tracker *t, pid_t pid, int pidfd, struct ft_err *err)
 {
+	char path[64] = "/proc/self/stat";
 	int ret;
 
 	t->pagemap = open_pagemap(pid, err);
 	if (t->pagemap < 0)
 		return t->pagemap;
+	if (pid)
+		snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	t->stat = open(path, O_RDONLY | O_CLOEXEC);
 	if (pid) {
 		// Verified after the pagemap was opened, so that both are the same process.
 		ret = inject_verify(pid, pidfd, err);
@@ -227,7 +233,7 @@ int tracker_open(pid_t pid, int pidfd, const struct tracker_region *regions, uns
 	if (!t)
 		return ft_err_set(err, ENOMEM, "dirty page tracker: %s", strerror(ENOMEM));
 	memset(t->ranges, 0xff, sizeof t->ranges); // touched now, not in the first pause
-	t->uffd = t->pagemap = -1;
+	t->uffd = t->pagemap = t->stat = -1;
 	set_regions(t, regions, regions_n);
 	ret = open_process(t, pid, pidfd, err);
 	if (!ret)
@@ -301,6 +307,22 @@ int tracker_scan(struct tracker *t, struct ft_bitmap *dirty, uint64_t *found, st
 	return check_alive(t, err);
 }
 
+uint64_t tracker_faults(const struct tracker *t)
+{
+	uint64_t minor, major;
+	char text[512];
+	const char *at;
+	ssize_t n = t->stat < 0 ? 0 : pread(t->stat, text, sizeof text - 1, 0);
+
+	text[n > 0 ? n : 0] = '\0';
+	at = strrchr(text, ')'); // the name before may hold anything
+	// Fields 10 and 12 of proc(5), sums over all threads, those that ended too.
+	if (!at || sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %" SCNu64 " %*u %" SCNu64, &minor,
+			  &major) != 2)
+		return 0;
+	return minor + major;
+}
+
 long tracker_peek(struct tracker *t, long max)
 {
 	long pages = 0;
@@ -333,5 +355,7 @@ void tracker_close(struct tracker *t)
 		close(t->uffd);
 	if (t->pagemap >= 0)
 		close(t->pagemap);
+	if (t->stat >= 0)
+		close(t->stat);
 	free(t);
 }

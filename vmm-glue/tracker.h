@@ -50,6 +50,11 @@ int tracker_open(pid_t pid, int pidfd, const struct tracker_region *regions, uns
  * (-ESRCH: the process is gone) any page may have been missed, and the tracker is good for
  * tracker_close() only. */
 int tracker_scan(struct tracker *t, struct ft_bitmap *dirty, uint64_t *found, struct ft_err *err);
+/* Page faults that the process has had so far. A write to a protected page is one, whoever does it:
+ * a thread of the process, the kernel on its behalf, or I/O that pins the page. So while two calls
+ * give the same number, a scan that began after the first one has missed nothing, and need not be
+ * repeated. 0: not known. Costs a few microseconds, whatever the size. */
+uint64_t tracker_faults(const struct tracker *t);
 /* min(pages that a scan would find, max); protects nothing. -errno. */
 long tracker_peek(struct tracker *t, long max);
 /* Takes the protection away: the process runs as if we had never been. Page faults of the process

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the engine needs from a virtual machine monitor. qemu/ drives an unmodified QEMU from outside; pocket/ is a small machine
- * in this process. The engine calls through the vmm_*() wrappers only.
+/* What the engine needs from a virtual machine monitor. qemu/ drives an unmodified QEMU from
+ * outside; pocket/ is a small machine in this process. The engine calls through the vmm_*()
+ * wrappers only.
  *
- * All calls come from the engine's thread and may block for at most the bound given with each. None calls back into the engine but
- * through the hooks of the call itself and vmm_events. Errors: 0 or -errno with one line in *err.
+ * All calls come from the engine's thread and may block for at most the bound given with each. None
+ * calls back into the engine but through the hooks of the call itself and vmm_events. Errors: 0 or
+ * -errno with one line in *err.
  *
  * States of a VM:        (nothing) -- start/attach --> running <--> stopped
  *                        (nothing) -- arm ----------> armed -- resume --> running
@@ -19,66 +21,81 @@
 #include "ft/bitmap.h"
 #include "ft/err.h"
 
-#define VMM_PAGE_BYTES	    4096
-#define VMM_STATE_BYTES_MAX (4u << 20) /* device state of one checkpoint; QEMU with many modern devices: 0.5 MiB */
-#define VMM_DISKS_MAX	    8
-#define VMM_NICS_MAX	    8
-#define VMM_PATH_MAX	    256
-#define VMM_NAME_MAX	    64
+#define VMM_PAGE_BYTES 4096
+#define VMM_STATE_BYTES_MAX                                                                        \
+	(4u << 20) /* device state of one checkpoint; QEMU with many modern devices: 0.5 MiB */
+#define VMM_DISKS_MAX 8
+#define VMM_NICS_MAX  8
+#define VMM_PATH_MAX  256
+#define VMM_NAME_MAX  64
 
 struct vmm;
 
-/* One checkpoint, copied off the guest. Buffers belong to the caller and are allocated before protection starts. */
+/* One checkpoint, copied off the guest. Buffers belong to the caller and are allocated before
+ * protection starts. */
 struct vmm_capture {
 	/* in */
-	uint8_t *pages;	       /* pages_max * VMM_PAGE_BYTES; page i is number pfns[i] */
+	uint8_t *pages; /* pages_max * VMM_PAGE_BYTES; page i is number pfns[i] */
 	uint64_t *pfns;
 	size_t pages_max;
-	uint8_t *state;	       /* VMM_STATE_BYTES_MAX */
+	uint8_t *state; /* VMM_STATE_BYTES_MAX */
 	/* out */
 	size_t pages_n;
 	size_t state_len;
-	uint64_t pause_ns;     /* the guest's pause as the VMM reports it, else as we saw it */
-	uint64_t held_ns;      /* first state byte to last state byte taken */
+	uint64_t pause_ns; /* the guest's pause as the VMM reports it, else as we saw it */
+	uint64_t held_ns;  /* first state byte to last state byte taken */
 };
 
 #define VMM_WAITING_MS 20
 
-/* Called inside vmm_checkpoint(), on its thread, with the guest paused. Everything here prolongs the pause. */
+/* Called inside vmm_checkpoint(), on its thread, with the guest paused. Everything here prolongs
+ * the pause. */
 struct vmm_hold_hooks {
-	/* vCPUs are stopped, devices drained: what the guest put out until now belongs to the epoch that ends here. */
+	/* vCPUs are stopped, devices drained: what the guest put out until now belongs to the epoch
+	 * that ends here. */
 	void (*stopped)(void *ctx);
-	/* Staging is full: move capture->pages_n pages out and set it to 0, within a bounded time. -errno abandons the
-	 * checkpoint. NULL: -ENOSPC abandons it. */
+	/* Staging is full: move capture->pages_n pages out and set it to 0, within a bounded time.
+	 * -errno abandons the checkpoint. NULL: -ENOSPC abandons it. */
 	int (*full)(void *ctx, struct vmm_capture *capture);
-	/* Called every VMM_WAITING_MS or so while the VMM takes its time, as when its disks are slow to drain: the owner's chance to tell its
-	 * peer that it lives. May be NULL. */
+	/* Called every VMM_WAITING_MS or so while the VMM takes its time, as when its disks are
+	 * slow to drain: the owner's chance to tell its peer that it lives. May be NULL. */
 	void (*waiting)(void *ctx);
 	void *ctx;
 };
 
 /* Things that happen to a VM by themselves. Delivered from vmm_poll() on the engine's thread. */
 struct vmm_events {
-	/* The VM is gone or unusable for ever: process died, guest powered off, monitor lost. why: one line. */
+	/* The VM is gone or unusable for ever: process died, guest powered off, monitor lost. why:
+	 * one line. */
 	void (*lost)(void *ctx, const char *why);
 	void *ctx;
 };
 
 struct vmm_info {
-	const char *kind;      /* "qemu" | "pocket" */
+	const char *kind; /* "qemu" | "pocket" */
 	char version[32];
-	pid_t pid;	       /* 0: in this process */
+	pid_t pid; /* 0: in this process */
 	uint64_t ram_bytes;
 	char uuid[37];
 	unsigned disks_n, nics_n;
-	struct { char id[VMM_NAME_MAX]; char image[VMM_PATH_MAX]; uint64_t bytes; } disks[VMM_DISKS_MAX];
-	struct { char id[VMM_NAME_MAX]; } nics[VMM_NICS_MAX];
+	struct {
+		char id[VMM_NAME_MAX];
+		char image[VMM_PATH_MAX];
+		uint64_t bytes;
+	} disks[VMM_DISKS_MAX];
+	struct {
+		char id[VMM_NAME_MAX];
+	} nics[VMM_NICS_MAX];
 };
 
 /* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. */
 struct vmm_tap_points {
-	struct { char nbd[VMM_PATH_MAX]; } disks[VMM_DISKS_MAX];		      /* unix socket of our NBD server */
-	struct { char out[VMM_PATH_MAX], in[VMM_PATH_MAX]; } nics[VMM_NICS_MAX]; /* unix sockets that we listen on */
+	struct {
+		char nbd[VMM_PATH_MAX];
+	} disks[VMM_DISKS_MAX]; /* unix socket of our NBD server */
+	struct {
+		char out[VMM_PATH_MAX], in[VMM_PATH_MAX];
+	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on */
 };
 
 struct vmm_ops {
@@ -93,50 +110,67 @@ struct vmm_ops {
 	void (*poll)(struct vmm *vmm);
 
 	/* ---- running: protection ---- */
-	/* Finds everything that would make protection impossible, touching nothing: -ENOTSUP and why. <= 1 s */
+	/* Finds everything that would make protection impossible, touching nothing: -ENOTSUP and
+	 * why. <= 1 s */
 	int (*check)(struct vmm *vmm, struct ft_err *err);
-	/* Puts the taps in (guest runs on, its I/O goes on) / takes them out. taps_in undoes itself on error. <= 10 s */
+	/* Puts the taps in (guest runs on, its I/O goes on) / takes them out. taps_in undoes itself
+	 * on error. <= 10 s */
 	int (*taps_in)(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 	int (*taps_out)(struct vmm *vmm, struct ft_err *err);
-	/* Starts the dirty tracker; every page counts as dirty afterwards (the caller sets its bitmap). / Ends it. <= 1 s */
+	/* Starts the dirty tracker; every page counts as dirty afterwards (the caller sets its
+	 * bitmap). / Ends it. <= 1 s */
 	int (*track_start)(struct vmm *vmm, struct ft_err *err);
 	void (*track_stop)(struct vmm *vmm);
-	/* dirty |= pages written since the last harvest; tracking of them starts again in the same step. */
+	/* dirty |= pages written since the last harvest; tracking of them starts again in the same
+	 * step. */
 	int (*harvest)(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);
-	/* How many pages would be harvested now, at least min(that, max); harvests nothing. -errno. */
+	/* How many pages would be harvested now, at least min(that, max); harvests nothing. -errno.
+	 */
 	long (*dirty_peek)(struct vmm *vmm, long max);
-	/* Copies RAM pages of a guest that may be running (a torn page is dirty again by definition). */
-	int (*read_pages)(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target, struct ft_err *err);
-	/* Makes the next checkpoint() quick (primes the command). May be called again; idle time is right. <= 100 ms */
+	/* Copies RAM pages of a guest that may be running (a torn page is dirty again by
+	 * definition). */
+	int (*read_pages)(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
+			  struct ft_err *err);
+	/* Makes the next checkpoint() quick (primes the command). May be called again; idle time is
+	 * right. <= 100 ms */
 	int (*checkpoint_prepare)(struct vmm *vmm, struct ft_err *err);
-	/* Pauses the guest, calls hooks->stopped, harvests into `pending` (which may have bits set: pages still owed), copies ALL of
-	 * pending's pages into *capture, saves the device state, lets the guest run. Bits stay set in pending: the caller clears
-	 * them at commit. On error the guest runs, pending holds every page that was seen dirty, *capture is void.
-	 * keep_stopped: the guest stays stopped afterwards (planned switch; vmm_cont() or vmm_quit() follow).
-	 * Bound: hold watchdog, VMM_HOLD_MAX_MS, enforced by the keeper. */
+	/* Pauses the guest, calls hooks->stopped, harvests into `pending` (which may have bits set:
+	 * pages still owed), copies ALL of pending's pages into *capture, saves the device state,
+	 * lets the guest run. Bits stay set in pending: the caller clears them at commit. On error
+	 * the guest runs, pending holds every page that was seen dirty, *capture is void.
+	 * keep_stopped: the guest stays stopped afterwards (planned switch; vmm_cont() or
+	 * vmm_quit() follow). Bound: hold watchdog, VMM_HOLD_MAX_MS, enforced by the keeper. */
 	int (*checkpoint)(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
-			  const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err);
+			  const struct vmm_hold_hooks *hooks, bool keep_stopped,
+			  struct ft_err *err);
 	int (*stop)(struct vmm *vmm, struct ft_err *err);
 	int (*cont)(struct vmm *vmm, struct ft_err *err);
-	/* Ends the VM: orderly = asks the guest first (bounded by the caller's `within_ms`), then by force. Idempotent. */
+	/* Ends the VM: orderly = asks the guest first (bounded by the caller's `within_ms`), then
+	 * by force. Idempotent. */
 	void (*quit)(struct vmm *vmm, bool orderly, unsigned within_ms);
-	/* XXH3-64 over all RAM, page after page. Guest running or stopped; of use when stopped or inside a hold. */
+	/* XXH3-64 over all RAM, page after page. Guest running or stopped; of use when stopped or
+	 * inside a hold. */
 	int (*ram_digest)(struct vmm *vmm, uint64_t *digest, struct ft_err *err);
 
 	/* ---- armed: standby ---- */
-	/* The image of the guest's RAM: ram_bytes, shared with the waiting VM; written by the engine until resume(). */
+	/* The image of the guest's RAM: ram_bytes, shared with the waiting VM; written by the
+	 * engine until resume(). */
 	uint8_t *(*image)(struct vmm *vmm);
-	/* Proves that the image and this state make a VM that loads: throw-away VM, private mapping, connected to nothing. The
-	 * error is the VMM's own message. <= 10 s */
+	/* Proves that the image and this state make a VM that loads: throw-away VM, private
+	 * mapping, connected to nothing. The error is the VMM's own message. <= 10 s */
 	int (*trial)(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
-	/* Loads the state; the guest runs when this returns 0. The disks' images are at the committed epoch. <= 5 s */
+	/* Loads the state; the guest runs when this returns 0. The disks' images are at the
+	 * committed epoch. <= 5 s */
 	int (*resume)(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 
-	/* Frees this object. A running VM goes on running (see quit) unless it lives in this process. */
+	/* Frees this object. A running VM goes on running (see quit) unless it lives in this
+	 * process. */
 	void (*free)(struct vmm *vmm);
 };
 
-#define VMM_HOLD_MAX_MS 2000 /* longest pause that a keeper allows one checkpoint; far above any budget, far below a human */
+#define VMM_HOLD_MAX_MS                                                                            \
+	2000 /* longest pause that a keeper allows one checkpoint; far above any budget, far below \
+		a human */
 
 /* Every implementation's struct starts with this. */
 struct vmm {
@@ -145,8 +179,9 @@ struct vmm {
 };
 
 /* ---- what the engine calls ----
- * One for each op, same contract; they assert what holds for every VMM. All ops are required but poll_fd and poll (of a VMM that has
- * nothing to poll) and checkpoint_prepare (of one whose checkpoints need none). */
+ * One for each op, same contract; they assert what holds for every VMM. All ops are required but
+ * poll_fd and poll (of a VMM that has nothing to poll) and checkpoint_prepare (of one whose
+ * checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
 const char *vmm_status(struct vmm *vmm);
 int vmm_poll_fd(struct vmm *vmm);
@@ -158,7 +193,8 @@ int vmm_track_start(struct vmm *vmm, struct ft_err *err);
 void vmm_track_stop(struct vmm *vmm);
 int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);
 long vmm_dirty_peek(struct vmm *vmm, long max);
-int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target, struct ft_err *err);
+int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
+		   struct ft_err *err);
 int vmm_checkpoint_prepare(struct vmm *vmm, struct ft_err *err);
 int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 		   const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err);

@@ -500,8 +500,8 @@ bool net_tap_settle(struct tap *tap, unsigned within_ms)
 	struct tap_stats q = {0};
 	bool settled = false;
 
-	/* The socket's reader is another process, and the kernel does not tell when it has read: so this looks, each
-	 * millisecond. */
+	/* The socket's reader is another process, and the kernel does not tell when it has read: so
+	 * this looks, each millisecond. */
 	for (unsigned ms = 0; !settled && ms <= within_ms; ms++) {
 		int unread = 0;
 

@@ -43,8 +43,8 @@ struct net_tap_config {
  *   replay	  -EBUSY while anything is held. A frame over the bound is dropped and counted, no
  *error. */
 int net_tap_open(const struct net_tap_config *config, struct tap **out, struct ft_err *err);
-/* Waits until nothing is held and QEMU has read all that was let go, so that the filter may be taken out
- * without losing a frame. Engine's thread; false after within_ms. */
+/* Waits until nothing is held and QEMU has read all that was let go, so that the filter may be
+ * taken out without losing a frame. Engine's thread; false after within_ms. */
 bool net_tap_settle(struct tap *tap, unsigned within_ms);
 
 #endif

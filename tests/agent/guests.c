@@ -16,8 +16,9 @@
 
 void kv_open(struct kv_client *c)
 {
-	struct sockaddr_in to = {
-		.sin_family = AF_INET, .sin_port = htons(KV_PORT), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct sockaddr_in to = {.sin_family = AF_INET,
+				 .sin_port = htons(KV_PORT),
+				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 
 	*c = (struct kv_client){.chain = KV_CHAIN_START};
 	c->fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -69,7 +70,8 @@ static bool operate(struct kv_client *c, bool put, unsigned key, const char *val
 	char text[KV_REQUEST_MAX];
 	struct kv_answer answer;
 
-	snprintf(text, sizeof text, put ? "PUT 77 %lu key%u %s" : "GET 77 %lu key%u", c->seq + 1, key, value);
+	snprintf(text, sizeof text, put ? "PUT 77 %lu key%u %s" : "GET 77 %lu key%u", c->seq + 1,
+		 key, value);
 	exchange(c, text, &answer);
 	if (answer.status == KV_ERR && !strcmp(answer.text, "io"))
 		return false;
@@ -132,7 +134,8 @@ void pocket_pair(struct host *a, struct host *b, const char *ft, const char *ext
 	*b = host_make("B");
 	pocket_conf(conf, ft, extra);
 	host_start(a, conf, NULL);
-	host_start(b, conf, "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(b, conf, "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"),
+		   NULL);
 	wait_state(a, "solo", START_MS);
 	wait_state(b, "standby", START_MS);
 }
@@ -149,7 +152,8 @@ void need_qemu(void)
 		snprintf(kernel, sizeof kernel, "%s/vmlinuz", folder);
 	else
 		snprintf(kernel, sizeof kernel, "%s/.cache/guest/vmlinuz", source ? source : ".");
-	snprintf(initrd, sizeof initrd, "%.*s/initrd.gz", (int)(strrchr(kernel, '/') - kernel), kernel);
+	snprintf(initrd, sizeof initrd, "%.*s/initrd.gz", (int)(strrchr(kernel, '/') - kernel),
+		 kernel);
 	if (access(kernel, R_OK) || access(initrd, R_OK)) {
 		printf("skipped: no test guest at %s (tests/guest/build makes it)\n", kernel);
 		exit(77);
@@ -162,7 +166,8 @@ void need_qemu(void)
 
 void bridge(void)
 {
-	shell("ip link add br0 type bridge forward_delay 0 && ip addr add 10.9.0.1/24 dev br0 && ip link set br0 up && "
+	shell("ip link add br0 type bridge forward_delay 0 && ip addr add 10.9.0.1/24 dev br0 && "
+	      "ip link set br0 up && "
 	      "ip tuntap add tapb mode tap vnet_hdr && ip link set tapb master br0 up");
 }
 
@@ -179,7 +184,8 @@ void qemu_conf(const char *path, const char *append, const char *ft, const char 
 
 int guest_connect(void)
 {
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(7), .sin_addr.s_addr = htonl(0x0a090002)};
+	struct sockaddr_in to = {
+		.sin_family = AF_INET, .sin_port = htons(7), .sin_addr.s_addr = htonl(0x0a090002)};
 	struct timeval limit = {GOES_ON_MS / 1000, 0};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -244,7 +250,8 @@ int wait_tick(const struct host *h, int after, unsigned within_ms)
 
 	while (last_tick(h) <= after) {
 		if (now_ms() >= until)
-			fail_msg("%s: the guest does not tick beyond %d; its agent said: %s", h->id, after, file_text(h->log));
+			fail_msg("%s: the guest does not tick beyond %d; its agent said: %s", h->id,
+				 after, file_text(h->log));
 		breathe(until, "tick");
 	}
 	return last_tick(h);

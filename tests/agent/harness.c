@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The place, processes, and what can be seen of them from outside. Operators and clients are in operators.c and guests.c. */
+/* The place, processes, and what can be seen of them from outside. Operators and clients are in
+ * operators.c and guests.c. */
 #include "tests/agent/harness.h"
 
 #include <dirent.h>
@@ -239,7 +240,8 @@ void place_open(void)
 		printf("skipped: ip is not installed\n");
 		exit(77);
 	}
-	snprintf(options, sizeof options, "log_path=%s/sanitizer:exitcode=99:abort_on_error=0", place);
+	snprintf(options, sizeof options, "log_path=%s/sanitizer:exitcode=99:abort_on_error=0",
+		 place);
 	for (unsigned i = 0; i < sizeof sanitizers / sizeof *sanitizers; i++)
 		setenv(sanitizers[i], options, 1);
 }
@@ -265,8 +267,10 @@ int place_clear(void **state)
 	}
 	memset(agents, 0, sizeof agents);
 	/* Interfaces of killed agents' guests. */
-	shell("for i in $(ip -o link | sed -n 's/^[0-9]*: \\(ft[^:@]*\\).*/\\1/p'); do ip link del $i; done");
-	shell("rm -rf %s/A %s/B %s/*.img* %s/*.console %s/*.sock", place, place, place, place, place);
+	shell("for i in $(ip -o link | sed -n 's/^[0-9]*: \\(ft[^:@]*\\).*/\\1/p'); do ip link del "
+	      "$i; done");
+	shell("rm -rf %s/A %s/B %s/*.img* %s/*.console %s/*.sock", place, place, place, place,
+	      place);
 	return 0;
 }
 
@@ -303,7 +307,8 @@ static void spawn(struct host *h, const char *conf, va_list more)
 {
 	char program[256];
 	const char *build = getenv("FT_BUILD_DIR");
-	const char *argv[ARGS_MAX] = {program, "--guest", conf, "--run-dir", h->run, "--host-id", h->id, "--foreground"};
+	const char *argv[ARGS_MAX] = {program, "--guest",   conf,  "--run-dir",
+				      h->run,  "--host-id", h->id, "--foreground"};
 	unsigned n = 8;
 	int log;
 
@@ -360,7 +365,8 @@ int host_reap(struct host *h, unsigned within_ms)
 	n = poll(&p, 1, (int)within_ms);
 	close(fd);
 	if (n == 0)
-		fail_msg("agent %s still runs after %u ms; it said: %s", h->id, within_ms, file_text(h->log));
+		fail_msg("agent %s still runs after %u ms; it said: %s", h->id, within_ms,
+			 file_text(h->log));
 	assert_int_equal(waitpid(h->agent, &status, 0), h->agent);
 	agent_forget(h->agent);
 	h->agent = 0;
@@ -394,7 +400,8 @@ void host_wait_said(const struct host *h, const char *text, unsigned within_ms)
 
 	while (!host_said(h, text)) {
 		if (now_ms() >= until)
-			fail_msg("agent %s does not say '%s' but: %s", h->id, text, file_text(h->log));
+			fail_msg("agent %s does not say '%s' but: %s", h->id, text,
+				 file_text(h->log));
 		breathe(until, text);
 	}
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the tests of the whole agent share: a place of their own (network namespace, folder), two hosts in it, their agents as real processes,
- * operators' requests to them, and clients of the guests.
+/* What the tests of the whole agent share: a place of their own (network namespace, folder), two
+ * hosts in it, their agents as real processes, operators' requests to them, and clients of the
+ * guests.
  *
- * Every wait has a deadline; what fails, fails the test with what was seen. Whatever was started ends with place_close(), also when a test
- * failed: orphans (a guest's QEMU, a keeper) are inherited by the test program and killed by their number. */
+ * Every wait has a deadline; what fails, fails the test with what was seen. Whatever was started
+ * ends with place_close(), also when a test failed: orphans (a guest's QEMU, a keeper) are
+ * inherited by the test program and killed by their number. */
 #ifndef TESTS_AGENT_HARNESS_H
 #define TESTS_AGENT_HARNESS_H
 
@@ -41,7 +43,8 @@ extern char place[64]; /* a folder; short, for sockets are in it */
 
 /* Exits 77 if this machine cannot give a namespace. */
 void place_open(void);
-/* Ends all that was started and removes the folder; returns failures: what a sanitizer had to report. */
+/* Ends all that was started and removes the folder; returns failures: what a sanitizer had to
+ * report. */
 int place_close(void);
 /* Ends all that was started: what one test leaves must not trouble the next. cmocka teardown. */
 int place_clear(void **state);
@@ -53,7 +56,8 @@ void write_file(const char *path, const char *fmt, ...) __attribute__((format(pr
 const char *file_text(const char *path);
 void make_image(const char *path, uint64_t bytes);
 uint64_t now_ms(void);
-/* For waits of the form: while (!done) { check; breathe(deadline, what); }. Fails the test after the deadline. */
+/* For waits of the form: while (!done) { check; breathe(deadline, what); }. Fails the test after
+ * the deadline. */
 void breathe(uint64_t deadline_ms, const char *what);
 /* Direct children of the test program that are alive, orphans that it inherited included. */
 unsigned children(void);
@@ -67,7 +71,8 @@ void wait_dead(pid_t pid, unsigned within_ms);
 /* ---- agents ---- */
 
 struct host host_make(const char *id);
-/* The program, with --foreground, this host's id and run directory. Further arguments up to NULL. */
+/* The program, with --foreground, this host's id and run directory. Further arguments up to NULL.
+ */
 void host_start(struct host *h, const char *conf, ...) __attribute__((sentinel));
 /* The same, waits for its end (or kills it, which fails the test), and returns its exit code. */
 int host_try(struct host *h, const char *conf, ...) __attribute__((sentinel));
@@ -103,8 +108,8 @@ uint64_t committed(struct host *h);
 
 /* ---- guests ---- */
 
-/* A client of the kv program on a pocket machine at 127.0.0.1:port: counts and hashes along, so that a lost, doubled or invented
- * operation is found at the next answer (kv.h). */
+/* A client of the kv program on a pocket machine at 127.0.0.1:port: counts and hashes along, so
+ * that a lost, doubled or invented operation is found at the next answer (kv.h). */
 struct kv_client {
 	int fd;
 	uint64_t seq, number, chain, longest_ms;
@@ -112,14 +117,15 @@ struct kv_client {
 #define KV_PORT 7700
 void kv_open(struct kv_client *c);
 void kv_close(struct kv_client *c);
-/* PUT and GET of n keys, each answer checked; repeats unanswered requests for up to GOES_ON_MS each. */
+/* PUT and GET of n keys, each answer checked; repeats unanswered requests for up to GOES_ON_MS
+ * each. */
 void kv_work(struct kv_client *c, unsigned n);
-/* PUTs until one is answered with an error of the disk, which is no operation: the same one is asked again by the next kv_work(). At most
- * n, or the test fails. */
+/* PUTs until one is answered with an error of the disk, which is no operation: the same one is
+ * asked again by the next kv_work(). At most n, or the test fails. */
 void kv_until_error(struct kv_client *c, unsigned n);
 
-/* A pair of pocket machines: a.conf serves both, B listens at b.sock. ft: more keys of that section, the defaults with
- * a takeover_ms for busy machines are there; extra: more lines. */
+/* A pair of pocket machines: a.conf serves both, B listens at b.sock. ft: more keys of that
+ * section, the defaults with a takeover_ms for busy machines are there; extra: more lines. */
 void pocket_conf(const char *path, const char *ft, const char *extra);
 /* "kemari:unix:" and a path in the place. */
 const char *unix_uri(const char *name);
@@ -132,7 +138,8 @@ void need_qemu(void);
 /* append: more words for the guest's command line, e.g. "ft.dirty=..." */
 /* br0 with 10.9.0.1/24, and a tap interface tapb on it. */
 void bridge(void);
-/* Guest A with a disk, a console and `append` on its command line; it logs to A.console. extra: more lines, the NICs among them. */
+/* Guest A with a disk, a console and `append` on its command line; it logs to A.console. extra:
+ * more lines, the NICs among them. */
 void qemu_conf(const char *path, const char *append, const char *ft, const char *extra);
 void qemu_start(struct host *h, const char *conf);
 /* A TCP connection to the guest's echo server, and n exchanges over it. */

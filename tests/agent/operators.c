@@ -15,7 +15,8 @@ static Ctl__Reply *request(struct host *h, const Ctl__Request *r, unsigned withi
 	/* It may still be starting. */
 	while (ctl_ask(h->run, GUEST, r, (int)within_ms, &reply, &err)) {
 		if (err.code != ECONNREFUSED || !h->agent || !process_alive(h->agent))
-			fail_msg("%s: %s: %s; its agent said: %s", h->id, r->command, err.text, file_text(h->log));
+			fail_msg("%s: %s: %s; its agent said: %s", h->id, r->command, err.text,
+				 file_text(h->log));
 		breathe(until, err.text);
 	}
 	return reply;
@@ -56,7 +57,8 @@ void ask_ok(struct host *h, const char *command, const char *argument)
 	char message[512];
 
 	if (ask(h, command, argument, message))
-		fail_msg("%s: %s: %s; its agent said: %s", h->id, command, message, file_text(h->log));
+		fail_msg("%s: %s: %s; its agent said: %s", h->id, command, message,
+			 file_text(h->log));
 }
 
 void ask_refused(struct host *h, const char *command, const char *argument, const char *text)
@@ -79,7 +81,8 @@ void wait_state(struct host *h, const char *state, unsigned within_ms)
 	r.timeout_ms = within_ms;
 	reply = request(h, &r, within_ms + 5000);
 	if (reply->error[0])
-		fail_msg("%s: not %s: %s; its agent said: %s", h->id, state, reply->message, file_text(h->log));
+		fail_msg("%s: not %s: %s; its agent said: %s", h->id, state, reply->message,
+			 file_text(h->log));
 	ctl__reply__free_unpacked(reply, NULL);
 }
 
@@ -99,7 +102,8 @@ void assert_state(struct host *h, const char *state)
 	Ctl__Reply *reply = status_of(h);
 
 	if (strcmp(reply->status->state, state))
-		fail_msg("%s is %s, not %s: %s", h->id, reply->status->state, state, reply->status->reason);
+		fail_msg("%s is %s, not %s: %s", h->id, reply->status->state, state,
+			 reply->status->reason);
 	ctl__reply__free_unpacked(reply, NULL);
 }
 

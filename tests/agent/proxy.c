@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One thread, one poll. Pieces are what one read gives; a fault waits for one that is surely part of a frame from the primary. */
+/* One thread, one poll. Pieces are what one read gives; a fault waits for one that is surely part
+ * of a frame from the primary. */
 #include "tests/agent/proxy.h"
 
 #include <errno.h>
@@ -44,7 +45,8 @@ static void drop(struct proxy *p, unsigned i)
 static void take(struct proxy *p)
 {
 	struct sockaddr_un to;
-	int client = accept4(p->listener, NULL, NULL, SOCK_CLOEXEC), server = unix_socket(p->to, &to);
+	int client = accept4(p->listener, NULL, NULL, SOCK_CLOEXEC),
+	    server = unix_socket(p->to, &to);
 
 	for (unsigned i = 0; i < PAIRS_MAX; i++) {
 		if (p->pairs[i][0] >= 0)
@@ -100,16 +102,19 @@ static void *proxy_main(void *arg)
 	struct proxy *p = arg;
 
 	for (;;) {
-		struct pollfd fds[2 + 2 * PAIRS_MAX] = {{.fd = p->stop, .events = POLLIN}, {.fd = p->listener, .events = POLLIN}};
+		struct pollfd fds[2 + 2 * PAIRS_MAX] = {{.fd = p->stop, .events = POLLIN},
+							{.fd = p->listener, .events = POLLIN}};
 
 		for (unsigned i = 0; i < 2 * PAIRS_MAX; i++)
-			fds[2 + i] = (struct pollfd){.fd = p->pairs[i / 2][i % 2], .events = POLLIN};
+			fds[2 + i] =
+				(struct pollfd){.fd = p->pairs[i / 2][i % 2], .events = POLLIN};
 		if (poll(fds, 2 + 2 * PAIRS_MAX, -1) < 0)
 			continue;
 		if (fds[0].revents)
 			return NULL;
 		for (unsigned i = 0; i < 2 * PAIRS_MAX; i++)
-			if (fds[2 + i].revents && p->pairs[i / 2][i % 2] == fds[2 + i].fd && fds[2 + i].fd >= 0)
+			if (fds[2 + i].revents && p->pairs[i / 2][i % 2] == fds[2 + i].fd &&
+			    fds[2 + i].fd >= 0)
 				pass(p, i / 2, i % 2);
 		if (fds[1].revents)
 			take(p);

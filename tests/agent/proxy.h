@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A wire between two agents that can be made bad: a unix socket that passes on to another one, byte for byte until told otherwise. */
+/* A wire between two agents that can be made bad: a unix socket that passes on to another one, byte
+ * for byte until told otherwise. */
 #ifndef TESTS_AGENT_PROXY_H
 #define TESTS_AGENT_PROXY_H
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Disks that are full or broken, on either host. The standby's costs protection, never the guest; the primary's the guest hears of as an
- * I/O error, as it would without us. */
+/* Disks that are full or broken, on either host. The standby's costs protection, never the guest;
+ * the primary's the guest hears of as an I/O error, as it would without us. */
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>

@@ -27,7 +27,8 @@ static void assert_no_growth(const struct host *h, const struct size *before)
 	/* The last request's connection may still be there, then as now. */
 	while (now = size_of(h), now.descriptors > before->descriptors)
 		breathe(until, "descriptors");
-	printf("%s: %u descriptors, %lu KiB; before: %u, %lu\n", h->id, now.descriptors, now.kib, before->descriptors, before->kib);
+	printf("%s: %u descriptors, %lu KiB; before: %u, %lu\n", h->id, now.descriptors, now.kib,
+	       before->descriptors, before->kib);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 	assert_true(now.kib <= before->kib + GROWTH_KIB_MAX);
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a broken or hostile peer, NBD client or operator's program may send. The agent closes that connection, says why, and neither the guest
- * nor an honest peer notices. Frames are made with the product's own header code, then spoilt. */
+/* What a broken or hostile peer, NBD client or operator's program may send. The agent closes that
+ * connection, says why, and neither the guest nor an honest peer notices. Frames are made with the
+ * product's own header code, then spoilt. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
@@ -27,7 +28,8 @@ static int setup(void **state)
 	return 0;
 }
 
-/* Whatever was sent: both agents are the same processes as before, protected or able to be, and equal. */
+/* Whatever was sent: both agents are the same processes as before, protected or able to be, and
+ * equal. */
 static int teardown(void **state)
 {
 	Ctl__Reply *reply = status_of(&a);
@@ -94,9 +96,14 @@ struct frame {
 	size_t len;
 };
 
-static void frame_make(struct frame *f, uint16_t type, uint64_t seq, uint64_t epoch, const ProtobufCMessage *body, size_t payload)
+static void frame_make(struct frame *f, uint16_t type, uint64_t seq, uint64_t epoch,
+		       const ProtobufCMessage *body, size_t payload)
 {
-	f->h = (struct frame_header){.type = type, .seq = seq, .generation = 1, .epoch = epoch, .payload_len = (uint32_t)payload};
+	f->h = (struct frame_header){.type = type,
+				     .seq = seq,
+				     .generation = 1,
+				     .epoch = epoch,
+				     .payload_len = (uint32_t)payload};
 	if (body)
 		f->h.body_len = (uint32_t)protobuf_c_message_pack(body, f->content);
 	memset(f->content + f->h.body_len, 0x5a, payload);
@@ -114,7 +121,7 @@ static void hello_make(struct frame *f, uint64_t seq, const char *name, const ch
 	hello.name = (char *)(uintptr_t)name;
 	hello.host_id = (char *)(uintptr_t)host;
 	hello.role = FT__ROLE__ROLE_PRIMARY;
-	hello.version = (char *)(uintptr_t)"0";
+	hello.version = (char *)(uintptr_t) "0";
 	hello.runs = true;
 	hello.generation = 1;
 	frame_make(f, FT_MSG_HELLO, seq, 0, &hello.base, 0);
@@ -254,8 +261,8 @@ static void conversations(void **state)
 		frame_make(&said[0], type, 2, 0, NULL, 200);
 		conversation(said, 1);
 	}
-	setup.vmm = (char *)(uintptr_t)"pocket";
-	setup.uuid = (char *)(uintptr_t)"x";
+	setup.vmm = (char *)(uintptr_t) "pocket";
+	setup.uuid = (char *)(uintptr_t) "x";
 	setup.session = 5;
 	setup.nics = 1;
 	frame_make(&said[0], FT_MSG_SETUP, 2, 0, &setup.base, 0);
@@ -265,8 +272,8 @@ static void conversations(void **state)
 	conversation(said, 1);
 	/* Armed as it wants to be, then fed with nonsense. */
 	setup.ram_bytes = 32u << 20;
-	disk.id = (char *)(uintptr_t)"root";
-	disk.image = (char *)(uintptr_t)"/etc/passwd";
+	disk.id = (char *)(uintptr_t) "root";
+	disk.image = (char *)(uintptr_t) "/etc/passwd";
 	disk.bytes = 8u << 20;
 	setup.disks = disks;
 	setup.n_disks = 1;
@@ -334,7 +341,8 @@ static void garbage(void **state)
 	assert_int_equal(host_lines(&a, "standby lost"), 0);
 }
 
-/* A wire that spoils what passes, between two that are protected: the link ends, comes back, and nothing was lost. */
+/* A wire that spoils what passes, between two that are protected: the link ends, comes back, and
+ * nothing was lost. */
 static void bad_wire(void **state)
 {
 	static const enum proxy_fault faults[] = {PROXY_FLIP, PROXY_REPEAT, PROXY_LOSE, PROXY_CUT};
@@ -382,7 +390,8 @@ static void operators(void **state)
 	assert_state(&a, "solo");
 }
 
-/* Strangers that connect and say nothing take the places of those who do not know anybody; an honest primary comes in after them. */
+/* Strangers that connect and say nothing take the places of those who do not know anybody; an
+ * honest primary comes in after them. */
 static void silent_strangers(void **state)
 {
 	uint64_t until = now_ms() + PROTECT_MS;
@@ -402,7 +411,10 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(frames), TEST(frames_while_protected), TEST(conversations), TEST(garbage), TEST(bad_wire), TEST(operators), TEST(silent_strangers),
+		TEST(frames),		TEST(frames_while_protected),
+		TEST(conversations),	TEST(garbage),
+		TEST(bad_wire),		TEST(operators),
+		TEST(silent_strangers),
 	};
 	int failed;
 

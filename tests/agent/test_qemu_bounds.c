@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A guest that dirties 10,000 pages and writes 16 MiB of disk each second, protected: memory stays within what the interface promises,
- * nothing is dropped, and what the standby has is equal. FT_LONG=1: for five minutes. */
+/* A guest that dirties 10,000 pages and writes 16 MiB of disk each second, protected: memory stays
+ * within what the interface promises, nothing is dropped, and what the standby has is equal.
+ * FT_LONG=1: for five minutes. */
 #include "tests/agent/harness.h"
 
-#define MIB		  (1u << 20)
-#define STAGING		  (128 * MIB) /* the defaults of the guest file */
-#define DELTA_BASE	  (64 * MIB)
-#define OTHER		  (64 * MIB)
-#define RAM		  (256 * MIB)
-#define SECONDS_DEFAULT	  20
-#define SECONDS_LONG	  300
-#define DISK_RATE_MIN	  (4 * MIB) /* of 16, on a machine that does other things too */
-#define CHECKPOINTS	  1000
-#define DISK_BYTES	  "128M"
+#define MIB		(1u << 20)
+#define STAGING		(128 * MIB) /* the defaults of the guest file */
+#define DELTA_BASE	(64 * MIB)
+#define OTHER		(64 * MIB)
+#define RAM		(256 * MIB)
+#define SECONDS_DEFAULT 20
+#define SECONDS_LONG	300
+#define DISK_RATE_MIN	(4 * MIB) /* of 16, on a machine that does other things too */
+#define CHECKPOINTS	1000
+#define DISK_BYTES	"128M"
 
 static struct host a, b;
 
@@ -30,8 +31,9 @@ static void start(const char *append, const char *ft)
 	host_start(&a, at("g.conf"), "--set", "disk.root.size=" DISK_BYTES, NULL);
 	wait_state(&a, "solo", START_MS);
 	wait_tick(&a, 1, BOOT_MS);
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "disk.root.size=" DISK_BYTES, "--set", "console.log=B.console",
-		   "--set", "console.socket=B.tty.sock", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "disk.root.size=" DISK_BYTES, "--set", "console.log=B.console", "--set",
+		   "console.socket=B.tty.sock", "--incoming", unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 }
@@ -77,12 +79,17 @@ static void within_bounds(void **state)
 	tick = last_tick(&a) - tick;
 	disk = (written(b.agent) - disk) * 1000 / (now_ms() - began);
 	reply = status_of(&a);
-	printf("primary %lu MiB of %u, standby %lu MiB of %u; %lu checkpoints (%lu failed), pause p50 %lu us p99 %lu us max %lu us, commit p50 %lu us, "
-	       "dirty pages p50 %lu max %lu, sent/raw %.2f, overhead %.2f, %d ticks, disk %.1f MiB/s\n",
-	       most_a / 1024, (OTHER + STAGING + DELTA_BASE) / MIB, most_b / 1024, (RAM + STAGING + OTHER) / MIB,
-	       reply->status->epoch_committed - first, reply->status->checkpoints_failed, reply->status->pause_us->p50,
-	       reply->status->pause_us->p99, reply->status->pause_us->max, reply->status->commit_us->p50, reply->status->dirty_pages->p50,
-	       reply->status->dirty_pages->max, (double)reply->status->bytes_sent / (double)reply->status->bytes_raw,
+	printf("primary %lu MiB of %u, standby %lu MiB of %u; %lu checkpoints (%lu failed), pause "
+	       "p50 %lu us p99 %lu us max %lu us, commit p50 %lu us, "
+	       "dirty pages p50 %lu max %lu, sent/raw %.2f, overhead %.2f, %d ticks, disk %.1f "
+	       "MiB/s\n",
+	       most_a / 1024, (OTHER + STAGING + DELTA_BASE) / MIB, most_b / 1024,
+	       (RAM + STAGING + OTHER) / MIB, reply->status->epoch_committed - first,
+	       reply->status->checkpoints_failed, reply->status->pause_us->p50,
+	       reply->status->pause_us->p99, reply->status->pause_us->max,
+	       reply->status->commit_us->p50, reply->status->dirty_pages->p50,
+	       reply->status->dirty_pages->max,
+	       (double)reply->status->bytes_sent / (double)reply->status->bytes_raw,
 	       reply->status->overhead, tick, (double)disk / MIB);
 	assert_int_equal(reply->status->checkpoints_failed, 0);
 	ctl__reply__free_unpacked(reply, NULL);
@@ -118,11 +125,13 @@ static void thousand_checkpoints(void **state)
 	kib_b = rss_kib(b.agent);
 	while (committed(&a) < first + 100 + CHECKPOINTS)
 		breathe(until, "checkpoints");
-	printf("A: %u descriptors (%u), %lu KiB (%lu); B: %u (%u), %lu KiB (%lu)\n", descriptors(a.agent), fds_a, rss_kib(a.agent), kib_a,
-	       descriptors(b.agent), fds_b, rss_kib(b.agent), kib_b);
+	printf("A: %u descriptors (%u), %lu KiB (%lu); B: %u (%u), %lu KiB (%lu)\n",
+	       descriptors(a.agent), fds_a, rss_kib(a.agent), kib_a, descriptors(b.agent), fds_b,
+	       rss_kib(b.agent), kib_b);
 	while (descriptors(a.agent) > fds_a || descriptors(b.agent) > fds_b)
 		breathe(until, "descriptors");
-	/* What the guest touches for the first time is in the delta base and in the image: bounded by the set that it touches. */
+	/* What the guest touches for the first time is in the delta base and in the image: bounded
+	 * by the set that it touches. */
 	assert_true(rss_kib(a.agent) <= kib_a + 8192);
 	assert_true(rss_kib(b.agent) <= kib_b + 8192);
 	ask_ok(&a, "verify", NULL);

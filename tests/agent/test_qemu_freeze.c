@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The agent stands still in the worst moment, while it holds the guest: its keeper ends it, and the guest runs again, here or at the standby,
- * and never at both. */
+/* The agent stands still in the worst moment, while it holds the guest: its keeper ends it, and the
+ * guest runs again, here or at the standby, and never at both. */
 #include <signal.h>
 
 #include "tests/agent/harness.h"
@@ -40,7 +40,8 @@ static bool is_stopped(pid_t pid)
 	return state && state[1] == ' ' && state[2] == 'T';
 }
 
-/* Stops the agent at random moments until one is in a hold. Others are over so soon that nobody notices. */
+/* Stops the agent at random moments until one is in a hold. Others are over so soon that nobody
+ * notices. */
 static void freeze_in_hold(pid_t qemu)
 {
 	for (unsigned i = 0; i < TRIES; i++) {
@@ -62,8 +63,9 @@ static void start(const char *ft, const char *extra)
 {
 	qemu_conf(at("g.conf"), "", ft, extra);
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set",
-		   "console.socket=B.tty.sock", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
+		   unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 }
@@ -80,7 +82,8 @@ static void frozen_in_a_hold(void **state)
 	tick = wait_tick(&a, last_tick(&a), GOES_ON_MS);
 	freeze_in_hold(qemu);
 	frozen = now_ms();
-	/* The standby does not wait for the keeper: a silent primary is silent, whatever froze it. */
+	/* The standby does not wait for the keeper: a silent primary is silent, whatever froze it.
+	 */
 	wait_tick(&b, tick, VMM_HOLD_MAX_MS + SLACK_MS + TICK_MS + STANDBY_DOES);
 	printf("guest ticks at the standby %lu ms after the freeze\n", now_ms() - frozen);
 	assert_int_equal(host_reap(&a, VMM_HOLD_MAX_MS + SLACK_MS), 128 + SIGKILL);
@@ -103,8 +106,9 @@ static void frozen_before_anybody_has_it(void **state)
 	/* A standby that stands still itself never acknowledges the first checkpoint. */
 	qemu_conf(at("g.conf"), "", "", "");
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set",
-		   "console.socket=B.tty.sock", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
+		   unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	qemu = vmm_pid(&a);
 	for (unsigned i = 0;; i++) {
@@ -138,7 +142,8 @@ static void frozen_before_anybody_has_it(void **state)
 	assert_int_equal(children(), 0);
 }
 
-/* Frozen between holds, it runs nothing and releases nothing; when it comes back it finds itself replaced. */
+/* Frozen between holds, it runs nothing and releases nothing; when it comes back it finds itself
+ * replaced. */
 static void frozen_and_back(void **state)
 {
 	pid_t qemu;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The agent dies, and what that means for the guest depends on the moment: solo and syncing guests run on and a new agent finds them; a
- * protected one ends here, for the standby has it. And nothing is left when a guest is stopped. */
+/* The agent dies, and what that means for the guest depends on the moment: solo and syncing guests
+ * run on and a new agent finds them; a protected one ends here, for the standby has it. And nothing
+ * is left when a guest is stopped. */
 #include <net/if.h>
 #include <signal.h>
 
@@ -21,8 +22,9 @@ static int setup(void **state)
 /* One network namespace is both hosts' here, so B's tap needs a name of its own. */
 static void start_standby(void)
 {
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set",
-		   "console.socket=B.tty.sock", "--set", "nic.net0.attach=tap:tapb", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--set",
+		   "nic.net0.attach=tap:tapb", "--incoming", unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 }
 
@@ -57,7 +59,8 @@ static void killed_while_solo(void **state)
 		assert_true(host_said(&a, "found the guest running"));
 		assert_int_equal(vmm_pid(&a), qemu);
 		wait_tick(&a, tick, GOES_ON_MS);
-		/* The keeper of the dead agent has gone with it: agents, QEMU, keepers of A and B. */
+		/* The keeper of the dead agent has gone with it: agents, QEMU, keepers of A and B.
+		 */
 		wait_children(3, 5000);
 		protect(&a);
 		ask_ok(&a, "cancel", NULL);
@@ -68,7 +71,8 @@ static void killed_while_solo(void **state)
 	wait_dead(qemu, 5000);
 }
 
-/* Between the first round and the first checkpoint: the taps are in, disk writes go through the agent. */
+/* Between the first round and the first checkpoint: the taps are in, disk writes go through the
+ * agent. */
 static void wait_console(const struct host *h, const char *text)
 {
 	uint64_t until = now_ms() + GOES_ON_MS;
@@ -95,7 +99,8 @@ static void killed_while_syncing(void **state)
 		ask_async(&a, "migrate", uri);
 		for (bool tapped = false; !tapped; ctl__reply__free_unpacked(reply, NULL)) {
 			reply = status_of(&a);
-			tapped = !strcmp(reply->status->state, "syncing") && reply->status->rounds > 0;
+			tapped = !strcmp(reply->status->state, "syncing") &&
+				 reply->status->rounds > 0;
 			if (!tapped)
 				breathe(until, "async rounds");
 		}
@@ -148,8 +153,9 @@ static void killed_while_protected(void **state)
 	qemu = vmm_pid(&b);
 	host_kill(&b);
 	assert_true(process_alive(qemu));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set", "console.log=B.console", "--set",
-		   "console.socket=B.tty.sock", "--set", "nic.net0.attach=tap:tapb", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--set",
+		   "nic.net0.attach=tap:tapb", "--incoming", unix_uri("b.sock"), NULL);
 	wait_state(&b, "solo", START_MS);
 	assert_int_equal(vmm_pid(&b), qemu);
 	ticks_on(&b);
@@ -175,7 +181,9 @@ static void assert_only_logs(const struct host *h)
 	char command[256];
 
 	snprintf(command, sizeof command,
-		 "! find %s -mindepth 1 ! -name '*.log' ! -name '*.memory' ! -name '*.lock' | grep . >&2", h->run);
+		 "! find %s -mindepth 1 ! -name '*.log' ! -name '*.memory' ! -name '*.lock' | grep "
+		 ". >&2",
+		 h->run);
 	shell("%s", command);
 }
 

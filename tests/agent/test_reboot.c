@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a host knows of its guest after it came up again, with an empty run directory: the disks' metadata must do. */
+/* What a host knows of its guest after it came up again, with an empty run directory: the disks'
+ * metadata must do. */
 #include "tests/agent/harness.h"
 
 static struct host a, b;
@@ -22,12 +23,14 @@ static void lose_power(struct host *h)
 static void start_b(bool incoming)
 {
 	if (incoming)
-		host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+		host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+			   unix_uri("b.sock"), NULL);
 	else
 		host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL);
 }
 
-/* Its standby went on: the old primary is no place to start the guest, but a good one for a standby. */
+/* Its standby went on: the old primary is no place to start the guest, but a good one for a
+ * standby. */
 static void old_primary(void **state)
 {
 	(void)state;
@@ -52,7 +55,8 @@ static void newest_copy(void **state)
 	protect();
 	host_kill(&a);
 	wait_state(&b, "solo", GOES_ON_MS);
-	shell("rm -rf %s %s", a.run, at("A.img.kemari")); /* as if the operator believed that A is the newest */
+	shell("rm -rf %s %s", a.run,
+	      at("A.img.kemari")); /* as if the operator believed that A is the newest */
 	lose_power(&b);
 	start_b(true);
 	wait_state(&b, "standby", START_MS);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A host dies, its guest goes on at the standby, and the host comes back: as a standby always, as a primary never. */
+/* A host dies, its guest goes on at the standby, and the host comes back: as a standby always, as a
+ * primary never. */
 #include <signal.h>
 
 #include "tests/agent/harness.h"
@@ -60,7 +61,8 @@ static void there_and_back(void **state)
 		host_kill(&b);
 		kv_work(&client, 10);
 		wait_state(&a, "solo", GOES_ON_MS);
-		host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+		host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+			   unix_uri("b.sock"), NULL);
 		wait_state(&b, "standby", START_MS);
 		ask_ok(&a, "migrate", unix_uri("b.sock"));
 		kv_work(&client, 10);
@@ -147,7 +149,8 @@ static void arbiter_gone(void **state)
 	kv_work(&client, 10);
 }
 
-/* Stopped in order it may be started again, on either host that has the newest disk, and not on the other. */
+/* Stopped in order it may be started again, on either host that has the newest disk, and not on the
+ * other. */
 static void stopped_in_order(void **state)
 {
 	(void)state;
@@ -167,13 +170,15 @@ static void standby_stopped(void **state)
 	wait_state(&a, "solo", GOES_ON_MS);
 	assert_int_equal(host_lines(&a, "outputs are held"), 0);
 	kv_work(&client, 10);
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
 	wait_state(&a, "protected", PROTECT_MS);
 	kv_work(&client, 10);
 	ask_ok(&a, "verify", NULL);
 }
 
-/* The standby dies: the operator's word says that the primary goes on, so it does, and is protected again by itself. */
+/* The standby dies: the operator's word says that the primary goes on, so it does, and is protected
+ * again by itself. */
 static void standby_killed(void **state)
 {
 	(void)state;
@@ -181,7 +186,8 @@ static void standby_killed(void **state)
 	ask_ok(&a, "cancel", NULL);
 	kv_work(&client, 10);
 	assert_state(&a, "solo");
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 	kv_work(&client, 10);
@@ -195,7 +201,8 @@ static void standby_killed_by_record(void **state)
 	host_kill(&b);
 	kv_work(&client, 10);
 	wait_state(&a, "solo", GOES_ON_MS);
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming", unix_uri("b.sock"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
 	wait_state(&a, "protected", PROTECT_MS);
 	kv_work(&client, 10);
 	ask_ok(&a, "verify", NULL);
@@ -203,13 +210,23 @@ static void standby_killed_by_record(void **state)
 
 int main(void)
 {
-#define NONE(f) cmocka_unit_test_setup_teardown(f, setup_none, teardown)
+#define NONE(f)	  cmocka_unit_test_setup_teardown(f, setup_none, teardown)
 #define RECORD(f) cmocka_unit_test_setup_teardown(f, setup_file, teardown)
 	const struct CMUnitTest tests[] = {
-		NONE(there_and_back),	     NONE(switched),	     NONE(not_as_primary_by_memory),	NONE(stopped_in_order),
-		NONE(standby_stopped),	     NONE(standby_killed),   RECORD(there_and_back),		RECORD(switched),
-		RECORD(not_as_primary_by_record), RECORD(not_before_the_standby), RECORD(arbiter_gone),	RECORD(stopped_in_order),
-		RECORD(standby_stopped),	     RECORD(standby_killed_by_record),
+		NONE(there_and_back),
+		NONE(switched),
+		NONE(not_as_primary_by_memory),
+		NONE(stopped_in_order),
+		NONE(standby_stopped),
+		NONE(standby_killed),
+		RECORD(there_and_back),
+		RECORD(switched),
+		RECORD(not_as_primary_by_record),
+		RECORD(not_before_the_standby),
+		RECORD(arbiter_gone),
+		RECORD(stopped_in_order),
+		RECORD(standby_stopped),
+		RECORD(standby_killed_by_record),
 	};
 	int failed;
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Starts that must not succeed: each says why in one line and with the exit code of the interface, and hurts nobody who runs. */
+/* Starts that must not succeed: each says why in one line and with the exit code of the interface,
+ * and hurts nobody who runs. */
 #include <arpa/inet.h>
 #include <sys/socket.h>
 
@@ -7,8 +8,8 @@
 #include "tests/agent/harness.h"
 #include "transport/pki.h"
 
-#define POCKET                                                                                                                             \
-	"name = \"g\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\n"                                                             \
+#define POCKET                                                                                     \
+	"name = \"g\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\n"                     \
 	"nic net0 { attach = \"udp:127.0.0.1:7700\" }\ntls { insecure = true }\n"
 #define DISK "disk root { image = \"A.img\" size = \"8M\" }\n"
 
@@ -66,8 +67,12 @@ static void guest_file_mistakes(void **state)
 static void incoming_mistakes(void **state)
 {
 	static const char *const cases[][2] = {
-		{"kemari:tcp:127.0.0.1", "--incoming"}, {"kemari:tcp:127.0.0.1:0", "--incoming"}, {"nonsense", "--incoming"},
-		{"kemari:tls:127.0.0.1:7000", "tls { ca"}, {"tls:127.0.0.1:7000", "kemari:tls:"}, {"kemari:tcp:203.0.113.9:7000", "203.0.113.9"},
+		{"kemari:tcp:127.0.0.1", "--incoming"},
+		{"kemari:tcp:127.0.0.1:0", "--incoming"},
+		{"nonsense", "--incoming"},
+		{"kemari:tls:127.0.0.1:7000", "tls { ca"},
+		{"tls:127.0.0.1:7000", "kemari:tls:"},
+		{"kemari:tcp:203.0.113.9:7000", "203.0.113.9"},
 	};
 
 	(void)state;
@@ -76,8 +81,10 @@ static void incoming_mistakes(void **state)
 		assert_int_equal(host_try(&a, at("g.conf"), "--incoming", cases[i][0], NULL), 2);
 		host_one_error(&a, cases[i][1]);
 	}
-	write_file(at("g.conf"), "name = \"g\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\n" DISK);
-	assert_int_equal(host_try(&a, at("g.conf"), "--incoming", "kemari:tcp:127.0.0.1:7000", NULL), 2);
+	write_file(at("g.conf"),
+		   "name = \"g\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\n" DISK);
+	assert_int_equal(
+		host_try(&a, at("g.conf"), "--incoming", "kemari:tcp:127.0.0.1:7000", NULL), 2);
 	host_one_error(&a, "plaintext");
 }
 
@@ -95,7 +102,9 @@ static void two_agents(void **state)
 	kv_work(&c, 5);
 	assert_int_equal(host_try(&second, at("g.conf"), NULL), 2);
 	host_one_error(&second, "another agent");
-	assert_int_equal(host_try(&second, at("g.conf"), "--incoming", "kemari:tcp:127.0.0.1:7000", NULL), 2);
+	assert_int_equal(
+		host_try(&second, at("g.conf"), "--incoming", "kemari:tcp:127.0.0.1:7000", NULL),
+		2);
 	kv_work(&c, 5);
 	kv_close(&c);
 	assert_state(&a, "solo");
@@ -105,14 +114,17 @@ static void two_agents(void **state)
 
 static void port_in_use(void **state)
 {
-	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(7000)};
+	struct sockaddr_in in = {.sin_family = AF_INET,
+				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+				 .sin_port = htons(7000)};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	(void)state;
 	assert_int_equal(bind(fd, (struct sockaddr *)&in, sizeof in), 0);
 	assert_int_equal(listen(fd, 1), 0);
 	write_file(at("g.conf"), POCKET DISK);
-	assert_int_equal(host_try(&a, at("g.conf"), "--incoming", "kemari:tcp:127.0.0.1:7000", NULL), 2);
+	assert_int_equal(
+		host_try(&a, at("g.conf"), "--incoming", "kemari:tcp:127.0.0.1:7000", NULL), 2);
 	host_one_error(&a, "kemari:tcp:127.0.0.1:7000");
 	close(fd);
 	/* A unix socket that somebody listens on is not taken away from them. */
@@ -169,7 +181,8 @@ static void images(void **state)
 		{"rm -rf A.img; : > A.img", "empty"},
 		{"printf 'QFI\\373' > A.img; truncate -s 8M A.img", "qcow"},
 		{"rm -f A.img; ln -s A.img A.img", "A.img"},
-		{"rm -f A.img; truncate -s 8M A.img; printf nonsense > A.img.kemari", "A.img.kemari"},
+		{"rm -f A.img; truncate -s 8M A.img; printf nonsense > A.img.kemari",
+		 "A.img.kemari"},
 	};
 
 	(void)state;
@@ -177,7 +190,8 @@ static void images(void **state)
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		shell("cd %s && %s", place, cases[i].prepare);
 		if (host_try(&a, at("g.conf"), NULL) != 2)
-			fail_msg("case %zu: %s; it said: %s", i, cases[i].prepare, file_text(a.log));
+			fail_msg("case %zu: %s; it said: %s", i, cases[i].prepare,
+				 file_text(a.log));
 		host_one_error(&a, cases[i].says);
 		host_one_error(&a, "disk root");
 	}
@@ -198,24 +212,29 @@ static void certificates(void **state)
 	shell("rm -rf %s/pki; mkdir %s/pki", place, place);
 	assert_int_equal(pki_init(at("pki"), &err), 0);
 	assert_int_equal(pki_issue(at("pki"), "h", (const char *const[]){"127.0.0.1"}, 1, &err), 0);
-	assert_int_equal(pki_issue(at("pki"), "other", (const char *const[]){"127.0.0.1"}, 1, &err), 0);
+	assert_int_equal(pki_issue(at("pki"), "other", (const char *const[]){"127.0.0.1"}, 1, &err),
+			 0);
 	write_file(at("g.conf"), POCKET DISK);
-	assert_int_equal(host_try(&a, at("g.conf"), "--set", "tls.ca=pki/none.pem", "--set", "tls.cert=pki/h.pem", "--set",
-				  "tls.key=pki/h.key", NULL), 2);
+	assert_int_equal(host_try(&a, at("g.conf"), "--set", "tls.ca=pki/none.pem", "--set",
+				  "tls.cert=pki/h.pem", "--set", "tls.key=pki/h.key", NULL),
+			 2);
 	host_one_error(&a, "none.pem");
-	assert_int_equal(host_try(&a, at("g.conf"), "--set", "tls.ca=pki/ca.pem", "--set", "tls.cert=pki/h.pem", "--set",
-				  "tls.key=pki/other.key", NULL), 2);
+	assert_int_equal(host_try(&a, at("g.conf"), "--set", "tls.ca=pki/ca.pem", "--set",
+				  "tls.cert=pki/h.pem", "--set", "tls.key=pki/other.key", NULL),
+			 2);
 	host_one_error(&a, "other.key");
 	write_file(at("pki/bad.pem"), "no certificate\n");
-	assert_int_equal(host_try(&a, at("g.conf"), "--set", "tls.ca=pki/ca.pem", "--set", "tls.cert=pki/bad.pem", "--set",
-				  "tls.key=pki/h.key", NULL), 2);
+	assert_int_equal(host_try(&a, at("g.conf"), "--set", "tls.ca=pki/ca.pem", "--set",
+				  "tls.cert=pki/bad.pem", "--set", "tls.key=pki/h.key", NULL),
+			 2);
 	host_one_error(&a, "bad.pem");
 }
 
 static void qemu_and_arbiter(void **state)
 {
 	(void)state;
-	write_file(at("g.conf"), "name = \"g\"\nmemory = \"64M\"\nqemu { binary = \"/nowhere/qemu\" }\n" DISK);
+	write_file(at("g.conf"),
+		   "name = \"g\"\nmemory = \"64M\"\nqemu { binary = \"/nowhere/qemu\" }\n" DISK);
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 	host_one_error(&a, "/nowhere/qemu");
 	write_file(at("g.conf"), "name = \"g\"\nqemu { attach = \"nobody.qmp\" }\n");
@@ -224,10 +243,12 @@ static void qemu_and_arbiter(void **state)
 	write_file(at("g.conf"), "name = \"g\"\n");
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 	host_one_error(&a, "only a standby");
-	write_file(at("g.conf"), "name = \"g\"\nmemory = \"64M\"\nnic n { attach = \"bridge:nobridge\" }\n" DISK);
+	write_file(at("g.conf"),
+		   "name = \"g\"\nmemory = \"64M\"\nnic n { attach = \"bridge:nobridge\" }\n" DISK);
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 	host_one_error(&a, "nobridge");
-	write_file(at("g.conf"), POCKET DISK "arbiter { type = \"etcd\" endpoints = {\"http://127.0.0.1:1\"} }\n");
+	write_file(at("g.conf"), POCKET DISK
+		   "arbiter { type = \"etcd\" endpoints = {\"http://127.0.0.1:1\"} }\n");
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 	host_one_error(&a, "etcd");
 	assert_int_equal(children(), 0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Who may be whose standby, and what an operator reads when somebody may not: certificates, names, plain text, guests and machines that do
- * not match. Whatever goes wrong, the guest goes on, and afterwards a right standby can have it. */
+/* Who may be whose standby, and what an operator reads when somebody may not: certificates, names,
+ * plain text, guests and machines that do not match. Whatever goes wrong, the guest goes on, and
+ * afterwards a right standby can have it. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
@@ -18,7 +19,8 @@
 static struct host a, b;
 static struct kv_client client;
 
-/* pki/: the CA of this test, with h (good), old (expired), other (for another host). wrong/: another CA. */
+/* pki/: the CA of this test, with h (good), old (expired), other (for another host). wrong/:
+ * another CA. */
 static int group_setup(void **state)
 {
 	static const char *const here[] = {"127.0.0.1"}, *const there[] = {"203.0.113.7"};
@@ -27,8 +29,9 @@ static int group_setup(void **state)
 
 	(void)state;
 	if (pki_init(at("pki"), &err) || pki_issue(at("pki"), "h", here, 1, &err) ||
-	    pki_issue_for(at("pki"), "old", here, 1, now - 2 * DAY, now - DAY, &err) || pki_issue(at("pki"), "other", there, 1, &err) ||
-	    pki_init(at("wrong"), &err) || pki_issue(at("wrong"), "h", here, 1, &err))
+	    pki_issue_for(at("pki"), "old", here, 1, now - 2 * DAY, now - DAY, &err) ||
+	    pki_issue(at("pki"), "other", there, 1, &err) || pki_init(at("wrong"), &err) ||
+	    pki_issue(at("wrong"), "h", here, 1, &err))
 		fail_msg("%s", err.text);
 	return 0;
 }
@@ -37,7 +40,9 @@ static void conf(const char *name, const char *ca, const char *cert, const char 
 {
 	char tls[400];
 
-	snprintf(tls, sizeof tls, "tls { ca = \"%s/ca.pem\" cert = \"%s.pem\" key = \"%s.key\" }\n%s", ca, cert, cert, extra);
+	snprintf(tls, sizeof tls,
+		 "tls { ca = \"%s/ca.pem\" cert = \"%s.pem\" key = \"%s.key\" }\n%s", ca, cert,
+		 cert, extra);
 	pocket_conf(at("%s", name), "", tls);
 }
 
@@ -129,7 +134,8 @@ static void standby_of_another_name(void **state)
 	ask_refused(&a, "migrate", URI, "127.0.0.1");
 }
 
-/* Now it is the standby that refuses, and both say so. An agent whose own certificate is not its CA's does not even start. */
+/* Now it is the standby that refuses, and both say so. An agent whose own certificate is not its
+ * CA's does not even start. */
 static void standby_wants_another_name(void **state)
 {
 	(void)state;
@@ -137,7 +143,8 @@ static void standby_wants_another_name(void **state)
 	assert_int_equal(host_try(&b, at("b.conf"), "--incoming", URI, NULL), 2);
 	host_one_error(&b, "does not verify with CA");
 	conf("b.conf", "pki", "pki/h", "");
-	host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set", "tls.peer=203.0.113.7", "--incoming", URI, NULL);
+	host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "tls.peer=203.0.113.7", "--incoming", URI, NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_refused(&a, "migrate", URI, "certificate");
 	host_wait_said(&b, "203.0.113.7", START_MS);
@@ -146,7 +153,9 @@ static void standby_wants_another_name(void **state)
 
 static int talk_to(uint16_t port)
 {
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct sockaddr_in to = {.sin_family = AF_INET,
+				 .sin_port = htons(port),
+				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	struct timeval limit = {10, 0};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -193,12 +202,15 @@ static void plain_text(void **state)
 /* The other way round: TLS to a port that speaks plain text, and to one that says nothing. */
 static void tls_to_plain_text(void **state)
 {
-	struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(7001)};
+	struct sockaddr_in in = {.sin_family = AF_INET,
+				 .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+				 .sin_port = htons(7001)};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	(void)state;
 	conf("b.conf", "pki", "pki/h", "");
-	host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set", "tls.insecure=true", "--incoming", "kemari:tcp:127.0.0.1:7000", NULL);
+	host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set", "tls.insecure=true",
+		   "--incoming", "kemari:tcp:127.0.0.1:7000", NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_refused(&a, "migrate", URI, "TLS");
 	assert_int_equal(bind(fd, (struct sockaddr *)&in, sizeof in), 0);
@@ -211,7 +223,8 @@ static void another_guest(void **state)
 {
 	(void)state;
 	write_file(at("b.conf"),
-		   "name = \"h\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\ndisk root { image = \"B.img\" size = \"8M\" }\n"
+		   "name = \"h\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"kv\"\ndisk root "
+		   "{ image = \"B.img\" size = \"8M\" }\n"
 		   "tls { ca = \"pki/ca.pem\" cert = \"pki/h.pem\" key = \"pki/h.key\" }\n");
 	host_start(&b, at("b.conf"), "--incoming", URI, NULL);
 	host_wait_said(&b, "standby", START_MS);
@@ -224,7 +237,8 @@ static void same_host(void **state)
 {
 	(void)state;
 	conf("b.conf", "pki", "pki/h", "");
-	host_start(&b, at("b.conf"), "--host-id", "A", "--set", "disk.root.image=B.img", "--incoming", URI, NULL);
+	host_start(&b, at("b.conf"), "--host-id", "A", "--set", "disk.root.image=B.img",
+		   "--incoming", URI, NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_refused(&a, "migrate", URI, "this host");
 }
@@ -245,7 +259,8 @@ static void other_machine(void **state)
 	conf("b.conf", "pki", "pki/h", "");
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		shell("rm -f %s*", at("B.img"));
-		host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set", cases[i].set, "--incoming", URI, NULL);
+		host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set",
+			   cases[i].set, "--incoming", URI, NULL);
 		wait_state(&b, "standby", START_MS);
 		ask_refused(&a, "migrate", URI, cases[i].says);
 		kv_work(&client, 2);
@@ -257,7 +272,8 @@ static void other_machine(void **state)
 	wait_state(&b, "standby", START_MS);
 	ask_refused(&a, "migrate", URI, "4194304 bytes");
 	host_stop(&b);
-	host_start(&b, at("b.conf"), "--set", "disk.root.image=nowhere/B.img", "--incoming", URI, NULL);
+	host_start(&b, at("b.conf"), "--set", "disk.root.image=nowhere/B.img", "--incoming", URI,
+		   NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_refused(&a, "migrate", URI, "nowhere/B.img");
 	shell("rm -f %s*", at("B.img"));
@@ -281,9 +297,17 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(nobody_there), TEST(standby_of_another_ca), TEST(standby_expired), TEST(standby_of_another_name),
-		TEST(standby_wants_another_name), TEST(plain_text), TEST(tls_to_plain_text), TEST(another_guest), TEST(same_host),
-		TEST(other_machine), TEST(to_a_primary),
+		TEST(nobody_there),
+		TEST(standby_of_another_ca),
+		TEST(standby_expired),
+		TEST(standby_of_another_name),
+		TEST(standby_wants_another_name),
+		TEST(plain_text),
+		TEST(tls_to_plain_text),
+		TEST(another_guest),
+		TEST(same_host),
+		TEST(other_machine),
+		TEST(to_a_primary),
 	};
 	int failed;
 

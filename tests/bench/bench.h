@@ -29,6 +29,7 @@ struct bench {
 	char initrd[BENCH_PATH_MAX];
 	struct direct *pc, *q35; /* direct.c: made at first use */
 	struct pair *pair;	 /* pair.c: likewise */
+	unsigned pairs;		 /* made so far */
 	double load_ms;		 /* QEMU's own time to load a state and resume, 0: not measured */
 	double answer_ms;	 /* and to its guest's first answer, with no agent about */
 };

@@ -103,6 +103,19 @@ static void boot(struct bench *b, char *const *names)
 		direct_q35(b, &err);
 }
 
+/* On a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
+ * be: a second try with a new one. */
+static int run_group(struct bench *b, unsigned i, struct ft_err *err)
+{
+	int rc = groups[i].run(b, err);
+
+	if (rc >= 0 || !(groups[i].needs & PAIR))
+		return rc;
+	pair_end(b->pair);
+	b->pair = NULL;
+	return groups[i].run(b, err);
+}
+
 static int measure(struct bench *b, bool json, char *const *names)
 {
 	uint64_t start = bench_now_ns();
@@ -111,7 +124,7 @@ static int measure(struct bench *b, bool json, char *const *names)
 	boot(b, names);
 	for (unsigned i = 0; i < GROUPS; i++) {
 		struct ft_err err = {0};
-		int rc = is_wanted(groups[i].name, names) ? groups[i].run(b, &err) : 0;
+		int rc = is_wanted(groups[i].name, names) ? run_group(b, i, &err) : 0;
 
 		if (rc == BENCH_SKIPPED)
 			bench_report_skipped(groups[i].name, err.text);

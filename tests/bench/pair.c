@@ -25,6 +25,7 @@
 #define START_MS   15000 /* an agent and its QEMU */
 #define PROTECT_MS 60000
 #define ASK_MS	   15000
+#define UP_MS	   3000
 
 struct host {
 	int ns;
@@ -37,6 +38,7 @@ struct host {
 
 struct pair {
 	struct bench *b;
+	unsigned serial; /* how many there were before in this run */
 	struct host host[2];
 	unsigned active; /* which has the guest */
 	int switch_ns, client_ns;
@@ -117,15 +119,15 @@ static int write_file(struct pair *p, struct host *h, struct ft_err *err)
 	fprintf(f,
 		"name = \"" GUEST "\"\nmemory = \"256M\"\nkernel = \"%s\"\ninitrd = \"%s\"\n"
 		"append = \"" GUEST_APPEND "\"\n"
-		"disk root { image = \"%s/pair%u.img\" size = \"128M\" }\n"
+		"disk root { image = \"%s/disk.img\" size = \"128M\" }\n"
 		"nic net0 { mac = \"52:54:00:12:34:56\" attach = \"bridge:br0\" }\n"
 		"console { log = \"%s\" socket = \"%s/tty\" }\n"
 		"ft { trigger = \"both\" interval_ms = 100 takeover_ms = %d }\n"
 		"tls { ca = \"%s/pki/ca.pem\" cert = \"%s/pki/" TLS_NAME
 		".pem\" key = \"%s/pki/" TLS_NAME ".key\" }\n"
 		"arbiter { type = \"none\" survivor = \"standby\" }\n",
-		p->b->kernel, p->b->initrd, dir, h->number, h->console, h->run_dir,
-		PAIR_TAKEOVER_MS, dir, dir, dir);
+		p->b->kernel, p->b->initrd, h->run_dir, h->console, h->run_dir, PAIR_TAKEOVER_MS,
+		dir, dir, dir);
 	fclose(f);
 	return 0;
 }
@@ -135,7 +137,7 @@ static void exec_agent(struct pair *p, struct host *h, bool standby)
 	char program[BENCH_PATH_MAX + 16], log[BENCH_PATH_MAX + 16], id[8], uri[48];
 	char *argv[] = {
 		program,	"--guest",     h->file, "--run-dir",  h->run_dir, "--host-id", id,
-		"--foreground", "--log-level", "debug", "--incoming", uri,	  NULL};
+		"--foreground", "--log-level", "info",	"--incoming", uri,	  NULL};
 	int fd;
 
 	snprintf(program, sizeof program, "%s/ft-agent", p->b->bin);
@@ -240,7 +242,7 @@ static int start_pair(struct pair *p, struct ft_err *err)
 		struct host *h = &p->host[i];
 
 		h->number = i;
-		snprintf(h->run_dir, sizeof h->run_dir, "%s/host%u", p->b->dir, i);
+		snprintf(h->run_dir, sizeof h->run_dir, "%s/%u.host%u", p->b->dir, p->serial, i);
 		snprintf(h->file, sizeof h->file, "%s/guest.conf", h->run_dir);
 		snprintf(h->console, sizeof h->console, "%s/console", h->run_dir);
 		if (mkdir(h->run_dir, 0700))
@@ -267,6 +269,7 @@ void pair_begin(struct bench *b)
 	b->pair = p = calloc(1, sizeof *p);
 	assert(p);
 	p->b = b;
+	p->serial = b->pairs++;
 	rc = guest_available(b, &p->broken);
 	p->skipped = rc == BENCH_SKIPPED;
 	if (!rc)
@@ -285,7 +288,7 @@ int pair_up(struct bench *b, struct ft_err *err)
 		return p->skipped ? BENCH_SKIPPED : -err->code;
 	}
 	if (p->ready)
-		return tell(active(p), "wait", "protected", ASK_MS, err);
+		return tell(active(p), "wait", "protected", UP_MS, err);
 	rc = guest_wait_ready(p->host[0].console, err);
 	if (!rc)
 		rc = pair_protect(p, err);

@@ -162,8 +162,7 @@ int bench_report_end(bool json, double seconds)
 	}
 	if (json)
 		print_json(summary);
-	else
-		puts(summary);
 	fflush(stdout);
+	fprintf(json ? stderr : stdout, "%s\n", summary);
 	return failed ? 2 : ok < all.n;
 }

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ft/codec.h"
@@ -44,6 +45,7 @@ struct side {
 	struct event_base *base;
 	struct ft_link *link;
 	struct ft_err err;
+	double cpu_s;
 };
 
 static const uint8_t *pool_page(const struct side *s, uint64_t i)
@@ -176,18 +178,23 @@ static void over_links(struct side *s)
 static void *run_side(void *arg)
 {
 	struct side *s = arg;
+	struct timespec ts;
 
 	if (s->how == BARE)
 		bare(s);
 	else
 		over_links(s);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	s->cpu_s = (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 	return NULL;
 }
 
 /* ---- rounds ---- */
 
-/* From the first handshake message to the last byte taken: MiB/s. */
-static int run_round(struct shipping *s, enum how how, double *speed, struct ft_err *err)
+/* From the first handshake message to the last byte taken: MiB/s. *cpu: seconds a GiB of the side
+ * that needs more, which is what the speed would be if nobody else were about. */
+static int run_round(struct shipping *s, enum how how, double *speed, double *cpu,
+		     struct ft_err *err)
 {
 	struct side a = {.s = s, .how = how, .role = TLS_CONNECT},
 		    b = {.s = s, .how = how, .role = TLS_ACCEPT};
@@ -207,6 +214,7 @@ static int run_round(struct shipping *s, enum how how, double *speed, struct ft_
 	pthread_join(thread[1], NULL);
 	*speed = (double)ROUND_BYTES / (1 << 20) / (bench_ms_since(start) / 1e3);
 	pthread_join(thread[0], NULL);
+	*cpu = (a.cpu_s > b.cpu_s ? a.cpu_s : b.cpu_s) * (double)(1u << 30) / (double)ROUND_BYTES;
 	if (a.err.code || b.err.code) {
 		*err = a.err.code ? a.err : b.err;
 		return -err->code;
@@ -228,29 +236,41 @@ static int start(struct bench *b, struct shipping *s, struct ft_err *err)
 	return tls_config_make(b, &s->config, err);
 }
 
+static void report(const char *name, const char *what, const struct samples speed[3],
+		   const struct samples cpu[3], enum how how)
+{
+	char text[96];
+
+	snprintf(text, sizeof text, "%s; CPU s/GiB %.2f and %.2f", what, samples_median(&cpu[how]),
+		 samples_median(&cpu[BARE]));
+	bench_report_samples(name, "MiB/s", &speed[how], &speed[BARE], BENCH_AT_LEAST, 0.7, text);
+}
+
 int bench_ship(struct bench *b, struct ft_err *err)
 {
-	struct samples speed[3] = {0};
+	struct samples speed[3] = {0}, cpu[3] = {0};
 	struct shipping s = {0};
 	unsigned rounds = b->quick ? 8 : 40;
 	int rc = start(b, &s, err);
 
 	for (unsigned i = 0; i < rounds + 1 && !rc; i++)
 		for (int how = BARE; how <= PAGES && !rc; how++) {
-			double mib_s = 0;
+			double mib_s = 0, cpu_s = 0;
 
-			rc = run_round(&s, (enum how)how, &mib_s, err);
-			if (!rc && i > 0) /* the first warms up */
-				samples_add(&speed[how], mib_s);
+			rc = run_round(&s, (enum how)how, &mib_s, &cpu_s, err);
+			if (rc || i == 0) /* the first warms up */
+				continue;
+			samples_add(&speed[how], mib_s);
+			samples_add(&cpu[how], cpu_s);
 		}
 	if (!rc) {
-		bench_report_samples("ship-link", "MiB/s", &speed[LINK], &speed[BARE],
-				     BENCH_AT_LEAST, 0.7, "ready payloads");
-		bench_report_samples("ship", "MiB/s", &speed[PAGES], &speed[BARE], BENCH_AT_LEAST,
-				     0.7, "random pages, encoded and staged");
+		report("ship-link", "ready payloads", speed, cpu, LINK);
+		report("ship", "random pages, encoded and staged", speed, cpu, PAGES);
 	}
-	for (int how = BARE; how <= PAGES; how++)
+	for (int how = BARE; how <= PAGES; how++) {
 		samples_free(&speed[how]);
+		samples_free(&cpu[how]);
+	}
 	tls_config_free(s.config);
 	ft_codec_free(s.codec);
 	ft_spool_free(&s.spool);

@@ -157,12 +157,9 @@ static void test_patience(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_patience),
-		cmocka_unit_test(test_heartbeats),
-		cmocka_unit_test(test_announced_silence),
-		cmocka_unit_test(test_silence),
-		cmocka_unit_test(test_frozen_ourselves),
-		cmocka_unit_test(test_old_times),
+		cmocka_unit_test(test_patience),	  cmocka_unit_test(test_heartbeats),
+		cmocka_unit_test(test_announced_silence), cmocka_unit_test(test_silence),
+		cmocka_unit_test(test_frozen_ourselves),  cmocka_unit_test(test_old_times),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -410,7 +410,8 @@ static void failed_checkpoint_loses_no_page(void **state)
 	checkpoint(a, b, false);
 	release(a, &c);
 	for (unsigned i = 0; i < 30; i++) {
-		struct vmm_hold_hooks hooks = {.stopped = on_stopped, .full = i % 4 == 3 ? NULL : on_full, .ctx = &t};
+		struct vmm_hold_hooks hooks = {
+			.stopped = on_stopped, .full = i % 4 == 3 ? NULL : on_full, .ctx = &t};
 
 		run_steps(a, &c, 400);
 		if (i % 4 != 3)

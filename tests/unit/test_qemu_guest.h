@@ -411,7 +411,8 @@ static inline void staging_init(struct staging *s, size_t pages_max, uint8_t *im
 	memset(s->capture.pages, 1, pages_max * VMM_PAGE_BYTES);
 	assert_int_equal(ft_bitmap_init(&s->pending, GUEST_PAGES), 0);
 	ft_bitmap_set_all(&s->pending);
-	s->hooks = (struct vmm_hold_hooks){.stopped = staging_stopped, .full = staging_full, .ctx = s};
+	s->hooks =
+		(struct vmm_hold_hooks){.stopped = staging_stopped, .full = staging_full, .ctx = s};
 }
 
 static inline void staging_free(struct staging *s)
@@ -429,11 +430,12 @@ static inline void staging_checkpoint(struct staging *s, struct vmm *vmm, bool k
 	unsigned before;
 	int rc;
 
-	/* On a machine that is busy elsewhere QEMU may not come to the end of its state in time: that
-	 * checkpoint is void and nothing is lost, as the engine too takes it. */
+	/* On a machine that is busy elsewhere QEMU may not come to the end of its state in time:
+	 * that checkpoint is void and nothing is lost, as the engine too takes it. */
 	for (unsigned tries = 0;; tries++) {
 		before = s->stopped;
-		rc = vmm->ops->checkpoint(vmm, &s->pending, &s->capture, &s->hooks, keep_stopped, &why);
+		rc = vmm->ops->checkpoint(vmm, &s->pending, &s->capture, &s->hooks, keep_stopped,
+					  &why);
 		if (rc != -EAGAIN || tries == 5)
 			break;
 	}

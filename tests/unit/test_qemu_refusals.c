@@ -47,6 +47,12 @@ static void graphics_memory_is_refused(void **state)
 	check_says(ARGS("-vga", "std"), "-vga none");
 }
 
+static void balloon_is_refused(void **state)
+{
+	(void)state;
+	check_says(ARGS("-device", "virtio-balloon-pci"), "memory balloon");
+}
+
 static void flash_is_refused(void **state)
 {
 	(void)state;
@@ -252,6 +258,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(plain_is_fine),
 		cmocka_unit_test(graphics_memory_is_refused),
+		cmocka_unit_test(balloon_is_refused),
 		cmocka_unit_test(flash_is_refused),
 		cmocka_unit_test(qcow2_is_refused),
 		cmocka_unit_test(other_networks_are_refused),

@@ -16,16 +16,11 @@
 
 /* Row: from, column: to, both in the order of the enum. */
 static const char *const picture[FT_STATE_MAX] = {
-	/*                starting, sOlo, sYncing, Protected, standBy, Takeover, Fenced, Stopped, fAiled */
-	[FT_STARTING] =  "xO..B.FSA",
-	[FT_SOLO] =      ".xY...FSA",
-	[FT_SYNCING] =   ".OxP..FSA",
-	[FT_PROTECTED] = ".O.xB.FSA",
-	[FT_STANDBY] =   "....xTFSA",
-	[FT_TAKEOVER] =  ".O...xFSA",
-	[FT_FENCED] =    "....B.xSA",
-	[FT_STOPPED] =   ".......x.",
-	[FT_FAILED] =    ".......Sx",
+	/*                starting, sOlo, sYncing, Protected, standBy, Takeover, Fenced, Stopped,
+	   fAiled */
+	[FT_STARTING] = "xO..B.FSA",  [FT_SOLO] = ".xY...FSA",	  [FT_SYNCING] = ".OxP..FSA",
+	[FT_PROTECTED] = ".O.xB.FSA", [FT_STANDBY] = "....xTFSA", [FT_TAKEOVER] = ".O...xFSA",
+	[FT_FENCED] = "....B.xSA",    [FT_STOPPED] = ".......x.", [FT_FAILED] = ".......Sx",
 };
 
 static void test_table(void **state)
@@ -43,7 +38,8 @@ static void test_table(void **state)
 	}
 }
 
-/* What arbitration rests on: no way from a host that lost, or that was never granted, to a guest that runs. */
+/* What arbitration rests on: no way from a host that lost, or that was never granted, to a guest
+ * that runs. */
 static void test_no_unasked_guest(void **state)
 {
 	(void)state;
@@ -133,8 +129,10 @@ static void test_invalid_is_a_bug(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_table), cmocka_unit_test(test_no_unasked_guest),
-		cmocka_unit_test(test_names), cmocka_unit_test(test_set),
+		cmocka_unit_test(test_table),
+		cmocka_unit_test(test_no_unasked_guest),
+		cmocka_unit_test(test_names),
+		cmocka_unit_test(test_set),
 		cmocka_unit_test(test_invalid_is_a_bug),
 	};
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* An agent's life: everything is made in one order, undone in the reverse, and the loop runs in between. */
+/* An agent's life: everything is made in one order, undone in the reverse, and the loop runs in
+ * between. */
 #include "tools/agent/agent.h"
 
 #include <assert.h>
@@ -27,6 +28,7 @@ static void on_signal(evutil_socket_t number, short what, void *ctx)
 }
 
 static void on_leaving(evutil_socket_t fd, short what, void *ctx);
+static void on_look(evutil_socket_t fd, short what, void *ctx);
 
 static int make_loop(struct agent *a, struct ft_err *err)
 {
@@ -35,12 +37,16 @@ static int make_loop(struct agent *a, struct ft_err *err)
 
 	if (!config)
 		return ft_err_set(err, ENOMEM, "event loop: out of memory");
-	/* Checkpoint intervals are milliseconds; epoll's own timeout would round them up to the next one. */
+	/* Checkpoint intervals are milliseconds; epoll's own timeout would round them up to the
+	 * next one. */
 	event_config_set_flag(config, EVENT_BASE_FLAG_PRECISE_TIMER);
 	a->base = event_base_new_with_config(config);
 	event_config_free(config);
 	a->tick = a->base ? evtimer_new(a->base, on_tick, a) : NULL;
 	a->leaving = a->base ? evtimer_new(a->base, on_leaving, a) : NULL;
+	a->look = a->base ? event_new(a->base, -1, EV_PERSIST, on_look, a) : NULL;
+	if (!a->look || event_add(a->look, &(struct timeval){.tv_sec = AGENT_LOOK_S}))
+		return ft_err_set(err, ENOMEM, "event loop: out of memory");
 	for (unsigned i = 0; i < 2 && a->tick && a->leaving; i++) {
 		a->signals[i] = evsignal_new(a->base, numbers[i], on_signal, a);
 		if (!a->signals[i] || event_add(a->signals[i], NULL))
@@ -54,7 +60,8 @@ static int make_arbiter(struct agent *a, struct ft_err *err)
 {
 	switch (a->config.arbiter.type) {
 	case CONFIG_ARBITER_NONE:
-		a->arbiter = ft_arbiter_none_new(a->config.arbiter.survivor, a->incoming ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
+		a->arbiter = ft_arbiter_none_new(a->config.arbiter.survivor,
+						 a->incoming ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
 		return a->arbiter ? 0 : ft_err_set(err, ENOMEM, "arbiter: out of memory");
 	case CONFIG_ARBITER_FILE:
 		a->arbiter = ft_arbiter_file_new(a->config.arbiter.dir, a->config.name, err);
@@ -62,12 +69,15 @@ static int make_arbiter(struct agent *a, struct ft_err *err)
 	case CONFIG_ARBITER_ETCD:
 		break;
 	}
-	return ft_err_set(err, ENOTSUP, "arbiter etcd: not available in this version: none and file are");
+	return ft_err_set(err, ENOTSUP,
+			  "arbiter etcd: not available in this version: none and file are");
 }
 
 static int make_tls(struct agent *a, struct ft_err *err)
 {
-	struct tls_files files = {.ca = a->config.tls.ca, .cert = a->config.tls.cert, .key = a->config.tls.key,
+	struct tls_files files = {.ca = a->config.tls.ca,
+				  .cert = a->config.tls.cert,
+				  .key = a->config.tls.key,
 				  .peer = a->config.tls.peer[0] ? a->config.tls.peer : NULL};
 
 	return files.ca[0] ? tls_config_load(&files, &a->tls, err) : 0;
@@ -77,8 +87,10 @@ static int make_engine(struct agent *a, struct ft_err *err)
 {
 	const struct ft_config *c = &a->config;
 	struct ft_engine_config e = {
-		.policy = {.trigger = c->ft.trigger, .interval_ns = c->ft.interval_ms * 1000000ull,
-			   .max_downtime_ns = c->ft.max_downtime_ms * 1000000ull, .max_overhead = c->ft.max_overhead},
+		.policy = {.trigger = c->ft.trigger,
+			   .interval_ns = c->ft.interval_ms * 1000000ull,
+			   .max_downtime_ns = c->ft.max_downtime_ms * 1000000ull,
+			   .max_overhead = c->ft.max_overhead},
 		.heartbeat_ms = c->ft.heartbeat_ms,
 		.takeover_ms = c->ft.takeover_ms,
 		.takeover_manual = c->ft.takeover_manual,
@@ -107,7 +119,8 @@ static int make_engine(struct agent *a, struct ft_err *err)
 
 void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffix)
 {
-	size_t dir = strnlen(a->run_dir, VMM_PATH_MAX), name = strlen(a->config.name), tail = strlen(suffix);
+	size_t dir = strnlen(a->run_dir, VMM_PATH_MAX), name = strlen(a->config.name),
+	       tail = strlen(suffix);
 
 	assert(dir + 1 + name + tail < VMM_PATH_MAX);
 	memcpy(out, a->run_dir, dir);
@@ -116,8 +129,9 @@ void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffi
 	memcpy(out + dir + 1 + name, suffix, tail + 1);
 }
 
-/* A guest that runs here already decides, whatever the command line says: a service manager restarts an agent with the words that it was
- * started with, and a standby may have taken over since. */
+/* A guest that runs here already decides, whatever the command line says: a service manager
+ * restarts an agent with the words that it was started with, and a standby may have taken over
+ * since. */
 static int start_role(struct agent *a, struct ft_err *err)
 {
 	struct memory m;
@@ -206,6 +220,24 @@ static bool has_standby(struct agent *a)
 	return (s.state == FT_SYNCING || s.state == FT_PROTECTED) && !s.waiting_for_decision;
 }
 
+/* Nobody but the keeper ends a guest whose agent died or froze, and it can be started before an
+ * agent has threads only. So a protected guest leaves protection; to leave a lost standby is a
+ * decision, which waits for who may take it. */
+static void on_look(evutil_socket_t fd, short what, void *ctx)
+{
+	struct agent *a = ctx;
+
+	(void)fd;
+	(void)what;
+	if (keeper_alive(a->keeper))
+		return;
+	if (!a->keeper_lost)
+		ft_error("%s: %s", a->config.name, AGENT_KEEPER_LOST);
+	a->keeper_lost = true;
+	if (has_standby(a))
+		(void)ft_engine_cancel(a->engine, NULL);
+}
+
 void agent_stop(struct agent *a, const char *why)
 {
 	struct timeval limit = {.tv_sec = AGENT_LEAVE_MS / 1000};
@@ -239,7 +271,8 @@ void agent_free(struct agent *a)
 {
 	peer_hang_up(a);
 	listener_close(a->listener);
-	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours && !(a->vm_found && a->exit_code == AGENT_NO_START))
+	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours &&
+	    !(a->vm_found && a->exit_code == AGENT_NO_START))
 		vmm_quit(a->vmm, false, 0);
 	if (a->engine)
 		taps_free(a);
@@ -267,6 +300,8 @@ void agent_free(struct agent *a)
 		event_free(a->waiting);
 	if (a->tick)
 		event_free(a->tick);
+	if (a->look)
+		event_free(a->look);
 	if (a->leaving)
 		event_free(a->leaving);
 	if (a->base)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One agent: the engine's host. Everything is on one thread, that of the event base, but for what taps, stores and the pocket machine do on
- * threads of their own.
+/* One agent: the engine's host. Everything is on one thread, that of the event base, but for what
+ * taps, stores and the pocket machine do on threads of their own.
  *
- *   agent.c     life: from configuration to event loop to orderly end           requests.c  what operators ask
- *   env.c       the engine's environment: time, VM, stores                        status.c    what operators see
- *   guest.c     making VMs: start, attach, adopt, arm                             peer.c      listener and dials
- *   may_start.c whether the guest may be started here at all
- *   taps.c      the guest's taps and where the VM finds them                      memory.c    what survives a restart; overflow.c  staging beyond RAM
- *   bridge.c    tap interfaces on the operator's bridge                           notify.c    systemd */
+ *   agent.c     life: from configuration to event loop to orderly end           requests.c  what
+ * operators ask env.c       the engine's environment: time, VM, stores status.c    what operators
+ * see guest.c     making VMs: start, attach, adopt, arm                             peer.c listener
+ * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
+ * and where the VM finds them                      memory.c    what survives a restart; overflow.c
+ * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -30,8 +30,12 @@ enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_
 
 #define AGENT_CALLS_MAX	   CTL_CLIENTS_MAX
 #define AGENT_POWERDOWN_MS 3000 /* what a guest gets to shut down by itself */
-#define AGENT_LEAVE_MS	   4000 /* what the standby gets to agree to the end of protection before a stop */
-#define AGENT_SPILLS	   3	/* see ft_engine_config.overflow_ctx */
+#define AGENT_LEAVE_MS                                                                             \
+	4000	       /* what the standby gets to agree to the end of protection before a stop */
+#define AGENT_LOOK_S 1 /* how often the keeper is looked at */
+#define AGENT_KEEPER_LOST                                                                          \
+	"its keeper was killed: without one it is not protected; restart this agent"
+#define AGENT_SPILLS 3 /* see ft_engine_config.overflow_ctx */
 
 struct agent;
 
@@ -40,14 +44,18 @@ struct agent_call {
 	struct agent *agent;
 	struct ctl_call *call; /* NULL: free, or its client left */
 	bool used;
-	enum agent_answer { CALL_STATUS, CALL_EPOCH, CALL_VERIFY } what; /* what a good answer says */
+	enum agent_answer {
+		CALL_STATUS,
+		CALL_EPOCH,
+		CALL_VERIFY
+	} what; /* what a good answer says */
 };
 
 struct agent_dial {
 	struct agent *agent;
 	bool heartbeat;
 	struct connector *connector;
-	struct event *soon;	/* failures are told from the loop, never from inside dial() */
+	struct event *soon; /* failures are told from the loop, never from inside dial() */
 	struct ft_err why;
 };
 
@@ -63,15 +71,17 @@ struct agent {
 	enum agent_exit exit_code;
 
 	struct event_base *base;
-	struct event *tick, *vm_event, *waiting, *leaving, *signals[2];
+	struct event *tick, *vm_event, *waiting, *leaving, *look, *signals[2];
 	int wait_fd; /* eventfd: some tap has something to tell */
 	atomic_bool output, pressure;
 
 	struct keeper *keeper;
+	bool keeper_lost;
 	struct ft_arbiter *arbiter;
 	struct ft_engine *engine;
 	struct vmm *vmm;
-	bool vm_ours; /* we, or an agent before us, started it: stop ends it. Attached guests run on. */
+	bool vm_ours;  /* we, or an agent before us, started it: stop ends it. Attached guests run
+			  on. */
 	bool vm_found; /* it ran before this agent did, so a failed start leaves it alone */
 	struct vmm_info vm_info;
 	char vm_lost_why[FT_REASON_MAX];
@@ -92,7 +102,8 @@ struct agent {
 
 	struct ctl_server *ctl;
 	struct agent_call calls[AGENT_CALLS_MAX];
-	struct agent_call *cancel_call, *stop_call; /* answered when protection has ended / the guest is down */
+	struct agent_call *cancel_call,
+		*stop_call;	      /* answered when protection has ended / the guest is down */
 	char stop_why[FT_REASON_MAX]; /* "": not stopping */
 	struct spill spills[AGENT_SPILLS];
 	enum ft_state state_told;
@@ -107,7 +118,8 @@ struct agent {
 int agent_start(struct agent *a, const char *incoming, struct ft_err *err);
 /* Runs until the guest or the operator ends it. */
 void agent_run(struct agent *a);
-/* Leaves protection first, so that no standby takes over what was to end; at once when it is asked for twice. */
+/* Leaves protection first, so that no standby takes over what was to end; at once when it is asked
+ * for twice. */
 void agent_stop(struct agent *a, const char *why);
 /* From env.changed: perhaps protection has just ended. */
 void agent_left(struct agent *a);
@@ -132,12 +144,17 @@ void guest_end(struct agent *a);
 /* Connects the VM object to the loop and to the engine. */
 void guest_adopt(struct agent *a, struct vmm *vmm);
 void guest_release(struct agent *a);
+/* Its machine type as the device state has it: the same on both hosts, whatever aliases and
+ * versions their QEMUs have. "": any. */
+const char *guest_machine(struct agent *a);
 
 /* taps.c */
-/* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or shared images of a running VM; an armed VM
- * has its images itself, so its taps are those that replay. */
+/* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or
+ * shared images of a running VM; an armed VM has its images itself, so its taps are those that
+ * replay. */
 int taps_make(struct agent *a, bool disks, struct ft_err *err);
-/* 0: every disk and NIC of the VM has its tap. -EIO: taps of another time, as those of a takeover, are there still. */
+/* 0: every disk and NIC of the VM has its tap. -EIO: taps of another time, as those of a takeover,
+ * are there still. */
 int taps_complete(const struct agent *a, struct ft_err *err);
 void taps_free(struct agent *a);
 struct tap_notify taps_notify(struct agent *a);
@@ -160,15 +177,17 @@ extern const struct ctl_server_ops agent_ctl_ops;
 void requests_answer(struct agent_call **call, const struct ft_err *err);
 void status_reply(struct agent *a, struct ctl_call *call);
 
-/* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is claimed. Start-up, after the engine. */
+/* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
+ * claimed. Start-up, after the engine. */
 int may_start(struct agent *a, struct ft_err *err);
 
-/* memory.c: RUN/NAME.memory, one line a fact; replaced whole. Losing it costs nothing that an arbiter does not know. */
+/* memory.c: RUN/NAME.memory, one line a fact; replaced whole. Losing it costs nothing that an
+ * arbiter does not know. */
 struct memory {
 	uint64_t generation;
-	int64_t vmm_pid;		/* 0: none */
-	uint64_t vmm_start;		/* its start time, so that a reused pid is not taken for it */
-	bool elsewhere;			/* the peer may run the guest, or surely does */
+	int64_t vmm_pid;    /* 0: none */
+	uint64_t vmm_start; /* its start time, so that a reused pid is not taken for it */
+	bool elsewhere;	    /* the peer may run the guest, or surely does */
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);

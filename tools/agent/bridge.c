@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* nic { attach = "bridge:NAME" }: a persistent tap interface of the guest's own, on the operator's bridge. QEMU opens it by name. */
+/* nic { attach = "bridge:NAME" }: a persistent tap interface of the guest's own, on the operator's
+ * bridge. QEMU opens it by name. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
@@ -18,7 +19,8 @@
 void bridge_tap_name(const char *guest, unsigned nic, char out[16])
 {
 	/* Interface names have 15 characters: the guest's name may not fit, its hash does. */
-	snprintf(out, 16, "ft%08x%u", (unsigned)(XXH3_64bits(guest, strlen(guest)) & 0xffffffff), nic % 100);
+	snprintf(out, 16, "ft%08x%u", (unsigned)(XXH3_64bits(guest, strlen(guest)) & 0xffffffff),
+		 nic % 100);
 }
 
 static int tun_open(const char *ifname)
@@ -43,7 +45,8 @@ static int join(int control, const char *ifname, const char *bridge)
 
 	snprintf(ifr.ifr_name, sizeof ifr.ifr_name, "%s", bridge);
 	ifr.ifr_ifindex = (int)if_nametoindex(ifname);
-	if (ioctl(control, SIOCBRADDIF, &ifr) < 0 && errno != EBUSY) /* EBUSY: it is on a bridge already */
+	if (ioctl(control, SIOCBRADDIF, &ifr) < 0 &&
+	    errno != EBUSY) /* EBUSY: it is on a bridge already */
 		return -errno;
 	memset(&ifr, 0, sizeof ifr);
 	snprintf(ifr.ifr_name, sizeof ifr.ifr_name, "%s", ifname);
@@ -62,19 +65,23 @@ int bridge_tap_make(const char *ifname, const char *bridge, struct ft_err *err)
 	if (!if_nametoindex(ifname)) {
 		fd = tun_open(ifname);
 		if (fd < 0)
-			return ft_err_set(err, -fd, "tap %s: cannot create: %s", ifname, strerror(-fd));
+			return ft_err_set(err, -fd, "tap %s: cannot create: %s", ifname,
+					  strerror(-fd));
 		if (ioctl(fd, TUNSETPERSIST, 1) < 0)
 			rc = -errno;
 		close(fd);
 		if (rc)
-			return ft_err_set(err, -rc, "tap %s: cannot create: %s", ifname, strerror(-rc));
+			return ft_err_set(err, -rc, "tap %s: cannot create: %s", ifname,
+					  strerror(-rc));
 	}
 	control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (control < 0)
 		return ft_err_set(err, errno, "tap %s: no socket: %s", ifname, strerror(errno));
 	rc = join(control, ifname, bridge);
 	close(control);
-	return rc ? ft_err_set(err, -rc, "tap %s: cannot put it on bridge %s: %s", ifname, bridge, strerror(-rc)) : 0;
+	return rc ? ft_err_set(err, -rc, "tap %s: cannot put it on bridge %s: %s", ifname, bridge,
+			       strerror(-rc))
+		  : 0;
 }
 
 void bridge_taps_remove(const struct agent *a)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The engine's environment: time, the VM and its taps where the guest runs, armed VM and disk stores where it may run next. */
+/* The engine's environment: time, the VM and its taps where the guest runs, armed VM and disk
+ * stores where it may run next. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -29,7 +30,8 @@ static void env_wake_at(void *ctx, uint64_t when_ns)
 {
 	struct agent *a = ctx;
 	uint64_t now = agent_now_ns(), in = when_ns > now ? when_ns - now : 0;
-	struct timeval tv = {.tv_sec = (time_t)(in / 1000000000), .tv_usec = (suseconds_t)(in % 1000000000 / 1000)};
+	struct timeval tv = {.tv_sec = (time_t)(in / 1000000000),
+			     .tv_usec = (suseconds_t)(in % 1000000000 / 1000)};
 
 	if (when_ns == UINT64_MAX)
 		evtimer_del(a->tick);
@@ -68,7 +70,8 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 	ft_engine_status(a->engine, &s);
 	for (unsigned i = 0; i < VMM_DISKS_MAX && !rc; i++)
 		if (a->disk_taps[i])
-			rc = disk_tap_set_protected(a->disk_taps[i], is_protected, s.generation, err);
+			rc = disk_tap_set_protected(a->disk_taps[i], is_protected, s.generation,
+						    err);
 	return rc;
 }
 
@@ -81,7 +84,8 @@ static int env_taps_in(void *ctx, struct ft_err *err)
 		rc = taps_complete(a, err);
 	if (rc)
 		return rc;
-	/* The generation of this protection first here, then at the standby: who knows less than a standby is refused by it. */
+	/* The generation of this protection first here, then at the standby: who knows less than a
+	 * standby is refused by it. */
 	rc = mark_disks(a, false, err);
 	if (!rc)
 		rc = vmm_taps_in(a->vmm, &a->points, err);
@@ -97,7 +101,8 @@ static int env_taps_out(void *ctx, struct ft_err *err)
 
 	if (!a->taps_made)
 		return 0;
-	/* What was let go is on its way through the filter: it must be through before the filter goes. */
+	/* What was let go is on its way through the filter: it must be through before the filter
+	 * goes. */
 	taps_settle(a);
 	rc = a->vmm ? vmm_taps_out(a->vmm, err) : 0;
 	/* A VM that still has them would lose its disks and its network with them. */
@@ -125,6 +130,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 	ft_engine_status(a->engine, &s);
 	setup->generation = s.generation;
 	setup->vmm = (char *)(uintptr_t)a->vm_info.kind;
+	setup->machine = (char *)(uintptr_t)guest_machine(a);
 	setup->ram_bytes = a->vm_info.ram_bytes;
 	setup->uuid = a->vm_info.uuid[0] ? a->vm_info.uuid : a->config.uuid;
 	setup->nics = a->vm_info.nics_n;
@@ -133,7 +139,8 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 		a->setup_disks[i].id = a->vm_info.disks[i].id;
 		a->setup_disks[i].image = a->vm_info.disks[i].image;
 		a->setup_disks[i].bytes = a->vm_info.disks[i].bytes;
-		a->setup_disks[i].shared = taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
+		a->setup_disks[i].shared =
+			taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
 		a->setup_disk_ptrs[i] = &a->setup_disks[i];
 	}
 	setup->n_disks = a->vm_info.disks_n;
@@ -160,7 +167,8 @@ static void env_disks_all_behind(void *ctx)
 			disk_tap_mark_all_behind(a->disk_taps[i]);
 }
 
-static int env_disk_next(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk, struct ft_err *err)
+static int env_disk_next(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk,
+			 struct ft_err *err)
 {
 	struct agent *a = ctx;
 
@@ -169,7 +177,8 @@ static int env_disk_next(void *ctx, uint8_t *data, uint32_t data_max, struct ft_
 
 		if (!a->disk_taps[i])
 			continue;
-		rc = disk_tap_sync_next(a->disk_taps[i], data, data_max, &chunk->offset, &chunk->bytes, &chunk->zero, err);
+		rc = disk_tap_sync_next(a->disk_taps[i], data, data_max, &chunk->offset,
+					&chunk->bytes, &chunk->zero, err);
 		if (rc) {
 			chunk->disk = i;
 			return rc;
@@ -194,7 +203,8 @@ static bool is_shared(struct agent *a, unsigned i)
 	return a->disk_taps[i] && taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
 }
 
-/* A disk that is not given up cannot be activated by the standby, which then waits, and the engine takes the switch back. */
+/* A disk that is not given up cannot be activated by the standby, which then waits, and the engine
+ * takes the switch back. */
 static void env_disks_yield(void *ctx)
 {
 	struct agent *a = ctx;
@@ -224,7 +234,8 @@ static void env_guard(void *ctx, bool on)
 	struct ft_err err = {0};
 	struct memory m;
 
-	/* First the memory: an agent that is started after this one died must not run what the standby runs. */
+	/* First the memory: an agent that is started after this one died must not run what the
+	 * standby runs. */
 	memory_load(a->run_dir, a->config.name, &m);
 	m.elsewhere = on;
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
@@ -269,12 +280,14 @@ static int find_store(struct agent *a, unsigned disk, struct store **store, stru
 	return 0;
 }
 
-static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data, struct ft_err *err)
+static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
+			  struct ft_err *err)
 {
 	struct store *store = NULL;
 	int rc = find_store(ctx, chunk->disk, &store, err);
 
-	return rc ? rc : store_sync_write(store, chunk->offset, data, chunk->bytes, chunk->zero, err);
+	return rc ? rc
+		  : store_sync_write(store, chunk->offset, data, chunk->bytes, chunk->zero, err);
 }
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
@@ -338,7 +351,8 @@ static void env_generation(void *ctx, uint64_t generation)
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
-		if (a->disk_taps[i] && disk_tap_set_generation(a->disk_taps[i], generation, 0, &err))
+		if (a->disk_taps[i] &&
+		    disk_tap_set_generation(a->disk_taps[i], generation, 0, &err))
 			ft_warn("%s: %s", a->config.name, err.text);
 }
 
@@ -353,8 +367,10 @@ static void env_changed(void *ctx)
 	if (now != a->state_told) {
 		a->state_told = now;
 		/* Roles change; the operator's word is about whoever has the role now. */
-		if (a->config.arbiter.type == CONFIG_ARBITER_NONE && (now == FT_STANDBY || now == FT_SOLO))
-			ft_arbiter_none_set_side(a->arbiter, now == FT_STANDBY ? FT_SIDE_STANDBY : FT_SIDE_PRIMARY);
+		if (a->config.arbiter.type == CONFIG_ARBITER_NONE &&
+		    (now == FT_STANDBY || now == FT_SOLO))
+			ft_arbiter_none_set_side(a->arbiter, now == FT_STANDBY ? FT_SIDE_STANDBY
+									       : FT_SIDE_PRIMARY);
 		ctl_server_state_changed(a->ctl, now, ft_engine_reason(a->engine));
 	}
 	agent_left(a);

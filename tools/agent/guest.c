@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Makes the VMs of an agent from its guest file: started, attached to, found again after a restart, or armed for a primary's guest. */
+/* Makes the VMs of an agent from its guest file: started, attached to, found again after a restart,
+ * or armed for a primary's guest. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -46,7 +47,8 @@ static void console_path(struct agent *a, char out[VMM_PATH_MAX])
 	agent_path(a, out, ".con");
 }
 
-static int qemu_config_fill(struct agent *a, struct qemu_config *q, struct qemu_strings *s, struct ft_err *err)
+static int qemu_config_fill(struct agent *a, struct qemu_config *q, struct qemu_strings *s,
+			    struct ft_err *err)
 {
 	const struct ft_config *c = &a->config;
 
@@ -101,14 +103,15 @@ static int on_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, uint64_t va
 	return pio_tap_emit(a->pio_tap, kind, addr, value, width);
 }
 
-static void deliver_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, const uint8_t *data, unsigned width)
+static void deliver_doorbell(void *ctx, enum tap_kind kind, uint64_t addr, const uint8_t *data,
+			     unsigned width)
 {
 	struct agent *a = ctx;
 	uint64_t value = 0;
 
 	memcpy(&value, data, width);
-	ft_debug("%s: %s %#llx = %#llx", a->config.name, kind == TAP_PIO ? "port" : "memory", (unsigned long long)addr,
-		 (unsigned long long)value);
+	ft_debug("%s: %s %#llx = %#llx", a->config.name, kind == TAP_PIO ? "port" : "memory",
+		 (unsigned long long)addr, (unsigned long long)value);
 }
 
 static int pocket_config_fill(struct agent *a, struct pocket_config *p, struct ft_err *err)
@@ -123,7 +126,8 @@ static int pocket_config_fill(struct agent *a, struct pocket_config *p, struct f
 	p->dirty_pages_per_s = c->program == CONFIG_PROGRAM_DIRTY ? 1000 : 0;
 	if (c->nics_n) {
 		snprintf(p->nic_id, sizeof p->nic_id, "%s", c->nics[0].id);
-		snprintf(p->nic_attach, sizeof p->nic_attach, "udp:%.200s:%u", c->nics[0].attach.host, c->nics[0].attach.port);
+		snprintf(p->nic_attach, sizeof p->nic_attach, "udp:%.200s:%u",
+			 c->nics[0].attach.host, c->nics[0].attach.port);
 	}
 	p->disks_n = c->disks_n;
 	for (unsigned i = 0; i < c->disks_n; i++) {
@@ -135,7 +139,10 @@ static int pocket_config_fill(struct agent *a, struct pocket_config *p, struct f
 	p->emit = on_doorbell;
 	p->emit_ctx = a;
 	if (!a->pio_tap) {
-		struct pio_tap_config pio = {.id = "doorbells", .held_bytes_max = DOORBELL_BYTES, .deliver = deliver_doorbell, .ctx = a};
+		struct pio_tap_config pio = {.id = "doorbells",
+					     .held_bytes_max = DOORBELL_BYTES,
+					     .deliver = deliver_doorbell,
+					     .ctx = a};
 		int rc = pio_tap_open(&pio, &a->pio_tap, err);
 
 		if (rc)
@@ -164,10 +171,12 @@ static void on_vm_lost_now(evutil_socket_t fd, short what, void *ctx)
 	(void)fd;
 	(void)what;
 	if (a->vmm)
-		ft_engine_vm_lost(a->engine, !strcmp(vmm_status(a->vmm), "shutdown"), a->vm_lost_why);
+		ft_engine_vm_lost(a->engine, !strcmp(vmm_status(a->vmm), "shutdown"),
+				  a->vm_lost_why);
 }
 
-/* From inside vmm_poll(): the engine may end the VM, so it hears of it one turn of the loop later. */
+/* From inside vmm_poll(): the engine may end the VM, so it hears of it one turn of the loop later.
+ */
 static void on_vm_lost(void *ctx, const char *why)
 {
 	struct agent *a = ctx;
@@ -201,7 +210,8 @@ static int console_open(struct agent *a, struct ft_err *err)
 	};
 	int rc;
 
-	if (a->console_tap || a->config.source != CONFIG_LAUNCH || (!config.log_path && !config.socket_path))
+	if (a->console_tap || a->config.source != CONFIG_LAUNCH ||
+	    (!config.log_path && !config.socket_path))
 		return 0;
 	console_path(a, path);
 	rc = console_tap_open(&config, &a->console_tap, err);
@@ -265,9 +275,11 @@ static int images_check(struct agent *a, struct ft_err *err)
 
 		if (!d->image[0])
 			continue;
-		rc = store_check_startable(d->image, a->config.arbiter.type != CONFIG_ARBITER_NONE, err);
+		rc = store_check_startable(d->image, a->config.arbiter.type != CONFIG_ARBITER_NONE,
+					   err);
 		if (!rc)
-			rc = d->size ? image_open_or_create(d->image, false, d->size, &image, err) : image_open(d->image, false, &image, err);
+			rc = d->size ? image_open_or_create(d->image, false, d->size, &image, err)
+				     : image_open(d->image, false, &image, err);
 		if (!rc)
 			image_close(&image);
 		if (rc)
@@ -290,8 +302,8 @@ int guest_find_again(struct agent *a, struct ft_err *err)
 	struct memory m;
 	int rc;
 
-	if (a->config.vmm != CONFIG_VMM_QEMU || a->config.source == CONFIG_ATTACH || memory_load(a->run_dir, a->config.name, &m) ||
-	    !memory_vmm_lives(&m))
+	if (a->config.vmm != CONFIG_VMM_QEMU || a->config.source == CONFIG_ATTACH ||
+	    memory_load(a->run_dir, a->config.name, &m) || !memory_vmm_lives(&m))
 		return -ENOENT;
 	agent_path(a, qmp, ".qmp");
 	rc = qemu_attach(qmp, a->config.name, a->run_dir, a->keeper, &vmm, err);
@@ -300,7 +312,8 @@ int guest_find_again(struct agent *a, struct ft_err *err)
 		return -ENOENT;
 	if (rc)
 		return rc == -ENOENT ? -EIO : rc;
-	ft_info("%s: found the guest running (pid %d) and took it over", a->config.name, (int)m.vmm_pid);
+	ft_info("%s: found the guest running (pid %d) and took it over", a->config.name,
+		(int)m.vmm_pid);
 	a->vm_ours = a->vm_found = true;
 	return adopt_running(a, vmm, err);
 }
@@ -311,7 +324,9 @@ int guest_start(struct agent *a, struct ft_err *err)
 	int rc;
 
 	if (a->config.source == CONFIG_FROM_PEER)
-		return ft_err_set(err, EINVAL, "%s: the guest file describes no machine and attaches to none: only a standby can use it (--incoming)",
+		return ft_err_set(err, EINVAL,
+				  "%s: the guest file describes no machine and attaches to none: "
+				  "only a standby can use it (--incoming)",
 				  a->config.name);
 	a->vm_ours = a->config.source == CONFIG_LAUNCH;
 	if (a->config.vmm == CONFIG_VMM_POCKET) {
@@ -323,7 +338,8 @@ int guest_start(struct agent *a, struct ft_err *err)
 		if (!rc)
 			rc = pocket_start(&p, &vmm, err);
 	} else if (a->config.source == CONFIG_ATTACH) {
-		rc = qemu_attach(a->config.qemu.attach, a->config.name, a->run_dir, a->keeper, &vmm, err);
+		rc = qemu_attach(a->config.qemu.attach, a->config.name, a->run_dir, a->keeper, &vmm,
+				 err);
 	} else {
 		struct qemu_config q;
 		struct qemu_strings s;
@@ -356,7 +372,8 @@ static void local_path(struct agent *a, const char *path, char out[VMM_PATH_MAX]
 	for (unsigned i = 0; i + 1 < r->n; i += 2) {
 		size_t n = strlen(r->item[i]);
 
-		if (strncmp(path, r->item[i], n) || (path[n] && path[n] != '/' && r->item[i][n - 1] != '/'))
+		if (strncmp(path, r->item[i], n) ||
+		    (path[n] && path[n] != '/' && r->item[i][n - 1] != '/'))
 			continue;
 		snprintf(out, VMM_PATH_MAX, "%s%s", r->item[i + 1], path + n);
 		return;
@@ -381,7 +398,8 @@ static bool allowed_path(struct agent *a, const char *path)
 static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 {
 	if (setup->n_disks > VMM_DISKS_MAX)
-		return ft_err_set(err, EPROTO, "set-up: %zu disks: at most %d", setup->n_disks, VMM_DISKS_MAX);
+		return ft_err_set(err, EPROTO, "set-up: %zu disks: at most %d", setup->n_disks,
+				  VMM_DISKS_MAX);
 	for (unsigned i = 0; i < setup->n_disks; i++) {
 		const Ft__Disk *d = setup->disks[i];
 		const struct config_disk *c = config_disk(a, d->id);
@@ -393,16 +411,24 @@ static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *e
 		} else {
 			local_path(a, d->image, path);
 			if (!allowed_path(a, path))
-				return ft_err_set(err, EPERM, "disk %.64s: %s: not below a folder of qemu { directories }", d->id, path);
+				return ft_err_set(err, EPERM,
+						  "disk %.64s: %s: not below a folder of qemu { "
+						  "directories }",
+						  d->id, path);
 		}
 		/* An older history must not overwrite a newer one. */
 		if (setup->generation && store_generation(path) > setup->generation)
-			return ft_err_set(err, ESTALE, "disk %.64s: %s is of generation %llu, the primary acts under %llu: the copy here is the newer one",
-					  d->id, path, (unsigned long long)store_generation(path), (unsigned long long)setup->generation);
+			return ft_err_set(err, ESTALE,
+					  "disk %.64s: %s is of generation %llu, the primary acts "
+					  "under %llu: the copy here is the newer one",
+					  d->id, path, (unsigned long long)store_generation(path),
+					  (unsigned long long)setup->generation);
 		if (c && (c->mode == STORE_SHARED) != d->shared)
-			return ft_err_set(err, EINVAL, "disk %.64s: %s here, %s at the primary", d->id,
-					  c->mode == STORE_SHARED ? "shared" : "replicated", d->shared ? "shared" : "replicated");
-		rc = store_open(d->id, path, d->shared ? STORE_SHARED : STORE_REPLICATED, d->bytes, a->config.uuid, &a->stores[i], err);
+			return ft_err_set(err, EINVAL, "disk %.64s: %s here, %s at the primary",
+					  d->id, c->mode == STORE_SHARED ? "shared" : "replicated",
+					  d->shared ? "shared" : "replicated");
+		rc = store_open(d->id, path, d->shared ? STORE_SHARED : STORE_REPLICATED, d->bytes,
+				a->config.uuid, &a->stores[i], err);
 		if (rc)
 			return rc;
 		a->stores_n = i + 1;
@@ -432,7 +458,9 @@ static int arm_qemu(struct agent *a, const Ft__Setup *setup, struct vmm **vmm, s
 		const char **argv;
 
 		if (!setup->n_command_line)
-			return ft_err_set(err, EINVAL, "set-up: the guest file here describes no machine and the primary sent no command line");
+			return ft_err_set(err, EINVAL,
+					  "set-up: the guest file here describes no machine and "
+					  "the primary sent no command line");
 		list(&a->config.qemu.replace, s.replace);
 		list(&a->config.qemu.directories, s.directories);
 		argv = calloc(setup->n_command_line + 1, sizeof *argv);
@@ -446,18 +474,32 @@ static int arm_qemu(struct agent *a, const Ft__Setup *setup, struct vmm **vmm, s
 	}
 }
 
+const char *guest_machine(struct agent *a)
+{
+	return a->vmm && !strcmp(a->vm_info.kind, "qemu") ? qemu_machine(a->vmm) : "";
+}
+
 static int check_armed(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 {
+	if (setup->machine[0] && strcmp(guest_machine(a), setup->machine))
+		return ft_err_set(err, EINVAL,
+				  "machine: '%s' here, '%.64s' at the primary: name one that both "
+				  "QEMUs have (machine = \"...\")",
+				  guest_machine(a), setup->machine);
 	if (a->vm_info.ram_bytes != setup->ram_bytes)
-		return ft_err_set(err, EINVAL, "memory: %llu bytes here, %llu at the primary", (unsigned long long)a->vm_info.ram_bytes,
+		return ft_err_set(err, EINVAL, "memory: %llu bytes here, %llu at the primary",
+				  (unsigned long long)a->vm_info.ram_bytes,
 				  (unsigned long long)setup->ram_bytes);
 	if (a->vm_info.disks_n != setup->n_disks)
-		return ft_err_set(err, EINVAL, "disks: %u here, %zu at the primary", a->vm_info.disks_n, setup->n_disks);
+		return ft_err_set(err, EINVAL, "disks: %u here, %zu at the primary",
+				  a->vm_info.disks_n, setup->n_disks);
 	if (a->vm_info.nics_n != setup->nics)
-		return ft_err_set(err, EINVAL, "nics: %u here, %u at the primary", a->vm_info.nics_n, setup->nics);
+		return ft_err_set(err, EINVAL, "nics: %u here, %u at the primary",
+				  a->vm_info.nics_n, setup->nics);
 	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
 		if (strcmp(a->vm_info.disks[i].id, setup->disks[i]->id))
-			return ft_err_set(err, EINVAL, "disk %u: '%s' here, '%s' at the primary", i, a->vm_info.disks[i].id, setup->disks[i]->id);
+			return ft_err_set(err, EINVAL, "disk %u: '%s' here, '%s' at the primary", i,
+					  a->vm_info.disks[i].id, setup->disks[i]->id);
 	return 0;
 }
 
@@ -468,7 +510,8 @@ int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 	int rc;
 
 	if (strcmp(setup->vmm, pocket ? "pocket" : "qemu"))
-		return ft_err_set(err, EINVAL, "vmm: %s here, %s at the primary", pocket ? "pocket" : "qemu", setup->vmm);
+		return ft_err_set(err, EINVAL, "vmm: %s here, %s at the primary",
+				  pocket ? "pocket" : "qemu", setup->vmm);
 	rc = open_stores(a, setup, err);
 	if (!rc && pocket) {
 		struct pocket_config p;

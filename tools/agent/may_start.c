@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/* May the guest be started here? A start is the one moment when two histories of a guest can begin without any engine seeing it, so it is
- * refused as soon as another host may have the guest:
- *   - this host's memory says that the guest was protected, or handed over, when the last agent here ended;
+/* May the guest be started here? A start is the one moment when two histories of a guest can begin
+ * without any engine seeing it, so it is refused as soon as another host may have the guest:
+ *   - this host's memory says that the guest was protected, or handed over, when the last agent
+ * here ended;
  *   - the arbiter's record names another host, or cannot be read.
- * If the record names this host it is claimed anew, so that a standby of before can never be granted the guest any more. */
+ * If the record names this host it is claimed anew, so that a standby of before can never be
+ * granted the guest any more. */
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -20,7 +22,8 @@ struct question {
 	char why[FT_ERR_TEXT_MAX];
 };
 
-static void on_answer(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now, const char *why)
+static void on_answer(void *ctx, enum ft_arbiter_answer answer, const struct ft_grant_record *now,
+		      const char *why)
 {
 	struct question *q = ctx;
 
@@ -47,7 +50,8 @@ static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_e
 	await(a, &q);
 	if (q.answer == FT_ARBITER_GRANTED)
 		return 0;
-	return ft_err_set(err, EAGAIN, "arbiter %s: the guest cannot be claimed: %s", a->arbiter->ops->type, q.why);
+	return ft_err_set(err, EAGAIN, "arbiter %s: the guest cannot be claimed: %s",
+			  a->arbiter->ops->type, q.why);
 }
 
 static int ask_record(struct agent *a, bool elsewhere, struct ft_err *err)
@@ -58,27 +62,35 @@ static int ask_record(struct agent *a, bool elsewhere, struct ft_err *err)
 	a->arbiter->ops->read(a->arbiter, on_answer, &q);
 	await(a, &q);
 	if (q.answer != FT_ARBITER_GRANTED)
-		return ft_err_set(err, EAGAIN, "arbiter %s: does not answer (%s): another host may run the guest", type, q.why);
+		return ft_err_set(
+			err, EAGAIN,
+			"arbiter %s: does not answer (%s): another host may run the guest", type,
+			q.why);
 	if (!q.now.generation)
 		return 0;
 	if (strcmp(q.now.holder, a->host_id))
 		return ft_err_set(err, EPERM,
-				  "arbiter %s: host %s holds the guest (generation %" PRIu64 "): start this one with --incoming and protect it from there",
+				  "arbiter %s: host %s holds the guest (generation %" PRIu64
+				  "): start this one with --incoming and protect it from there",
 				  type, q.now.holder, q.now.generation);
 	if (elsewhere && q.now.in_sync)
 		return ft_err_set(err, EPERM,
-				  "the guest was protected when the last agent here ended, and standby %s may take over at any moment: start with --incoming, "
+				  "the guest was protected when the last agent here ended, and "
+				  "standby %s may take over at any moment: start with --incoming, "
 				  "or `ftctl failover` there",
 				  q.now.partner);
 	return claim(a, &q.now, err);
 }
 
-/* The keeper ends a protected guest's VM with its agent; should it have been killed too, this is the last chance. */
+/* The keeper ends a protected guest's VM with its agent; should it have been killed too, this is
+ * the last chance. */
 static void end_leftover(struct agent *a, const struct memory *m)
 {
 	if (!memory_vmm_lives(m))
 		return;
-	ft_warn("%s: the last agent left a QEMU (pid %d) of a guest that its standby may run: ended", a->config.name, (int)m->vmm_pid);
+	ft_warn("%s: the last agent left a QEMU (pid %d) of a guest that its standby may run: "
+		"ended",
+		a->config.name, (int)m->vmm_pid);
 	kill((pid_t)m->vmm_pid, SIGKILL);
 }
 
@@ -93,10 +105,12 @@ int may_start(struct agent *a, struct ft_err *err)
 	if (a->config.arbiter.type != CONFIG_ARBITER_NONE)
 		rc = ask_record(a, m.elsewhere, err);
 	else if (m.elsewhere)
-		rc = ft_err_set(err, EPERM,
-				"the guest was protected when the last agent here ended, so its standby may run it: start with --incoming and protect it from there, "
-				"or remove %s/%s.memory if it surely runs nowhere",
-				a->run_dir, a->config.name);
+		rc = ft_err_set(
+			err, EPERM,
+			"the guest was protected when the last agent here ended, so its standby "
+			"may run it: start with --incoming and protect it from there, "
+			"or remove %s/%s.memory if it surely runs nowhere",
+			a->run_dir, a->config.name);
 	if (rc)
 		return rc;
 	m.elsewhere = false;

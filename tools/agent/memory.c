@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* RUN/NAME.memory: what a restarted agent has to know. Text, replaced whole by rename, so it is never half. */
+/* RUN/NAME.memory: what a restarted agent has to know. Text, replaced whole by rename, so it is
+ * never half. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,7 +11,8 @@
 
 #define MEMORY_PATH_MAX (2 * CONFIG_PATH_MAX)
 
-static void path_of(char out[MEMORY_PATH_MAX], const char *run_dir, const char *name, const char *suffix)
+static void path_of(char out[MEMORY_PATH_MAX], const char *run_dir, const char *name,
+		    const char *suffix)
 {
 	snprintf(out, MEMORY_PATH_MAX, "%s/%s.memory%s", run_dir, name, suffix);
 }
@@ -27,7 +29,8 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 		return -errno;
 	while (fgets(line, sizeof line, f)) {
 		line[strcspn(line, "\n")] = 0;
-		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 || sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
+		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 ||
+		    sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
 		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
 			continue;
 		m->elsewhere = m->elsewhere || !strcmp(line, "elsewhere 1");
@@ -47,8 +50,10 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 	f = fopen(temporary, "we");
 	if (!f)
 		return ft_err_set(err, errno, "%s: cannot write: %s", temporary, strerror(errno));
-	fprintf(f, "generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64 "\nelsewhere %d\n", m->generation, m->vmm_pid, m->vmm_start,
-		m->elsewhere);
+	fprintf(f,
+		"generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64
+		"\nelsewhere %d\n",
+		m->generation, m->vmm_pid, m->vmm_start, m->elsewhere);
 	bad = fflush(f) || fsync(fileno(f));
 	bad = fclose(f) || bad;
 	if (bad || rename(temporary, path))
@@ -68,7 +73,10 @@ uint64_t memory_start_time(int64_t pid)
 		return 0;
 	/* Field 22, counted from after the name, which may hold anything. */
 	if (!fgets(line, sizeof line, f) || !(p = strrchr(line, ')')) ||
-	    sscanf(p + 1, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %" SCNu64, &start) != 1)
+	    sscanf(p + 1,
+		   "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+		   "%" SCNu64,
+		   &start) != 1)
 		start = 0;
 	fclose(f);
 	return start;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* systemd's readiness protocol: a datagram to the socket that NOTIFY_SOCKET names (sd_notify(3)). Not worth a library. */
+/* systemd's readiness protocol: a datagram to the socket that NOTIFY_SOCKET names (sd_notify(3)).
+ * Not worth a library. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Staging beyond its bound of memory: an unlinked temporary file in the run directory, one for each stream, made when first needed. */
+/* Staging beyond its bound of memory: an unlinked temporary file in the run directory, one for each
+ * stream, made when first needed. */
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -55,4 +56,5 @@ static void spill_reset(void *ctx)
 	s->fd = -1;
 }
 
-const struct ft_overflow_ops spill_ops = {.write = spill_write, .read = spill_read, .reset = spill_reset};
+const struct ft_overflow_ops spill_ops = {
+	.write = spill_write, .read = spill_read, .reset = spill_reset};

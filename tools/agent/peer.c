@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Connections to the other agent: the listener of a standby, and dials. The engine gets ready links only. */
+/* Connections to the other agent: the listener of a standby, and dials. The engine gets ready links
+ * only. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,11 +18,18 @@ static int check_uri(struct agent *a, const char *text, struct uri *uri, struct 
 	if (rc)
 		return rc;
 	if (!uri->kemari)
-		return ft_err_set(err, EINVAL, "%s: only protection is available: kemari:tls:, kemari:tcp: or kemari:unix:", text);
+		return ft_err_set(err, EINVAL,
+				  "%s: only protection is available: kemari:tls:, kemari:tcp: or "
+				  "kemari:unix:",
+				  text);
 	if (uri->scheme == URI_TCP && !a->config.tls.insecure)
-		return ft_err_set(err, EPERM, "%s: plaintext: refused unless the guest file says tls { insecure = true }", text);
+		return ft_err_set(
+			err, EPERM,
+			"%s: plaintext: refused unless the guest file says tls { insecure = true }",
+			text);
 	if (uri->scheme == URI_TLS && !a->tls)
-		return ft_err_set(err, EINVAL, "%s: the guest file has no tls { ca, cert, key }", text);
+		return ft_err_set(err, EINVAL, "%s: the guest file has no tls { ca, cert, key }",
+				  text);
 	return 0;
 }
 
@@ -47,7 +55,8 @@ int peer_listen(struct agent *a, const char *text, struct ft_err *err)
 
 	if (rc)
 		return ft_err_context(err, "--incoming");
-	return listener_open(a->base, &uri, uri.scheme == URI_TLS ? a->tls : NULL, &events, &a->listener, err);
+	return listener_open(a->base, &uri, uri.scheme == URI_TLS ? a->tls : NULL, &events,
+			     &a->listener, err);
 }
 
 int peer_set(struct agent *a, const char *text, struct ft_err *err)
@@ -89,10 +98,12 @@ void peer_dial(struct agent *a, bool heartbeat)
 	d->agent = a;
 	d->heartbeat = heartbeat;
 	if (!a->has_peer)
-		rc = ft_err_set(&d->why, EDESTADDRREQ, "no peer is known: `ftctl migrate %s URI` names one", a->config.name);
+		rc = ft_err_set(&d->why, EDESTADDRREQ,
+				"no peer is known: `ftctl migrate %s URI` names one",
+				a->config.name);
 	else
-		rc = connector_start(a->base, &a->peer, a->peer.scheme == URI_TLS ? a->tls : NULL, DIAL_MAX_MS, on_dialed, d, &d->connector,
-				     &d->why);
+		rc = connector_start(a->base, &a->peer, a->peer.scheme == URI_TLS ? a->tls : NULL,
+				     DIAL_MAX_MS, on_dialed, d, &d->connector, &d->why);
 	if (rc) {
 		struct timeval now = {0};
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What operators ask over the control socket, turned into calls of the engine; answers may come much later. */
+/* What operators ask over the control socket, turned into calls of the engine; answers may come
+ * much later. */
 #include <errno.h>
 #include <string.h>
 
@@ -28,7 +29,8 @@ static struct agent_call *call_new(struct agent *a, struct ctl_call *call, enum 
 	for (unsigned i = 0; i < AGENT_CALLS_MAX; i++) {
 		if (a->calls[i].used)
 			continue;
-		a->calls[i] = (struct agent_call){.agent = a, .call = call, .used = true, .what = what};
+		a->calls[i] =
+			(struct agent_call){.agent = a, .call = call, .used = true, .what = what};
 		return &a->calls[i];
 	}
 	return NULL;
@@ -81,7 +83,12 @@ static void do_migrate(struct agent *a, struct ctl_call *call, const Ctl__Reques
 	bool had = a->has_peer;
 
 	if (ft_engine_state(a->engine) != FT_SOLO) {
-		ctl_reply_error(call, CTL_ERR_STATE, "migrate: the guest is %s", ft_state_name(ft_engine_state(a->engine)));
+		ctl_reply_error(call, CTL_ERR_STATE, "migrate: the guest is %s",
+				ft_state_name(ft_engine_state(a->engine)));
+		return;
+	}
+	if (a->keeper_lost) {
+		ctl_reply_error(call, CTL_ERR_STATE, "migrate: %s", AGENT_KEEPER_LOST);
 		return;
 	}
 	if (peer_set(a, request->uri, &err)) {

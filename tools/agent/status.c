@@ -22,12 +22,14 @@ static uint64_t wall_ms(uint64_t mono_ns)
 	struct timespec ts;
 
 	clock_gettime(CLOCK_REALTIME, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000 - (agent_now_ns() - mono_ns) / 1000000;
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000 -
+	       (agent_now_ns() - mono_ns) / 1000000;
 }
 
 static const char *disk_state(struct agent *a, unsigned i)
 {
-	static const char *const names[] = {"", "Inconsistent", "Outdated", "UpToDate", "Protected"};
+	static const char *const names[] = {"", "Inconsistent", "Outdated", "UpToDate",
+					    "Protected"};
 
 	return i < a->stores_n && a->stores[i] ? names[store_state(a->stores[i])] : "UpToDate";
 }
@@ -41,7 +43,9 @@ static unsigned fill_disks(struct agent *a, Ctl__Disk *disks, Ctl__Disk **ptrs)
 
 		disks[i] = (Ctl__Disk)CTL__DISK__INIT;
 		disks[i].name = a->vm_info.disks[i].id;
-		disks[i].mode = (char *)(uintptr_t)(taps_disk_mode(a, disks[i].name) == STORE_SHARED ? "shared" : "replicated");
+		disks[i].mode = (char *)(uintptr_t)(taps_disk_mode(a, disks[i].name) == STORE_SHARED
+							    ? "shared"
+							    : "replicated");
 		disks[i].state = (char *)(uintptr_t)disk_state(a, i);
 		if (a->disk_taps[i])
 			a->disk_taps[i]->ops->stats(a->disk_taps[i], &stats);
@@ -93,7 +97,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.rounds = s.rounds;
 	arbiter.type = (char *)(uintptr_t)arbiters[a->config.arbiter.type];
 	arbiter.state = (char *)(uintptr_t)s.arbiter_state;
-	arbiter.holder = s.is_primary ? a->host_id : (char *)(uintptr_t)"";
+	arbiter.holder = s.is_primary ? a->host_id : (char *)(uintptr_t) "";
 	out.arbiter = &arbiter;
 	vmm.kind = (char *)(uintptr_t)(a->config.vmm == CONFIG_VMM_POCKET ? "pocket" : "qemu");
 	vmm.pid = a->vmm ? a->vm_info.pid : 0;
@@ -101,7 +105,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.vmm = &vmm;
 	out.n_disks = fill_disks(a, disks, disk_ptrs);
 	out.disks = disk_ptrs;
-	out.last_error = (char *)(uintptr_t)s.last_error;
+	out.last_error = (char *)(uintptr_t)(a->keeper_lost ? AGENT_KEEPER_LOST : s.last_error);
 	reply.status = &out;
 	ctl_reply(call, &reply);
 }

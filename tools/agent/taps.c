@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The guest's taps. Disk and NIC taps exist only while they are needed; the console tap lives as long as the VM, because the agent is the
- * console's server, and joins the chain with the others. */
+/* The guest's taps. Disk and NIC taps exist only while they are needed; the console tap lives as
+ * long as the VM, because the agent is the console's server, and joins the chain with the others.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +13,9 @@
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 
-#define NIC_HELD_BYTES	  (16u << 20) /* of frames waiting for their checkpoint; beyond, frames are dropped as networks do */
+#define NIC_HELD_BYTES                                                                             \
+	(16u << 20) /* of frames waiting for their checkpoint; beyond, frames are dropped as       \
+		       networks do */
 #define DISK_LOG_BYTES_MAX (32u << 20)
 
 /* Any thread. */
@@ -61,14 +64,17 @@ static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
 		.shared = taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED,
 		.uuid = a->config.uuid,
 		.socket = a->points.disks[i].nbd,
-		.log_bytes_max = a->config.ft.staging_bytes / 4 < DISK_LOG_BYTES_MAX ? a->config.ft.staging_bytes / 4 : DISK_LOG_BYTES_MAX,
+		.log_bytes_max = a->config.ft.staging_bytes / 4 < DISK_LOG_BYTES_MAX
+					 ? a->config.ft.staging_bytes / 4
+					 : DISK_LOG_BYTES_MAX,
 		.spill_dir = a->run_dir,
 		/* The VM has it open as raw already; a guest may write what it likes into it. */
 		.format_raw = true,
 	};
 	int rc;
 
-	agent_path(a, a->points.disks[i].nbd, (const char[]){'.', 'n', 'b', 'd', (char)('0' + i), 0});
+	agent_path(a, a->points.disks[i].nbd,
+		   (const char[]){'.', 'n', 'b', 'd', (char)('0' + i), 0});
 	rc = disk_tap_open(&config, &a->disk_taps[i], err);
 	if (rc)
 		return ft_err_context(err, "disk %s", config.id);
@@ -88,7 +94,8 @@ static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
 	};
 	int rc;
 
-	agent_path(a, a->points.nics[i].out, (const char[]){'.', 'o', 'u', 't', (char)('0' + i), 0});
+	agent_path(a, a->points.nics[i].out,
+		   (const char[]){'.', 'o', 'u', 't', (char)('0' + i), 0});
 	agent_path(a, a->points.nics[i].in, (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
 	rc = net_tap_open(&config, &a->nic_taps[i], err);
 	if (rc)
@@ -123,10 +130,16 @@ int taps_complete(const struct agent *a, struct ft_err *err)
 {
 	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
 		if (!a->disk_taps[i])
-			return ft_err_set(err, EIO, "disk %s: has no tap: what the guest writes would not reach the standby", a->vm_info.disks[i].id);
+			return ft_err_set(err, EIO,
+					  "disk %s: has no tap: what the guest writes would not "
+					  "reach the standby",
+					  a->vm_info.disks[i].id);
 	for (unsigned i = 0; i < a->vm_info.nics_n; i++)
 		if (!a->nic_taps[i])
-			return ft_err_set(err, EIO, "nic %s: has no tap: what the guest sends would not wait for a checkpoint", a->vm_info.nics[i].id);
+			return ft_err_set(err, EIO,
+					  "nic %s: has no tap: what the guest sends would not wait "
+					  "for a checkpoint",
+					  a->vm_info.nics[i].id);
 	return 0;
 }
 

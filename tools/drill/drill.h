@@ -45,7 +45,8 @@ struct drill_options {
 	bool kill_given;
 	unsigned rounds; /* 1 to DRILL_ROUNDS_MAX */
 	enum drill_vmm vmm;
-	bool arbiter_file; /* else none, with the survivor that the fault asks for */
+	unsigned takeover_ms; /* of silence; 0: the product's default */
+	bool arbiter_file;    /* else none, with the survivor that the fault asks for */
 	bool shared_disk;
 	bool json; /* one object on stdout, and nothing else */
 	bool keep; /* the folder with logs and images stays */

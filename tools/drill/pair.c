@@ -153,6 +153,8 @@ static int write_guest_file(struct drill *d, struct ft_err *err)
 	fprintf(f, "name = \"" DRILL_GUEST "\"\n");
 	write_machine(d, f);
 	fprintf(f, "tls { ca = \"pki/ca.pem\" }\n");
+	if (d->o->takeover_ms)
+		fprintf(f, "ft { takeover_ms = %u }\n", d->o->takeover_ms);
 	if (d->o->arbiter_file)
 		fprintf(f, "arbiter { type = \"file\" dir = \"arbiter\" }\n");
 	else

@@ -131,6 +131,29 @@ static bool shown(struct drill *d, void *ctx)
 	return drill_now_ns() > *(uint64_t *)ctx;
 }
 
+static bool wants_to_take_over(struct drill *d, void *ctx)
+{
+	unsigned *standby = ctx;
+	struct seen seen;
+
+	return ask_seen(d, *standby, &seen) && strcmp(seen.state, "standby") != 0;
+}
+
+/* A write that a frozen host has handed to its kernel may still reach a disk that both hosts share,
+ * so the standby waits until the other one lets go of it. Operators have fencing for that. */
+static int fence(struct drill *d, struct round *r, struct ft_err *err)
+{
+	unsigned standby = !r->old_primary;
+	int rc = drill_wait(d, wants_to_take_over, &standby, DRILL_TAKEOVER_MS,
+			    "the standby notices", err);
+
+	if (rc)
+		return rc;
+	say(d, "shared disk: %s is fenced (switched off)", d->hosts[r->old_primary].id);
+	kill_host(d, r->old_primary);
+	return 0;
+}
+
 /* A frozen host wakes up and finds that the world went on: nothing of it may be heard. */
 static int thaw(struct drill *d, struct round *r, struct ft_err *err)
 {
@@ -151,10 +174,13 @@ static int thaw(struct drill *d, struct round *r, struct ft_err *err)
 
 int strike(struct drill *d, struct round *r, struct ft_err *err)
 {
+	bool fenced = d->o->kill == DRILL_FREEZE && d->o->shared_disk;
 	uint64_t until;
 	int rc;
 
 	rc = do_it(d, r, err);
+	if (!rc && fenced)
+		rc = fence(d, r, err);
 	if (!rc)
 		rc = drill_wait(d, decided, r, DRILL_TAKEOVER_MS, "one host goes on with the guest",
 				err);
@@ -175,7 +201,7 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	/* A switch is complete when the guest is protected the other way round. */
 	if (!rc && d->o->kill == DRILL_SWITCH)
 		rc = wait_state(d, d->primary, "protected", DRILL_PROTECT_MS, err);
-	if (!rc && d->o->kill == DRILL_FREEZE)
+	if (!rc && d->o->kill == DRILL_FREEZE && !fenced)
 		rc = thaw(d, r, err);
 	return rc;
 }

@@ -8,7 +8,10 @@
 
 #include "tools/ftctl/ftctl.h"
 
-enum { OPT_KILL = 256, OPT_ROUNDS, OPT_VMM, OPT_ARBITER, OPT_DISK, OPT_KEEP };
+#define TAKEOVER_MS_MIN 100
+#define TAKEOVER_MS_MAX 20000
+
+enum { OPT_KILL = 256, OPT_ROUNDS, OPT_VMM, OPT_ARBITER, OPT_DISK, OPT_TAKEOVER, OPT_KEEP };
 
 /* 0, or what is wrong with the option's value. */
 static const char *take_option(struct drill_options *o, int opt, const char *value)
@@ -40,6 +43,12 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 		return strcmp(value, "shared") && strcmp(value, "replicated")
 			       ? "--disk is replicated or shared"
 			       : NULL;
+	case OPT_TAKEOVER:
+		o->takeover_ms = (unsigned)strtoul(value, &end, 10);
+		return *end || end == value || o->takeover_ms < TAKEOVER_MS_MIN ||
+				       o->takeover_ms > TAKEOVER_MS_MAX
+			       ? "--takeover is a number of milliseconds from 100 to 20000"
+			       : NULL;
 	case OPT_KEEP:
 		o->keep = true;
 		return NULL;
@@ -55,6 +64,7 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 					      {"vmm", required_argument, NULL, OPT_VMM},
 					      {"arbiter", required_argument, NULL, OPT_ARBITER},
 					      {"disk", required_argument, NULL, OPT_DISK},
+					      {"takeover", required_argument, NULL, OPT_TAKEOVER},
 					      {"keep", no_argument, NULL, OPT_KEEP},
 					      {0}};
 	struct drill_options o = {.run_dir = ctl->run_dir, .json = ctl->json, .rounds = 1};

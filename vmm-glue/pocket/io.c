@@ -220,7 +220,7 @@ static int disk_read(void *ctx, unsigned disk, uint64_t offset, uint8_t *data, s
 	struct pocket_io *io = ctx;
 
 	return io->links.disks[disk] ? pocket_nbd_read(io->links.disks[disk], offset, data, len)
-			  : image_read(io->images[disk], offset, data, len);
+				     : image_read(io->images[disk], offset, data, len);
 }
 
 static int disk_write(void *ctx, unsigned disk, uint64_t offset, const uint8_t *data, size_t len)
@@ -228,7 +228,7 @@ static int disk_write(void *ctx, unsigned disk, uint64_t offset, const uint8_t *
 	struct pocket_io *io = ctx;
 
 	return io->links.disks[disk] ? pocket_nbd_write(io->links.disks[disk], offset, data, len)
-			  : image_write(io->images[disk], offset, data, len);
+				     : image_write(io->images[disk], offset, data, len);
 }
 
 static int disk_flush(void *ctx, unsigned disk)
@@ -453,7 +453,8 @@ int pocket_links_open(struct pocket_links *links, const struct pocket_config *co
 	if (config->nic_attach[0])
 		rc = open_net(links, points, err);
 	for (unsigned i = 0; !rc && i < config->disks_n; i++)
-		if (points->disks[i].nbd[0]) /* an armed machine's disks need no tap: its store writes them */
+		if (points->disks[i].nbd[0]) /* an armed machine's disks need no tap: its store
+						writes them */
 			rc = open_nbd(links, config, i, points->disks[i].nbd, err);
 	if (rc)
 		pocket_links_close(links);

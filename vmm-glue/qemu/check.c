@@ -30,6 +30,20 @@ static int check_migratable(struct qemu *vm, struct ft_err *err)
 	return r;
 }
 
+/* A balloon, and what reports free pages through it, gives RAM back to the host. Such pages read as
+ * zeroes then, which no tracker of writes sees, and the standby keeps what was in them. (Memory
+ * that is plugged is refused as memory besides RAM.) */
+static int check_balloon(struct qemu *vm, struct ft_err *err)
+{
+	if (qmp_call(&vm->qmp, NULL, NULL, "query-balloon", NULL) < 0)
+		return vm->qmp.closed
+			       ? ft_err_set(err, EPIPE, "qemu: the monitor closed its connection")
+			       : 0;
+	return ft_err_set(err, ENOTSUP,
+			  "qemu: it has a memory balloon, which takes pages away unseen; start it "
+			  "without virtio-balloon");
+}
+
 static int check_iothreads(struct qemu *vm, struct ft_err *err)
 {
 	json_t *ret;
@@ -162,6 +176,8 @@ int qemu_check(struct vmm *vmm, struct ft_err *err)
 		r = check_descriptors(vm, err);
 	if (r == 0)
 		r = check_memory(vm, err);
+	if (r == 0)
+		r = check_balloon(vm, err);
 	if (r == 0)
 		r = check_iothreads(vm, err);
 	for (unsigned i = 0; i < vm->disks_n && r == 0; i++)

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // One checkpoint. The order is the point:
 //
-//	fire -> first byte: vCPUs stopped, disks drained -> hooks: the epoch's outputs are closed
-//	     -> scan: what the guest and its devices wrote -> copy, while QEMU serialises on
-//	     -> QEMU is blocked in its last write: if it still serialised after the scan, a second,
-// small scan and copy
+//	fire -> QEMU says STOP: the vCPUs are stopped
+//	     -> scan, while QEMU drains the disks and serialises
+//	     -> first byte: disks drained -> hooks: the epoch's outputs are closed -> copy
+//	     -> QEMU is blocked in its last write
+//	     -> a second, small scan and copy if QEMU had page faults since the scan
 //	     -> take the rest: QEMU lets the guest run
 //
-// Nothing is allocated between fire and the end.
+// Copying waits for the first byte, because until then a disk's DMA may fill pages that were dirty
+// from the moment they were pinned. Nothing is allocated between fire and the end.
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
@@ -87,8 +89,8 @@ int qemu_checkpoint_prepare(struct vmm *vmm, struct ft_err *err)
 	return r;
 }
 
-static int make_room(struct qemu *vm, struct vmm_capture *capture, const struct vmm_hold_hooks *hooks,
-		     struct ft_err *err)
+static int make_room(struct qemu *vm, struct vmm_capture *capture,
+		     const struct vmm_hold_hooks *hooks, struct ft_err *err)
 {
 	int r = hooks->full ? hooks->full(hooks->ctx, capture) : -ENOSPC;
 
@@ -192,20 +194,29 @@ static int copy_late(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capt
 static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capture *capture,
 			const struct vmm_hold_hooks *hooks, struct ft_err *err)
 {
-	bool again;
-	int r;
+	uint64_t faults = 0;
+	bool whole;
+	int r = save_wait_stopped(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
 
-	hooks->stopped(hooks->ctx);
-	/* Known before the scan, or the scan does not count. */
-	r = save_step(&vm->save, vm->process.pid, err);
-	again = !vm->save.last;
+	/* QEMU must not have to wait for what is to be read early. */
+	if (r == 0)
+		r = save_step(&vm->save, vm->process.pid, err);
+	whole = vm->save.begun && vm->save.last; /* nothing is serialised after the scan */
+	if (!whole)
+		faults = tracker_faults(vm->tracker);
 	if (r == 0)
 		r = tracker_scan(vm->tracker, pending, NULL, err);
+	if (r == 0)
+		r = save_wait_begun(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
+	if (r < 0)
+		return r;
+	hooks->stopped(hooks->ctx);
+	r = save_step(&vm->save, vm->process.pid, err);
 	if (r == 0)
 		r = copy_pending(vm, pending, capture, hooks, err);
 	if (r == 0)
 		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
-	if (r == 0 && again)
+	if (r == 0 && !whole && (faults == 0 || tracker_faults(vm->tracker) != faults))
 		r = copy_late(vm, pending, capture, hooks, err);
 	return r;
 }
@@ -227,8 +238,7 @@ int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captu
 	if (vm->keeper)
 		keeper_hold_begin(vm->keeper);
 	vm->save.hooks = hooks;
-	r = save_begin(&vm->save, &vm->qmp, capture->state, VMM_STATE_BYTES_MAX, FIRST_BYTE_MS,
-		       err);
+	r = save_fire(&vm->save, &vm->qmp, capture->state, VMM_STATE_BYTES_MAX, err);
 	if (r == 0)
 		r = capture_held(vm, pending, capture, hooks, err);
 	if (r == 0)

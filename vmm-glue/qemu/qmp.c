@@ -210,6 +210,16 @@ int qmp_send(struct qmp *q, const char *bytes, size_t len, struct ft_err *err)
 	return 0;
 }
 
+bool qmp_peek_event(struct qmp *q, const char *name)
+{
+	char text[64];
+	int n = snprintf(text, sizeof text, "\"event\": \"%s\"", name);
+
+	while (take(q, NULL) == 0)
+		;
+	return memmem(q->in, q->in_len, text, (size_t)n) != NULL;
+}
+
 bool qmp_peek_reply(struct qmp *q)
 {
 	char *at = q->in, *end;

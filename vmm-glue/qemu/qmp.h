@@ -51,6 +51,8 @@ void qmp_pass_fd(struct qmp *q, int fd);
 /* Parts of a command, for checkpoint.c, which sends all of a command but its last byte ahead of
  * time. */
 int qmp_send(struct qmp *q, const char *bytes, size_t len, struct ft_err *err);
+/* Takes what the socket has, without blocking and without parsing. True: this event is among it. */
+bool qmp_peek_event(struct qmp *q, const char *name);
 /* Takes what the socket has, without blocking and without parsing. True: there is a whole line that
  * is no event, or the connection is gone. */
 bool qmp_peek_reply(struct qmp *q);
@@ -60,8 +62,8 @@ int qmp_reply(struct qmp *q, uint64_t id, const char *command, json_t **ret, uns
 
 /* Delivers the events that have arrived. -EPIPE when the connection is gone. */
 int qmp_poll(struct qmp *q);
-/* Delivers what QEMU wrote before it closed, for a write may find that out first. The connection is closed
- * afterwards as it was before. */
+/* Delivers what QEMU wrote before it closed, for a write may find that out first. The connection is
+ * closed afterwards as it was before. */
 void qmp_last_words(struct qmp *q);
 
 #endif

@@ -18,8 +18,8 @@ struct ram {
 	pid_t pid;
 	uint64_t hva; /* in QEMU */
 	uint64_t bytes;
-	uint8_t *map;	 /* here, NULL: private memory */
-	int fd;		 /* of the file behind a shared backend, 0: none, or it is not ours to read */
+	uint8_t *map; /* here, NULL: private memory */
+	int fd;	      /* of the file behind a shared backend, 0: none, or it is not ours to read */
 	uint64_t file_offset;
 	size_t touched;	 /* pages copied through the map since the last trim */
 	char region[64]; /* QEMU's name: "pc.ram", "ram0" */
@@ -31,10 +31,12 @@ void ram_unmap(struct ram *r);
 /* Copies pages pfns[0..n) one after another to target. Never allocates. -EIO: the process is gone
  * or has other memory there. */
 int ram_copy(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
-/* The same for many pages that lie together, outside a pause: through the file where there is one, for reading a hole through a
- * mapping would fill it with zeroes, and the guest's memory with them. */
+/* The same for many pages that lie together, outside a pause: through the file where there is one,
+ * for reading a hole through a mapping would fill it with zeroes, and the guest's memory with them.
+ */
 int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
-/* Pages read through the map count as this process's memory: gives them back when they have become many. Outside a pause. */
+/* Pages read through the map count as this process's memory: gives them back when they have become
+ * many. Outside a pause. */
 #define RAM_TOUCHED_MAX 8192
 void ram_trim(struct ram *r);
 /* XXH3-64 over all of it. */

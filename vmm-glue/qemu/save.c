@@ -27,12 +27,12 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -44,6 +44,10 @@
 #define PIPE_MAX     (1u << 20) /* pipe-max-size: what an unprivileged process may have */
 #define IOVECS_MAX   64
 #define DISCARD_MS   1000
+#define LOOK_NS	     500000u /* a primed command takes half of that to stop a guest */
+#define LOOK_GAP_NS  200000u
+#define LOOK_LAST_NS 2000000u /* QEMU serialises 32 KiB in about 0.4 ms */
+#define NAP_NS	     20000
 
 void save_init(struct save *s)
 {
@@ -162,22 +166,61 @@ static int fire(struct save *s, struct qmp *q, struct ft_err *err)
 	return qmp_send(q, "}", 1, err);
 }
 
-int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsigned within_ms,
-	       struct ft_err *err)
+int save_fire(struct save *s, struct qmp *q, uint8_t *state, size_t room, struct ft_err *err)
 {
-	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
-	int r;
-
 	s->state = state;
 	s->room = room;
 	s->len = s->write_start = s->write_len = 0;
+	s->begun = false;
 	s->last = s->expected > 0 && s->expected < PIECE;
-	r = fire(s, q, err);
-	while (r == 0) {
+	return fire(s, q, err);
+}
+
+/* To be woken up takes longer than all else that we do while QEMU is stopped, so at first we look
+ * over and over. But not for long, not where QEMU needs this very CPU, and not once somebody else
+ * has had it: who spins on a busy machine is out of turn when it counts. */
+struct look {
+	uint64_t until_ns, last_ns;
+};
+
+static struct look look_for(uint64_t ns)
+{
+	uint64_t now_ns = qemu_now_ns();
+
+	return (struct look){get_nprocs() > 1 ? now_ns + ns : 0, now_ns};
+}
+
+static bool may_look(struct look *l)
+{
+	uint64_t now_ns = qemu_now_ns();
+
+	if (now_ns - l->last_ns > LOOK_GAP_NS)
+		l->until_ns = 0;
+	l->last_ns = now_ns;
+	return now_ns < l->until_ns;
+}
+
+static int poll_soon(struct pollfd *p, nfds_t n, struct look *look, int left_ms)
+{
+	int r = 0;
+
+	while (r == 0 && may_look(look))
+		r = poll(p, n, 0);
+	return r ? r : poll(p, n, left_ms);
+}
+
+static int wait_for(struct save *s, struct qmp *q, bool or_stop, unsigned within_ms,
+		    struct ft_err *err)
+{
+	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
+	struct look look = look_for(LOOK_NS);
+
+	while (!s->begun) {
 		struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN},
 				      {.fd = q->fd, .events = POLLIN}};
+		int r;
 
-		if (poll(p, 2, VMM_WAITING_MS) == 0) {
+		if (poll_soon(p, 2, &look, VMM_WAITING_MS) == 0) {
 			if (s->hooks && s->hooks->waiting)
 				s->hooks->waiting(s->hooks->ctx);
 			if (qemu_ms_left(deadline_ns) == 0)
@@ -187,15 +230,26 @@ int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsig
 		}
 		if (p[0].revents & POLLIN) {
 			s->begin_ns = qemu_now_ns();
-			return 0;
-		}
-		if (p[1].revents && qmp_peek_reply(q)) {
+			s->begun = true;
+		} else if (p[1].revents && qmp_peek_reply(q)) {
 			r = qmp_reply(q, s->id, "save", NULL, DISCARD_MS, err);
 			s->fired = r == -ETIMEDOUT;
 			return r < 0 ? r : ft_err_set(err, EIO, "qemu: save: no state");
+		} else if (or_stop && qmp_peek_event(q, "STOP")) {
+			return 0;
 		}
 	}
-	return r;
+	return 0;
+}
+
+int save_wait_stopped(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err)
+{
+	return wait_for(s, q, true, within_ms, err);
+}
+
+int save_wait_begun(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err)
+{
+	return wait_for(s, q, false, within_ms, err);
 }
 
 /* Looked at once: QEMU opens it anew for each save and gets the same number, and a wrong guess
@@ -295,9 +349,10 @@ int save_step(struct save *s, pid_t pid, struct ft_err *err)
 int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, struct ft_err *err)
 {
 	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
+	struct look look = look_for(LOOK_LAST_NS);
 
-	/* Nothing tells when another process blocks, and the guest is held: look, and let QEMU have
-	 * the CPU. */
+	/* Nothing tells when another process blocks, and the guest is held. Who sleeps for a moment
+	 * is back sooner than who yields: on a busy machine that means behind everybody else. */
 	for (;;) {
 		int r = save_step(s, pid, err);
 
@@ -310,7 +365,8 @@ int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, s
 		if (qemu_now_ns() > deadline_ns)
 			return ft_err_set(err, EAGAIN,
 					  "qemu: save: QEMU did not come to the end of its state");
-		sched_yield();
+		if (!may_look(&look))
+			ppoll(NULL, 0, &(struct timespec){.tv_nsec = NAP_NS}, NULL);
 	}
 }
 

@@ -27,12 +27,14 @@ struct save {
 	uint64_t id;
 	bool primed; /* QEMU has all but that byte */
 	bool fired;  /* and that, and has not answered */
-	const struct vmm_hold_hooks *hooks; /* whose waiting() is called while QEMU takes its time; may be NULL */
+	const struct vmm_hold_hooks
+		*hooks; /* whose waiting() is called while QEMU takes its time; may be NULL */
 	/* of the save that runs */
 	uint8_t *state;
 	size_t room, len;
 	size_t write_start,
 		write_len; /* the write(2) that QEMU is in: its place in the state, its length */
+	bool begun;	   /* the first byte was seen */
 	bool last;	   /* ... is the last one: everything is serialised */
 	uint64_t begin_ns, end_ns; /* first and last byte taken */
 };
@@ -42,12 +44,14 @@ void save_init(struct save *s);
 int save_setup(struct save *s, struct qmp *q, pid_t pid, struct ft_err *err);
 /* Sends all of the command but its last byte. Until it is fired the monitor takes nothing else. */
 int save_prime(struct save *s, struct qmp *q, struct ft_err *err);
-/* Fires it and waits for the first byte: then the vCPUs are stopped, the disks drained and QEMU is
- * blocked. */
-int save_begin(struct save *s, struct qmp *q, uint8_t *state, size_t room, unsigned within_ms,
-	       struct ft_err *err);
+/* Fires it. */
+int save_fire(struct save *s, struct qmp *q, uint8_t *state, size_t room, struct ft_err *err);
+/* Waits until QEMU says that the vCPUs are stopped; the first byte says so too. */
+int save_wait_stopped(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err);
+/* Waits for the first byte: then the disks are drained too. */
+int save_wait_begun(struct save *s, struct qmp *q, unsigned within_ms, struct ft_err *err);
 /* Lets QEMU serialise on if it waits for us, but never past its last write. To be called soon after
- * save_begin(), and now and then. */
+ * save_wait_begun(), and now and then. */
 int save_step(struct save *s, pid_t pid, struct ft_err *err);
 /* Steps until everything is serialised and QEMU is blocked in its last write. */
 int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, struct ft_err *err);

@@ -109,7 +109,8 @@ static void on_event(void *ctx, const char *name, const json_t *event)
 		vm->status = "guest-panicked";
 		ft_warn("qemu: %s: the guest panicked", vm->name);
 	} else if (!strcmp(name, "SHUTDOWN")) {
-		bool by_guest = json_is_true(json_object_get(json_object_get(event, "data"), "guest"));
+		bool by_guest =
+			json_is_true(json_object_get(json_object_get(event, "data"), "guest"));
 
 		vm->powered_off = vm->powered_off || by_guest;
 		qemu_lose(vm, by_guest ? "qemu: the guest shut down" : "qemu: ended by request");
