@@ -159,6 +159,12 @@ static bool advance(struct ft_engine *e, int *rc)
 	return *rc >= 0;
 }
 
+/* The link has no room, or is broken: then it says so itself, when the peer's last words have been read. */
+static bool is_wait(int rc)
+{
+	return rc == -EAGAIN || rc == -EPIPE;
+}
+
 int ship_continue(struct ft_engine *e)
 {
 	struct ft_ship *s = &e->primary.ship;
@@ -169,7 +175,7 @@ int ship_continue(struct ft_engine *e)
 	if (!s->begun) {
 		rc = send_begin(e);
 		if (rc)
-			return rc == -EAGAIN ? 0 : rc;
+			return is_wait(rc) ? 0 : rc;
 	}
 	while (advance(e, &rc)) {
 		/* A peer that lives but takes nothing is no standby: each frame that goes out has
@@ -178,7 +184,7 @@ int ship_continue(struct ft_engine *e)
 			s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
 	}
-	return rc == -EAGAIN || rc >= 0 ? 0 : rc;
+	return is_wait(rc) || rc >= 0 ? 0 : rc;
 }
 
 void ship_start(struct ft_engine *e, uint64_t epoch)

@@ -19,7 +19,8 @@
 
 #include "ft/log.h"
 
-#define APPLY_WINDOW (4u << 20)
+#define APPLY_WINDOW	   (4u << 20)
+#define APPLY_BEAT_RECORDS 256
 
 int standby_init(struct ft_engine *e, struct ft_err *err)
 {
@@ -195,7 +196,7 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 {
 	struct vmm_info info;
 	uint8_t *image = vmm_image(e->vmm);
-	size_t at = 0;
+	size_t at = 0, records = 0;
 
 	vmm_info(e->vmm, &info);
 	while (at < len) {
@@ -204,6 +205,9 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 					     &rec, err);
 		int rc;
 
+		/* One frame may have tens of thousands of empty pages, each of them a page to fault in. */
+		if (++records % APPLY_BEAT_RECORDS == 0)
+			engine_beat(e);
 		if (n < 0)
 			return n;
 		if (n == 0)
