@@ -164,7 +164,8 @@ static void continue_rounds(struct ft_engine *e)
 			e->primary.deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
 	}
-	/* A link that broke says so when the peer's last words have been read: why it closed, perhaps. */
+	/* A link that broke says so when the peer's last words have been read: why it closed,
+	 * perhaps. */
 	if (rc < 0 && rc != -EAGAIN && rc != -EPIPE)
 		primary_peer_lost(e, err.text[0] ? err.text : "cannot send");
 	e->primary.round_more = rc > 0 && e->primary.phase == PRIMARY_ROUNDS;

@@ -159,7 +159,8 @@ static bool advance(struct ft_engine *e, int *rc)
 	return *rc >= 0;
 }
 
-/* The link has no room, or is broken: then it says so itself, when the peer's last words have been read. */
+/* The link has no room, or is broken: then it says so itself, when the peer's last words have been
+ * read. */
 static bool is_wait(int rc)
 {
 	return rc == -EAGAIN || rc == -EPIPE;

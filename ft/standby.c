@@ -205,7 +205,8 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 					     &rec, err);
 		int rc;
 
-		/* One frame may have tens of thousands of empty pages, each of them a page to fault in. */
+		/* One frame may have tens of thousands of empty pages, each of them a page to fault
+		 * in. */
 		if (++records % APPLY_BEAT_RECORDS == 0)
 			engine_beat(e);
 		if (n < 0)
