@@ -14,23 +14,22 @@
 #define FT_ACK_MAX_MS	    10000 /* END to ACK */
 #define FT_TRIAL_ACK_MAX_MS 20000 /* the first ACK includes a trial load */
 #define FT_HANDOVER_MAX_MS  10000
-#define FT_PROGRESS_MAX_MS                                                                         \
-	10000 /* a data connection that takes nothing for so long is dead, whatever the heartbeats \
-		 say */
-#define FT_BEAT_GRACE_MS                                                                           \
-	3000 /* from the first word to the first heartbeat, which needs a connection of its own */
+/* A data connection that takes nothing for so long is dead, whatever the heartbeats say. */
+#define FT_PROGRESS_MAX_MS 10000
+/* From the first word to the first heartbeat, which needs a connection of its own. */
+#define FT_BEAT_GRACE_MS    3000
 #define FT_GUARD_MAX_MS	    5000 /* env->guard(): durable marks on the guest's disks */
 #define FT_LEAVE_MAX_MS	    2000 /* BYE to the peer's BYE */
 #define FT_UNTAP_RETRY_MS   5000
 #define FT_RELEASE_RETRY_MS 500
-#define FT_HOLD_DISK_MAX                                                                           \
-	(64u << 20) /* bytes of disk that the first checkpoint may read while the guest is held */
-#define FT_HOLD_DRAIN_MAX_MS                                                                       \
-	1000 /* all staging buffers of one checkpoint onto the wire while the guest is held; the   \
-		keeper ends a longer hold */
-#define FT_RETRY_MS 500 /* between attempts to reach a lost peer or the arbiter */
-#define FT_PASS_SETTLE_MS                                                                          \
-	300 /* after a takeover the taps pass through this long before they are taken out */
+/* Bytes of disk that the first checkpoint may read while the guest is held. */
+#define FT_HOLD_DISK_MAX (64u << 20)
+/* All staging buffers of one checkpoint onto the wire while the guest is held; the keeper ends a
+ * longer hold. */
+#define FT_HOLD_DRAIN_MAX_MS 1000
+#define FT_RETRY_MS	     500 /* between attempts to reach a lost peer or the arbiter */
+/* After a takeover the taps pass through this long before they are taken out. */
+#define FT_PASS_SETTLE_MS 300
 _Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS,
 	       "a slow link must not look like a frozen agent");
 #define FT_ROUND_BATCH	    32 /* pages read at a time in async rounds */

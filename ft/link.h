@@ -13,9 +13,8 @@
 #include "ft/err.h"
 
 #define FT_BODY_MAX (64u << 10) /* protobuf body of one frame */
-#define FT_PAYLOAD_MAX                                                                             \
-	(256u << 10) /* raw payload of one frame: large enough to amortise, small enough to        \
-			interleave */
+/* Raw payload of one frame: large enough to amortise, small enough to interleave. */
+#define FT_PAYLOAD_MAX (256u << 10)
 
 struct ft_msg {
 	uint16_t type; /* enum ft_msg_type, ft/msg.h */

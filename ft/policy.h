@@ -51,9 +51,9 @@ struct ft_round {
 	uint64_t disk_bytes_behind;
 	unsigned rounds; /* done so far */
 };
-#define FT_ROUNDS_MAX                                                                              \
-	30 /* a guest that never converges is switched all the same, with a longer first pause;    \
-	      the log says so */
+/* A guest that never converges is switched all the same, with a longer first pause; the log says
+ * so. */
+#define FT_ROUNDS_MAX 30
 
 /* True when a checkpoint of what is left would fit max_downtime, or FT_ROUNDS_MAX is reached. In
  * sync mode only copying is inside the pause, so the estimate counts copying (1.5 us a page, disk

@@ -22,12 +22,12 @@
 #include "ft/err.h"
 
 #define VMM_PAGE_BYTES 4096
-#define VMM_STATE_BYTES_MAX                                                                        \
-	(4u << 20) /* device state of one checkpoint; QEMU with many modern devices: 0.5 MiB */
-#define VMM_DISKS_MAX 8
-#define VMM_NICS_MAX  8
-#define VMM_PATH_MAX  256
-#define VMM_NAME_MAX  64
+/* Device state of one checkpoint; QEMU with many modern devices: 0.5 MiB. */
+#define VMM_STATE_BYTES_MAX (4u << 20)
+#define VMM_DISKS_MAX	    8
+#define VMM_NICS_MAX	    8
+#define VMM_PATH_MAX	    256
+#define VMM_NAME_MAX	    64
 
 struct vmm;
 
@@ -168,9 +168,8 @@ struct vmm_ops {
 	void (*free)(struct vmm *vmm);
 };
 
-#define VMM_HOLD_MAX_MS                                                                            \
-	2000 /* longest pause that a keeper allows one checkpoint; far above any budget, far below \
-		a human */
+/* Longest pause that a keeper allows one checkpoint; far above any budget, far below a human. */
+#define VMM_HOLD_MAX_MS 2000
 
 /* Every implementation's struct starts with this. */
 struct vmm {
