@@ -15,7 +15,7 @@
 
 static const char usage[] =
 	"usage: ft-agent --guest FILE [--incoming URI] [--run-dir DIR] [--set KEY=VALUE]...\n"
-	"                [--foreground] [--log-level LEVEL]\n"
+	"                [--host-id NAME] [--foreground] [--log-level LEVEL]\n"
 	"\n"
 	"Fault tolerance for one QEMU guest on this host. Without --incoming it starts the\n"
 	"guest (or finds it running, or attaches to it) and controls it; with --incoming it\n"

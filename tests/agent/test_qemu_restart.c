@@ -88,7 +88,7 @@ static void killed_while_syncing(void **state)
 
 	(void)state;
 	/* Too many dirty pages for a hold of 1 ms: rounds go on. */
-	start_pair("ft.dirty=20000:96 ft.write=4:/dev/vda:0", "max_downtime_ms = 1");
+	start_pair("ft.dirty=200000:96 ft.write=4:/dev/vda:0", "max_downtime_ms = 1");
 	qemu = vmm_pid(&a);
 	{
 		Ctl__Reply *reply;
