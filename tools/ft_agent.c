@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <xxhash.h>
+
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 
@@ -27,7 +29,7 @@ static const char usage[] =
 	"                     " CTL_RUN_DIR_DEFAULT ")\n"
 	"  --set KEY=VALUE    replaces a value of the guest file: --set disk.root.image=/x.img\n"
 	"  --host-id NAME     what the arbiter and the peer call this host (default: its\n"
-	"                     machine id)\n"
+	"                     name, and a hash of its machine id and the run directory)\n"
 	"  --foreground       do not detach; log to standard error. Without it the agent\n"
 	"                     detaches once the guest runs (or the standby waits) and logs\n"
 	"                     to RUN-DIR/NAME.log\n"
@@ -115,22 +117,34 @@ static int parse(int argc, char **argv, struct options *o)
 	return 0;
 }
 
-/* A name for this host that stays, and that two hosts do not share. */
-static void host_id(const char *given, char out[FT_HOST_ID_MAX])
+/* A name for this agent's host that stays over restarts and that no other agent has: the host's
+ * name, for people, and a hash of its machine id and the run directory, for two agents may share a
+ * machine. */
+static void host_id(const char *given, const char *run_dir, char out[FT_HOST_ID_MAX])
 {
+	char seed[1024] = "", name[33] = "", here[256] = "";
+	size_t len;
 	FILE *f;
 
-	snprintf(out, FT_HOST_ID_MAX, "%s", given ? given : "");
-	if (out[0])
+	if (given) {
+		snprintf(out, FT_HOST_ID_MAX, "%s", given);
 		return;
+	}
 	f = fopen("/etc/machine-id", "re");
 	if (f) {
-		if (fgets(out, FT_HOST_ID_MAX, f))
-			out[strcspn(out, "\n")] = 0;
+		if (fgets(seed, 64, f))
+			seed[strcspn(seed, "\n")] = 0;
 		fclose(f);
 	}
-	if (!out[0])
-		gethostname(out, FT_HOST_ID_MAX - 1);
+	gethostname(name, sizeof name - 1);
+	/* Not resolved: the directory may not exist yet, and the name must not change when it does.
+	 */
+	if (run_dir[0] != '/' && !getcwd(here, sizeof here))
+		here[0] = 0;
+	len = strlen(seed);
+	snprintf(seed + len, sizeof seed - len, "/%s/%s/%.400s", name, here, run_dir);
+	snprintf(out, FT_HOST_ID_MAX, "%s-%08x", name,
+		 (unsigned)(XXH3_64bits(seed, strlen(seed)) & 0xffffffff));
 }
 
 /* The parent stays until the child knows whether it could start, and ends with its code: errors
@@ -193,7 +207,7 @@ int main(int argc, char **argv)
 	run_dir = o.run_dir ? o.run_dir : getenv(CTL_RUN_DIR_ENV);
 	snprintf(agent.run_dir, sizeof agent.run_dir, "%s",
 		 run_dir ? run_dir : CTL_RUN_DIR_DEFAULT);
-	host_id(o.host_id, agent.host_id);
+	host_id(o.host_id, agent.run_dir, agent.host_id);
 	if (!o.foreground) {
 		report = detach();
 		if (report < 0) {
