@@ -83,11 +83,12 @@ int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct f
 	if (e->state.now != FT_SOLO)
 		return ft_err_set(err, EBUSY, "protect: the guest is %s",
 				  ft_state_name(e->state.now));
-	if (e->primary.phase != PRIMARY_IDLE && e->primary.phase != PRIMARY_RETRY)
-		return ft_err_set(err, EALREADY, "protect: already on the way");
 	rc = vmm_check(e->vmm, err);
 	if (rc)
 		return ft_err_context(err, "protect");
+	/* An attempt of our own to reach the last peer: the operator may mean another. */
+	if (e->primary.phase != PRIMARY_IDLE)
+		engine_hang_up(e);
 	done_set(&e->primary.protect_done, done, ctx);
 	e->primary.auto_retry = false;
 	engine_set_state(e, FT_SYNCING, "connecting to the standby");
