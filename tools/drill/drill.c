@@ -72,7 +72,7 @@ static bool time_has_come(struct drill *d, void *ctx)
 /* Under protection, undisturbed. */
 static int look_calm(struct drill *d, struct round *r, struct ft_err *err)
 {
-	uint64_t until = drill_now_ns() + CALM_MS * 1000000ull;
+	uint64_t until = drill_now_ns() + r->calm_ms * 1000000ull;
 	int rc;
 
 	d->round = r;
@@ -98,13 +98,19 @@ static int verify(struct drill *d, struct round *r, struct ft_err *err)
 	return 0;
 }
 
-static int run_round(struct drill *d, struct round *r, struct ft_err *err)
+static bool is_protected(struct drill *d)
 {
 	struct seen seen;
+
+	return ask_seen(d, d->primary, &seen) && !strcmp(seen.state, "protected");
+}
+
+int run_round(struct drill *d, struct round *r, struct ft_err *err)
+{
 	int rc = 0;
 
 	/* A switch leaves the pair whole. */
-	if (ask_seen(d, d->primary, &seen) && strcmp(seen.state, "protected") != 0) {
+	if (!is_protected(d)) {
 		say(d, "%s comes up as the standby of %s", d->primary ? "host-a" : "host-b",
 		    d->hosts[d->primary].id);
 		rc = pair_protect(d, err);
@@ -121,9 +127,8 @@ static int run_round(struct drill *d, struct round *r, struct ft_err *err)
 	rc = look_calm(d, r, err);
 	if (rc)
 		return rc;
-	say(d, "strike: %s: %s",
-	    d->hosts[d->o->kill == DRILL_STANDBY ? !d->primary : d->primary].id,
-	    strikes[d->o->kill]);
+	say(d, "strike: %s: %s", d->hosts[r->kill == DRILL_STANDBY ? !d->primary : d->primary].id,
+	    strikes[r->kill]);
 	rc = strike(d, r, err);
 	d->round = NULL;
 	if (!rc)
@@ -137,6 +142,8 @@ static int run_rounds(struct drill *d, struct round *rounds, unsigned *done, str
 
 	for (unsigned i = 0; i < d->o->rounds && !rc; i++) {
 		rounds[i].number = i + 1;
+		rounds[i].kill = d->o->kill;
+		rounds[i].calm_ms = CALM_MS;
 		rc = run_round(d, &rounds[i], err);
 		*done += !rc;
 	}
@@ -163,10 +170,10 @@ static int run_all(struct drill *d, struct round *rounds, unsigned *done, struct
 	}
 	if (!rc) {
 		say(d, "the client is connected");
-		rc = run_rounds(d, rounds, done, err);
+		rc = (d->o->soak_s ? soak : run_rounds)(d, rounds, done, err);
 	}
 	if (!rc)
-		rc = pair_compare(d, d->o->kill == DRILL_SWITCH, err);
+		rc = pair_compare(d, d->o->kill == DRILL_SWITCH && !d->o->soak_s, err);
 	if (!d->client)
 		return rc;
 	/* Whatever else went wrong, this is what counts. */
@@ -188,7 +195,7 @@ int drill_run(const struct drill_options *options, bool *reported, struct ft_err
 	if (options->name)
 		return rehearse(options, err);
 	d = calloc(1, sizeof *d);
-	rounds = calloc(options->rounds, sizeof *rounds);
+	rounds = calloc(options->soak_s ? SOAK_ROUNDS_MAX : options->rounds, sizeof *rounds);
 	if (!d || !rounds) {
 		free(d);
 		free(rounds);

@@ -6,7 +6,8 @@
  * protection; a client whose every answer is checked. It strikes, and reports what the client saw.
  * With a name it rehearses on the operator's pair.
  *
- *   drill.c    the sequence          host.c     a host: namespaces, agent, strikes
+ *   drill.c    the sequence          soak.c    random strikes for a given time
+ *   host.c     a host: namespaces, agent, strikes
  *   pair.c     guest file, agents    field.c    the network between hosts
  *   strike.c   the faults            client.c   the client; talk_ledger.c and talk_kv.c what it
  * says ask.c      asking agents         picture.c  the timeline; report.c the outcome rehearse.c on
@@ -37,6 +38,8 @@ int drill_kill_parse(const char *name);
 enum drill_vmm { DRILL_VMM_AUTO, DRILL_VMM_QEMU, DRILL_VMM_POCKET };
 
 #define DRILL_ROUNDS_MAX 100
+#define SOAK_S_MAX	 86400
+#define SOAK_ROUNDS_MAX	 20000 /* a round takes longer than SOAK_S_MAX / this */
 
 struct drill_options {
 	const char *name;    /* of the operator's guest, NULL: a pair of our own */
@@ -44,6 +47,8 @@ struct drill_options {
 	enum drill_kill kill;
 	bool kill_given;
 	unsigned rounds; /* 1 to DRILL_ROUNDS_MAX */
+	unsigned soak_s; /* random strikes for so long, under arbiter file; 0: rounds of `kill` */
+	uint64_t seed;	 /* what the soak draws from */
 	enum drill_vmm vmm;
 	unsigned takeover_ms; /* of silence; 0: the product's default */
 	bool arbiter_file;    /* else none, with the survivor that the fault asks for */

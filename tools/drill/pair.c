@@ -355,6 +355,9 @@ int pair_protect(struct drill *d, struct ft_err *err)
 	rc = bring_up(d, standby, true, err);
 	if (!rc)
 		rc = wait_state(d, standby, "standby", DRILL_BOOT_MS, err);
+	/* It may have been on its way to protection by the one that we took away. */
+	if (!rc)
+		rc = wait_state(d, d->primary, "solo", DRILL_TAKEOVER_MS, err);
 	listen_uri(d, standby, uri);
 	if (!rc)
 		rc = ask_agent(d, d->primary, "migrate", uri, DRILL_PROTECT_MS, NULL, err);

@@ -72,7 +72,7 @@ static void canvas_init(struct canvas *c, const struct round *r)
 	c->colour = isatty(1) && !getenv("NO_COLOR");
 }
 
-static void draw_hosts(struct canvas *c, const struct drill *d, const struct round *r)
+static void draw_hosts(struct canvas *c, const struct round *r)
 {
 	unsigned old = r->old_primary, standby = !old;
 	bool moved = r->winner != old;
@@ -84,12 +84,12 @@ static void draw_hosts(struct canvas *c, const struct drill *d, const struct rou
 	fill(c, standby, c->from_ns, moved ? takeover : r->strike_ns, WAITS);
 	if (moved)
 		fill(c, standby, takeover, c->to_ns, RUNS);
-	if (moved && d->o->kill == DRILL_SWITCH)
+	if (moved && r->kill == DRILL_SWITCH)
 		fill(c, old, takeover, c->to_ns, WAITS);
 	for (unsigned i = 0; i < r->marks_n; i++)
 		if (r->marks[i].ns >= c->from_ns && r->marks[i].ns <= c->to_ns)
 			c->rows[r->marks[i].host][column(c, r->marks[i].ns)] = CHECKPOINT;
-	c->rows[d->o->kill == DRILL_STANDBY ? standby : old][column(c, r->strike_ns)] = STRIKE;
+	c->rows[r->kill == DRILL_STANDBY ? standby : old][column(c, r->strike_ns)] = STRIKE;
 	if (moved)
 		c->rows[standby][column(c, takeover)] = TAKES_OVER;
 }
@@ -150,10 +150,10 @@ void picture(struct drill *d, const struct round *r)
 
 	canvas_init(&c, r);
 	signs = c.utf8 ? utf8_signs : ascii_signs;
-	draw_hosts(&c, d, r);
+	draw_hosts(&c, r);
 	draw_client(&c, d);
 	printf("\n%*s%-*s%.1f s in all\n", LABEL, "", (int)c.columns - 12,
-	       d->o->kill == DRILL_SWITCH ? "planned switch" : "failover",
+	       r->kill == DRILL_SWITCH ? "planned switch" : "failover",
 	       (double)(c.to_ns - c.from_ns) / 1e9);
 	print_row(&c, "host-a", c.rows[0]);
 	print_row(&c, "host-b", c.rows[1]);

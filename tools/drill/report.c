@@ -35,12 +35,46 @@ void report_round(struct drill *d, const struct round *r)
 		return;
 	say(d, "%s goes on with the guest; the client was without an answer for %.0f ms",
 	    d->hosts[r->winner].id, ms(r->gap_start_ns, r->gap_end_ns));
-	picture(d, r);
+	if (!d->o->soak_s) /* there are hundreds */
+		picture(d, r);
 }
 
 static uint64_t lost(const struct client_counts *c)
 {
 	return c->sent - c->answers;
+}
+
+static void print_rounds(const struct round *rounds, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		printf("  round %u: gap %.0f ms; %" PRIu64 " answers before, %" PRIu64
+		       " after; pause %.1f ms, commit %.1f ms (p50)\n",
+		       rounds[i].number, ms(rounds[i].gap_start_ns, rounds[i].gap_end_ns),
+		       rounds[i].before, rounds[i].after, (double)rounds[i].pause_p50_us / 1e3,
+		       (double)rounds[i].commit_p50_us / 1e3);
+}
+
+/* Of a soak: what each kind of strike cost. */
+static void print_kinds(const struct round *rounds, unsigned n)
+{
+	for (int kill = 0; kill < DRILL_KILLS_N; kill++) {
+		unsigned struck = 0;
+		double sum = 0, longest = 0;
+
+		for (unsigned i = 0; i < n; i++) {
+			double gap = ms(rounds[i].gap_start_ns, rounds[i].gap_end_ns);
+
+			if ((int)rounds[i].kill != kill)
+				continue;
+			struck++;
+			sum += gap;
+			longest = gap > longest ? gap : longest;
+		}
+		if (struck)
+			printf("  %-14s %u times; gap %.0f ms on average, %.0f ms at most\n",
+			       drill_kill_name((enum drill_kill)kill), struck, sum / struck,
+			       longest);
+	}
 }
 
 void report_text(struct drill *d, const struct round *rounds, unsigned n, bool ok,
@@ -61,12 +95,7 @@ void report_text(struct drill *d, const struct round *rounds, unsigned n, bool o
 	}
 	printf("\nWhat the client saw, on one %s%s:\n", d->talk_ops->connection,
 	       d->vmm == DRILL_VMM_QEMU ? " to the Linux guest" : " to the guest");
-	for (unsigned i = 0; i < n; i++)
-		printf("  round %u: gap %.0f ms; %" PRIu64 " answers before, %" PRIu64
-		       " after; pause %.1f ms, commit %.1f ms (p50)\n",
-		       rounds[i].number, ms(rounds[i].gap_start_ns, rounds[i].gap_end_ns),
-		       rounds[i].before, rounds[i].after, (double)rounds[i].pause_p50_us / 1e3,
-		       (double)rounds[i].commit_p50_us / 1e3);
+	(d->o->soak_s ? print_kinds : print_rounds)(rounds, n);
 	if (n)
 		printf("  longest gap    %.0f ms (strike to first answer %.0f ms)\n", longest,
 		       first);
@@ -92,8 +121,9 @@ static json_t *round_json(const struct round *r)
 	char digest[20];
 
 	snprintf(digest, sizeof digest, "%016" PRIx64, r->digest);
-	return json_pack("{s:i, s:s, s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:s}", "round",
-			 (int)r->number, "primary", r->old_primary ? "host-b" : "host-a", "winner",
+	return json_pack("{s:i, s:s, s:s, s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:s}", "round",
+			 (int)r->number, "kill", drill_kill_name(r->kill), "primary",
+			 r->old_primary ? "host-b" : "host-a", "winner",
 			 r->winner ? "host-b" : "host-a", "gap_ms",
 			 ms(r->gap_start_ns, r->gap_end_ns), "strike_to_answer_ms",
 			 ms(r->strike_ns, r->gap_end_ns), "before", (json_int_t)r->before, "after",
@@ -111,14 +141,15 @@ void report_json(struct drill *d, const struct round *rounds, unsigned n, bool o
 		client_counts(d->client, &c);
 	for (unsigned i = 0; i < n; i++)
 		json_array_append_new(list, round_json(&rounds[i]));
-	out = json_pack(
-		"{s:b, s:s, s:s, s:s, s:s, s:o, s:I, s:I, s:I, s:b, s:i, s:I}", "ok", ok, "vmm",
-		d->vmm == DRILL_VMM_QEMU ? "qemu" : "pocket", "kill", drill_kill_name(d->o->kill),
-		"arbiter", d->o->arbiter_file ? "file" : "none", "disk",
-		d->o->shared_disk ? "shared" : "replicated", "rounds", list, "answers",
-		(json_int_t)c.answers, "lost", (json_int_t)lost(&c), "wrong", (json_int_t)c.wrong,
-		"connection_kept", !c.lost && c.answers > 0, "images_compared", (int)d->images,
-		"image_bytes", (json_int_t)d->image_bytes);
+	out = json_pack("{s:b, s:s, s:s, s:s, s:s, s:o, s:I, s:I, s:I, s:b, s:i, s:I}", "ok", ok,
+			"vmm", d->vmm == DRILL_VMM_QEMU ? "qemu" : "pocket", "kill",
+			d->o->soak_s ? "soak" : drill_kill_name(d->o->kill), "arbiter",
+			d->o->arbiter_file ? "file" : "none", "disk",
+			d->o->shared_disk ? "shared" : "replicated", "rounds", list, "answers",
+			(json_int_t)c.answers, "lost", (json_int_t)lost(&c), "wrong",
+			(json_int_t)c.wrong, "connection_kept", !c.lost && c.answers > 0,
+			"images_compared", (int)d->images, "image_bytes",
+			(json_int_t)d->image_bytes);
 	if (out && !ok)
 		json_object_set_new(
 			out, "error",

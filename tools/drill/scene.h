@@ -39,6 +39,8 @@ struct mark {
 
 struct round {
 	unsigned number, old_primary, winner;
+	enum drill_kill kill;
+	unsigned calm_ms;		   /* under protection, before the strike */
 	uint64_t strike_ns, takeover_ns;   /* 0: there was none */
 	uint64_t gap_start_ns, gap_end_ns; /* longest silence around the strike */
 	uint64_t before, after;		   /* answers */
@@ -99,6 +101,14 @@ int wait_state(struct drill *d, unsigned which, const char *state, int timeout_m
 /* Until there are n more answers than `since`. */
 int wait_answers(struct drill *d, uint64_t since, unsigned n, int timeout_ms, struct ft_err *err);
 uint64_t answers(struct drill *d);
+
+/* ---- drill.c, soak.c ---- */
+
+/* From a protected guest, which it sees to, to one that went on: r's number, kill and calm_ms are
+ * given, the rest is found out. */
+int run_round(struct drill *d, struct round *r, struct ft_err *err);
+/* Rounds as the seed draws them, until the time is over. *done: how many were right. */
+int soak(struct drill *d, struct round *rounds, unsigned *done, struct ft_err *err);
 
 /* ---- pair.c ---- */
 

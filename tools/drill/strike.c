@@ -42,10 +42,10 @@ static int do_it(struct drill *d, struct round *r, struct ft_err *err)
 	struct host *h = &d->hosts[primary];
 	int rc = 0;
 
-	d->must_live[primary] = d->o->kill == DRILL_LINK || d->o->kill == DRILL_STANDBY ||
-				d->o->kill == DRILL_SWITCH;
+	d->must_live[primary] =
+		r->kill == DRILL_LINK || r->kill == DRILL_STANDBY || r->kill == DRILL_SWITCH;
 	r->strike_ns = drill_now_ns();
-	switch (d->o->kill) {
+	switch (r->kill) {
 	case DRILL_HOST:
 		kill_host(d, primary);
 		break;
@@ -82,9 +82,9 @@ static bool leads(const struct seen *s)
 	       (!strcmp(s->state, "solo") || !strcmp(s->state, "protected"));
 }
 
-static bool must_win_standby(const struct drill *d)
+static bool must_win_standby(const struct round *r)
 {
-	return d->o->kill != DRILL_LINK && d->o->kill != DRILL_STANDBY;
+	return r->kill != DRILL_LINK && r->kill != DRILL_STANDBY;
 }
 
 /* Exactly one leads. A host that is frozen or dead is not asked, and cannot. */
@@ -100,11 +100,10 @@ static bool decided(struct drill *d, void *ctx)
 	if (lead[0] == lead[1])
 		return false;
 	/* Protected by a standby that is cut off or dead: it has not noticed yet. */
-	if ((d->o->kill == DRILL_LINK || d->o->kill == DRILL_STANDBY) &&
-	    !strcmp(seen[lead[1]].state, "protected"))
+	if (!must_win_standby(r) && !strcmp(seen[lead[1]].state, "protected"))
 		return false;
 	/* Nor has a primary without a VM. */
-	if (must_win_standby(d) && lead[r->old_primary])
+	if (must_win_standby(r) && lead[r->old_primary])
 		return false;
 	r->winner = lead[1];
 	return true;
@@ -174,7 +173,7 @@ static int thaw(struct drill *d, struct round *r, struct ft_err *err)
 
 int strike(struct drill *d, struct round *r, struct ft_err *err)
 {
-	bool fenced = d->o->kill == DRILL_FREEZE && d->o->shared_disk;
+	bool fenced = r->kill == DRILL_FREEZE && d->o->shared_disk;
 	uint64_t until;
 	int rc;
 
@@ -184,7 +183,7 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	if (!rc)
 		rc = drill_wait(d, decided, r, DRILL_TAKEOVER_MS, "one host goes on with the guest",
 				err);
-	if (!rc && !d->o->arbiter_file && r->winner != r->old_primary && !must_win_standby(d))
+	if (!rc && !d->o->arbiter_file && r->winner != r->old_primary && !must_win_standby(r))
 		rc = ft_err_set(err, EILSEQ, "%s goes on, not %s", d->hosts[r->winner].id,
 				d->hosts[!r->winner].id);
 	if (rc)
@@ -199,9 +198,9 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	rc = drill_wait(d, shown, &until, DRILL_TAKEOVER_MS, "the picture", err);
 	r->after = answers(d) - r->before;
 	/* A switch is complete when the guest is protected the other way round. */
-	if (!rc && d->o->kill == DRILL_SWITCH)
+	if (!rc && r->kill == DRILL_SWITCH)
 		rc = wait_state(d, d->primary, "protected", DRILL_PROTECT_MS, err);
-	if (!rc && d->o->kill == DRILL_FREEZE && !fenced)
+	if (!rc && r->kill == DRILL_FREEZE && !fenced)
 		rc = thaw(d, r, err);
 	return rc;
 }

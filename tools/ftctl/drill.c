@@ -11,7 +11,17 @@
 #define TAKEOVER_MS_MIN 100
 #define TAKEOVER_MS_MAX 20000
 
-enum { OPT_KILL = 256, OPT_ROUNDS, OPT_VMM, OPT_ARBITER, OPT_DISK, OPT_TAKEOVER, OPT_KEEP };
+enum {
+	OPT_KILL = 256,
+	OPT_ROUNDS,
+	OPT_VMM,
+	OPT_ARBITER,
+	OPT_DISK,
+	OPT_TAKEOVER,
+	OPT_KEEP,
+	OPT_SOAK,
+	OPT_SEED
+};
 
 /* 0, or what is wrong with the option's value. */
 static const char *take_option(struct drill_options *o, int opt, const char *value)
@@ -49,6 +59,15 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 				       o->takeover_ms > TAKEOVER_MS_MAX
 			       ? "--takeover is a number of milliseconds from 100 to 20000"
 			       : NULL;
+	case OPT_SOAK:
+		o->soak_s = (unsigned)strtoul(value, &end, 10);
+		o->arbiter_file = true; /* each side must be able to win */
+		return *end || end == value || !o->soak_s || o->soak_s > SOAK_S_MAX
+			       ? "--soak is a number of seconds from 1 to 86400"
+			       : NULL;
+	case OPT_SEED:
+		o->seed = strtoull(value, &end, 10);
+		return *end || end == value ? "--seed is a number" : NULL;
 	case OPT_KEEP:
 		o->keep = true;
 		return NULL;
@@ -66,6 +85,8 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 					      {"disk", required_argument, NULL, OPT_DISK},
 					      {"takeover", required_argument, NULL, OPT_TAKEOVER},
 					      {"keep", no_argument, NULL, OPT_KEEP},
+					      {"soak", required_argument, NULL, OPT_SOAK},
+					      {"seed", required_argument, NULL, OPT_SEED},
 					      {0}};
 	struct drill_options o = {.run_dir = ctl->run_dir, .json = ctl->json, .rounds = 1};
 	struct ft_err err = {0};
@@ -82,6 +103,8 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	if (argc - optind > 1)
 		return fail_usage(ctl, command, "drill takes at most one name");
 	o.name = argv[optind];
+	if (o.soak_s && (o.name || o.kill_given))
+		return fail_usage(ctl, command, "--soak goes with neither a name nor --kill");
 	ret = drill_run(&o, &reported, &err);
 	/* With --json a drill that ran has told its error in its own object. */
 	if (ret != DRILL_OK && !reported)
