@@ -183,6 +183,9 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	beat = hello->heartbeat;
 	if (conn->dialed && beat != (conn == &e->conns[CONN_BEAT]))
 		ft_err_set(&err, EPROTO, "hello: answers another connection than ours");
+	else if (msg->other_guest && !strcmp(hello->name, e->config.name))
+		ft_err_set(&err, EINVAL, "hello: uuid: the guest files of '%s' give different ones",
+			   e->config.name);
 	if (err.code || hello_check(e, hello, conn->dialed, &err)) {
 		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);

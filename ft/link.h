@@ -17,7 +17,8 @@
 #define FT_PAYLOAD_MAX (256u << 10)
 
 struct ft_msg {
-	uint16_t type; /* enum ft_msg_type, ft/msg.h */
+	uint16_t type;	  /* enum ft_msg_type, ft/msg.h */
+	bool other_guest; /* received: the first message, about a guest of another uuid than ours */
 	uint64_t generation;
 	uint64_t epoch;
 	const uint8_t *body; /* packed protobuf, NULL if body_len is 0 */

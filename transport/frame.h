@@ -9,7 +9,7 @@
  *       10    2  header length, 88
  *       12    2  message type (ft/msg.h)
  *       14    2  flags, 0
- *       16   16  guest uuid, 0 until the sender knows it
+ *       16   16  guest uuid
  *       32    8  generation
  *       40    8  epoch
  *       48    8  sequence number: 1 for the first frame of a connection's direction, then +1

@@ -338,10 +338,12 @@ static size_t missing(const struct link *l)
 
 static bool check_header(struct link *l)
 {
+	/* The first frame is delivered in any case: the owner tells a stranger what is wrong. */
+	const uint8_t *uuid = l->uuid_known && l->seq_in ? l->uuid : NULL;
 	struct ft_err err = {0};
 
 	if (frame_decode(l->in + l->in_start, &l->header, &err) ||
-	    frame_check_place(&l->header, l->uuid_known ? l->uuid : NULL, l->seq_in + 1, &err)) {
+	    frame_check_place(&l->header, uuid, l->seq_in + 1, &err)) {
 		fail(l, &err);
 		return false;
 	}
@@ -360,6 +362,7 @@ static size_t deliver(struct link *l)
 	struct ft_err err = {0};
 	struct ft_msg msg = {
 		.type = h->type,
+		.other_guest = l->uuid_known && memcmp(h->uuid, l->uuid, FRAME_UUID),
 		.generation = h->generation,
 		.epoch = h->epoch,
 		.body = h->body_len ? body : NULL,

@@ -25,7 +25,9 @@ struct event_base;
 struct ft_link *link_new(struct event_base *base, struct channel *channel, const char *peer,
 			 struct ft_err *err);
 /* The guest that this link is about: goes into each frame from now on, and a frame about another
- * guest closes the link. Until then frames go out with uuid 0 and any is accepted. */
+ * guest closes the link, but for the first, which is
+ * delivered and marked. Until then frames go
+ * out with uuid 0 and any is accepted. */
 void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID]);
 
 /* For uses without an engine (tests, benchmarks): bytes queued and not with the kernel yet. */

@@ -18,11 +18,25 @@
 
 static struct host a, b;
 static struct kv_client client;
+static uint8_t uuid[FRAME_UUID]; /* the guest's */
+
+static void learn_uuid(void)
+{
+	Ctl__Reply *reply = status_of(&a);
+	const char *text = reply->status->uuid;
+
+	for (unsigned i = 0; i < sizeof uuid; i++, text += 2) {
+		text += *text == '-';
+		assert_int_equal(sscanf(text, "%2hhx", &uuid[i]), 1);
+	}
+	ctl__reply__free_unpacked(reply, NULL);
+}
 
 static int setup(void **state)
 {
 	place_clear(state);
 	pocket_pair(&a, &b, "", "");
+	learn_uuid();
 	kv_open(&client);
 	kv_work(&client, 3);
 	return 0;
@@ -109,6 +123,7 @@ static void frame_make(struct frame *f, uint16_t type, uint64_t seq, uint64_t ep
 	memset(f->content + f->h.body_len, 0x5a, payload);
 	f->h.body_hash = frame_hash(f->content, f->h.body_len);
 	f->h.payload_hash = frame_hash(f->content + f->h.body_len, payload);
+	memcpy(f->h.uuid, uuid, sizeof uuid);
 	frame_encode(&f->h, f->raw);
 	f->len = frame_length(&f->h);
 	memcpy(f->raw + FRAME_HEADER, f->content, f->len - FRAME_HEADER);
@@ -190,6 +205,10 @@ static void frames_at_a_standby(void)
 	spoilt(f.raw, f.len, "sequence");
 	frame_make(&f, FT_MSG_PAGES, 1, 0, NULL, 100);
 	spoilt(f.raw, f.len, "PAGES before HELLO");
+	hello_make(&f, 1, GUEST, "X");
+	f.h.uuid[0] ^= 1;
+	frame_encode(&f.h, f.raw);
+	spoilt(f.raw, f.len, "uuid");
 	hello_make(&f, 1, "other", "X");
 	spoilt(f.raw, f.len, "agent is for 'g'");
 	hello_make(&f, 1, GUEST, "");

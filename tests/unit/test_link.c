@@ -406,12 +406,14 @@ static void test_uuid(void **state)
 
 	(void)state;
 	setup_links(&t);
-	link_set_uuid(t.a.link, one);
-	assert_int_equal(end_send(&t.a, 1, "x", 1), 0); /* b does not know yet: accepts */
-	run_until(t.base, t.b.messages == 1);
 	link_set_uuid(t.b.link, one);
+	assert_int_equal(end_send(&t.a, 1, "x", 1), 0); /* a stranger's first: marked */
+	run_until(t.base, t.b.messages == 1);
+	assert_true(t.b.other_guest);
+	link_set_uuid(t.a.link, one);
 	assert_int_equal(end_send(&t.a, 1, "x", 1), 0);
 	run_until(t.base, t.b.messages == 2);
+	assert_false(t.b.other_guest);
 	link_set_uuid(t.a.link, two);
 	assert_int_equal(end_send(&t.a, 1, "x", 1), 0);
 	run_until(t.base, t.b.closes);

@@ -24,6 +24,7 @@
 struct end {
 	struct ft_link *link;
 	unsigned messages, writables, closes;
+	bool other_guest; /* the last message was marked */
 	struct ft_err why;
 	/* May be NULL. */
 	void (*on_message)(struct end *end, const struct ft_msg *msg);
@@ -36,6 +37,7 @@ static inline void end_message(void *ctx, const struct ft_msg *msg)
 	struct end *end = ctx;
 
 	end->messages++;
+	end->other_guest = msg->other_guest;
 	if (end->on_message)
 		end->on_message(end, msg);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Connections to the other agent: the listener of a standby, and dials. The engine gets ready links
  * only. */
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,10 +34,27 @@ static int check_uri(struct agent *a, const char *text, struct uri *uri, struct 
 	return 0;
 }
 
+/* The same on both hosts, for it comes from the name unless the guest file gives one. */
+static void about_guest(const struct agent *a, struct ft_link *link)
+{
+	uint8_t uuid[FRAME_UUID];
+	unsigned n = 0, byte;
+
+	for (const char *p = a->config.uuid; *p && n < sizeof uuid; p += 2) {
+		p += *p == '-';
+		if (sscanf(p, "%2x", &byte) != 1)
+			break;
+		uuid[n++] = (uint8_t)byte;
+	}
+	assert(n == sizeof uuid); /* config.c checked its form */
+	link_set_uuid(link, uuid);
+}
+
 static void on_accepted(void *ctx, struct ft_link *link)
 {
 	struct agent *a = ctx;
 
+	about_guest(a, link);
 	ft_engine_accepted(a->engine, link);
 }
 
@@ -76,6 +94,8 @@ static void on_dialed(void *ctx, struct ft_link *link, const struct ft_err *why)
 	struct agent_dial *d = ctx;
 
 	d->connector = NULL;
+	if (link)
+		about_guest(d->agent, link);
 	ft_engine_dialed(d->agent->engine, d->heartbeat, link, why);
 }
 
