@@ -27,7 +27,8 @@
 /* All staging buffers of one checkpoint onto the wire while the guest is held; the keeper ends a
  * longer hold. */
 #define FT_HOLD_DRAIN_MAX_MS 1000
-#define FT_RETRY_MS	     500 /* between attempts to reach a lost peer or the arbiter */
+#define FT_RETRY_MS	     500   /* between attempts to reach a lost peer or the arbiter */
+#define FT_OFFER_MAX_MS	     30000 /* between attempts to become a standby that came to nothing */
 /* After a takeover the taps pass through this long before they are taken out. */
 #define FT_PASS_SETTLE_MS 300
 _Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS,
@@ -146,6 +147,7 @@ struct ft_standby {
 	uint64_t takeover_ns; /* when the takeover began */
 	bool handover;	      /* takeover by agreement */
 	bool offering;	      /* after a planned switch: looks for the new primary by itself */
+	unsigned offer_ms;    /* to the next attempt, when this side could not take what it got */
 	uint64_t asked_ns;    /* an operator wants the guest here and the primary was asked to hand
 				 over, 0 = no */
 	struct ft_done failover_done;

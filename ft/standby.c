@@ -97,6 +97,12 @@ static void refuse(struct ft_engine *e, const struct ft_err *err)
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (!e->standby.committed) {
 		standby_reset(e);
+		if (e->standby.offering) {
+			e->standby.retry_ns = engine_now(e) + e->standby.offer_ms * NS_PER_MS;
+			e->standby.offer_ms = e->standby.offer_ms * 2 < FT_OFFER_MAX_MS
+						      ? e->standby.offer_ms * 2
+						      : FT_OFFER_MAX_MS;
+		}
 		engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one failed: %s",
 				 copy.text);
 	} else {

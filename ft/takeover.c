@@ -312,6 +312,7 @@ void switch_handed(struct ft_engine *e, uint64_t generation)
 	e->env->generation(e->env_ctx, generation);
 	standby_reset(e);
 	e->standby.offering = true;
+	e->standby.offer_ms = FT_RETRY_MS;
 	e->standby.retry_ns = engine_now(e);
 	engine_set_state(e, FT_STANDBY, "handed over to %s: offering itself as standby",
 			 e->peer_host);

@@ -39,7 +39,7 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--keep]",
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--attach] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
@@ -49,6 +49,9 @@ static const struct command commands[] = {
 	 "With NAME, on the primary of a protected guest: a planned switch, which loses\n"
 	 "nothing; or --kill agent, or --kill vmm, which break what they say.\n"
 	 "\n"
+	 "--attach: the guest's QEMU is started without us (q35, modern virtio, plain -m);\n"
+	 "it is attached to, let go again, and protected from there.\n"
+	 "--soak: strikes of all kinds for so long, as the seed draws them.\n"
 	 "--takeover: silence after which a host counts as lost (takeover_ms, 300).\n"
 	 "WHAT is one of\n"
 	 "  host     the primary host dies: agent, VMM and keeper, its links go down at once\n"

@@ -152,6 +152,18 @@ static int run_rounds(struct drill *d, struct round *rounds, unsigned *done, str
 
 /* ---- the whole ---- */
 
+/* Off means off: a guest that was protected and let go again is theirs as before. */
+static int try_letting_go(struct drill *d, struct ft_err *err)
+{
+	int rc = pair_protect(d, err);
+
+	if (!rc)
+		rc = attach_let_go(d, err);
+	if (!rc)
+		say(d, "attached, protected, and let go again: the guest runs on");
+	return rc;
+}
+
 static int run_all(struct drill *d, struct round *rounds, unsigned *done, struct ft_err *err)
 {
 	struct client_counts counts;
@@ -170,6 +182,10 @@ static int run_all(struct drill *d, struct round *rounds, unsigned *done, struct
 	}
 	if (!rc) {
 		say(d, "the client is connected");
+		if (d->o->attach)
+			rc = try_letting_go(d, err);
+	}
+	if (!rc) {
 		rc = (d->o->soak_s ? soak : run_rounds)(d, rounds, done, err);
 	}
 	if (!rc)

@@ -6,9 +6,10 @@
  * protection; a client whose every answer is checked. It strikes, and reports what the client saw.
  * With a name it rehearses on the operator's pair.
  *
+ *   attach.c   a QEMU of somebody else
  *   drill.c    the sequence          soak.c    random strikes for a given time
  *   host.c     a host: namespaces, agent, strikes
- *   pair.c     guest file, agents    field.c    the network between hosts
+ *   pair.c     guest files, agents    field.c    the network between hosts
  *   strike.c   the faults            client.c   the client; talk_ledger.c and talk_kv.c what it
  * says ask.c      asking agents         picture.c  the timeline; report.c the outcome rehearse.c on
  * an operator's pair */
@@ -52,6 +53,7 @@ struct drill_options {
 	enum drill_vmm vmm;
 	unsigned takeover_ms; /* of silence; 0: the product's default */
 	bool arbiter_file;    /* else none, with the survivor that the fault asks for */
+	bool attach;	      /* to a QEMU that was started without us */
 	bool shared_disk;
 	bool json; /* one object on stdout, and nothing else */
 	bool keep; /* the folder with logs and images stays */

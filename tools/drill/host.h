@@ -15,7 +15,7 @@
 #define HOST_ID_MAX	 16
 #define HOST_PATH_MAX	 200
 #define HOST_MEMBERS_MAX 64
-#define HOST_ARGS_MAX	 32
+#define HOST_ARGS_MAX	 48
 
 struct host {
 	char id[HOST_ID_MAX];

@@ -22,7 +22,10 @@
 #define SET_MAX		(HOST_PATH_MAX + 64) /* KEY=PATH */
 #define POCKET_DISK	"8M"
 
-static const char *const host_ids[2] = {"host-a", "host-b"};
+const char *host_name(unsigned which)
+{
+	return which ? "host-b" : "host-a";
+}
 
 /* ---- what the machine has ---- */
 
@@ -88,6 +91,8 @@ static int choose_vmm(struct drill *d, struct ft_err *err)
 	d->why_pocket = why;
 	if (why && d->o->vmm == DRILL_VMM_QEMU)
 		return ft_err_set(err, ENOTSUP, "no QEMU guest here: %s", why);
+	if (d->o->attach && d->vmm == DRILL_VMM_POCKET)
+		return ft_err_set(err, ENOTSUP, "--attach is for QEMU: %s", why ? why : "pocket");
 	if (!d->isolated && d->o->kill == DRILL_LINK)
 		return ft_err_set(err, ENOTSUP,
 				  "pocket runs over loopback, which has no link to cut");
@@ -117,10 +122,11 @@ static const char *survivor(const struct drill *d)
 	return d->o->kill == DRILL_LINK || d->o->kill == DRILL_STANDBY ? "primary" : "standby";
 }
 
-static void write_machine(const struct drill *d, FILE *f)
+static void write_machine(const struct drill *d, unsigned which, FILE *f)
 {
 	const char *mode = d->o->shared_disk ? "shared" : "replicated";
 
+	(void)which; /* the same for both */
 	if (d->vmm == DRILL_VMM_POCKET) {
 		fprintf(f,
 			"vmm = \"pocket\"\nprogram = \"kv\"\nmemory = \"64M\"\n"
@@ -142,16 +148,20 @@ static void write_machine(const struct drill *d, FILE *f)
 		(unsigned long long)LEDGER_DISK_BYTES);
 }
 
-static int write_guest_file(struct drill *d, struct ft_err *err)
+typedef void machine_fn(const struct drill *d, unsigned which, FILE *f);
+
+static int write_guest_file(struct drill *d, const char *name, unsigned which, machine_fn *machine,
+			    struct ft_err *err)
 {
+	char path[HOST_PATH_MAX];
 	FILE *f;
 
-	snprintf(d->guest_file, sizeof d->guest_file, "%s/guest.conf", d->dir);
-	f = fopen(d->guest_file, "we");
+	snprintf(path, sizeof path, "%s/%s", d->dir, name);
+	f = fopen(path, "we");
 	if (!f)
-		return ft_err_set(err, errno, "%s: %s", d->guest_file, strerror(errno));
+		return ft_err_set(err, errno, "%s: %s", path, strerror(errno));
 	fprintf(f, "name = \"" DRILL_GUEST "\"\n");
-	write_machine(d, f);
+	machine(d, which, f);
 	fprintf(f, "tls { ca = \"pki/ca.pem\" }\n");
 	if (d->o->takeover_ms)
 		fprintf(f, "ft { takeover_ms = %u }\n", d->o->takeover_ms);
@@ -159,7 +169,27 @@ static int write_guest_file(struct drill *d, struct ft_err *err)
 		fprintf(f, "arbiter { type = \"file\" dir = \"arbiter\" }\n");
 	else
 		fprintf(f, "arbiter { type = \"none\" survivor = \"%s\" }\n", survivor(d));
-	return fclose(f) ? ft_err_set(err, errno, "%s: %s", d->guest_file, strerror(errno)) : 0;
+	return fclose(f) ? ft_err_set(err, errno, "%s: %s", path, strerror(errno)) : 0;
+}
+
+/* One for both hosts; of a guest that was attached to, one for each role and host. */
+static const char *guest_file(const struct drill *d, unsigned which, bool incoming)
+{
+	if (!d->o->attach)
+		return "guest.conf";
+	return !incoming ? "attach.conf" : which ? "standby-b.conf" : "standby-a.conf";
+}
+
+static int write_guest_files(struct drill *d, struct ft_err *err)
+{
+	int rc;
+
+	if (!d->o->attach)
+		return write_guest_file(d, guest_file(d, 0, false), 0, write_machine, err);
+	rc = write_guest_file(d, guest_file(d, 0, false), d->primary, attach_primary_file, err);
+	for (unsigned i = 0; i < 2 && !rc; i++)
+		rc = write_guest_file(d, guest_file(d, i, true), i, attach_standby_file, err);
+	return rc;
 }
 
 /* Keys that live as long as the drill. */
@@ -173,7 +203,7 @@ static int make_keys(struct drill *d, struct ft_err *err)
 	for (unsigned i = 0; i < 2 && !rc; i++) {
 		const char *const names[] = {field_address(i), "127.0.0.1"};
 
-		rc = pki_issue(dir, host_ids[i], names, 2, err);
+		rc = pki_issue(dir, host_name(i), names, 2, err);
 	}
 	return rc;
 }
@@ -203,10 +233,10 @@ static int make_files(struct drill *d, struct ft_err *err)
 	if (!rc)
 		rc = make_dir(d->dir, "shared", err);
 	for (unsigned i = 0; i < 2 && !rc; i++)
-		rc = make_dir(d->dir, host_ids[i], err);
+		rc = make_dir(d->dir, host_name(i), err);
 	if (!rc)
 		rc = make_keys(d, err);
-	return rc ? rc : write_guest_file(d, err);
+	return rc ? rc : write_guest_files(d, err);
 }
 
 /* A port that nobody has at the moment. */
@@ -262,7 +292,7 @@ static const char *image_path(const struct drill *d, unsigned which)
 	static char path[2][HOST_PATH_MAX];
 
 	snprintf(path[which], sizeof path[which], "%s/%s/root.img", d->dir,
-		 d->o->shared_disk ? "shared" : host_ids[which]);
+		 d->o->shared_disk ? "shared" : host_name(which));
 	return path[which];
 }
 
@@ -277,18 +307,23 @@ static int start_agent(struct drill *d, unsigned which, bool incoming, struct ft
 {
 	struct host *h = &d->hosts[which];
 	char image[SET_MAX], cert[SET_MAX], key[SET_MAX], console[SET_MAX], uri[64];
-	const char *argv[HOST_ARGS_MAX] = {
-		d->agent_program, "--guest",  d->guest_file, "--foreground", "--host-id", h->id,
-		"--run-dir",	  h->run_dir, "--set",	     image,	     "--set",	  cert,
-		"--set",	  key};
-	unsigned n = 14;
+	char file[SET_MAX];
+	const char *argv[HOST_ARGS_MAX] = {d->agent_program, "--guest", file,	     "--foreground",
+					   "--host-id",	     h->id,	"--run-dir", h->run_dir,
+					   "--set",	     cert,	"--set",     key};
+	unsigned n = 12;
 
+	snprintf(file, sizeof file, "%s/%s", d->dir, guest_file(d, which, incoming));
 	snprintf(image, sizeof image, "disk.root.image=%s", image_path(d, which));
 	snprintf(cert, sizeof cert, "tls.cert=%s/pki/%s.pem", d->dir, h->id);
 	snprintf(key, sizeof key, "tls.key=%s/pki/%s.key", d->dir, h->id);
 	snprintf(console, sizeof console, "console.log=%s/console", h->run_dir);
 	listen_uri(d, which, uri);
-	if (d->vmm == DRILL_VMM_QEMU) {
+	if (!d->o->attach) {
+		argv[n++] = "--set";
+		argv[n++] = image;
+	}
+	if (d->vmm == DRILL_VMM_QEMU && !d->o->attach) {
 		argv[n++] = "--set";
 		argv[n++] = console;
 	}
@@ -304,16 +339,20 @@ static int bring_up(struct drill *d, unsigned which, bool incoming, struct ft_er
 {
 	struct host *h = &d->hosts[which];
 	char path[HOST_PATH_MAX];
-	int rc = host_up(h, host_ids[which], d->isolated, err);
+	int rc = host_up(h, host_name(which), d->isolated, err);
 
 	if (rc)
 		return rc;
-	snprintf(path, sizeof path, "%s/%s", d->dir, host_ids[which]);
+	snprintf(path, sizeof path, "%s/%s", d->dir, host_name(which));
 	memcpy(h->run_dir, path, sizeof h->run_dir);
-	snprintf(path, sizeof path, "%s/%s.log", d->dir, host_ids[which]);
+	snprintf(path, sizeof path, "%s/%s.log", d->dir, host_name(which));
 	memcpy(h->log, path, sizeof h->log);
 	if (d->isolated)
 		rc = field_join(&d->field, d->hosts, which, err);
+	if (!rc && d->o->attach)
+		rc = attach_host(h, err);
+	if (!rc && d->o->attach && !incoming)
+		rc = attach_start_theirs(d, err);
 	if (!rc)
 		rc = start_agent(d, which, incoming, err);
 	d->must_live[which] = !rc;

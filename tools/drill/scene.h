@@ -4,6 +4,7 @@
 #define TOOLS_DRILL_SCENE_H
 
 #include <signal.h>
+#include <stdio.h>
 
 #include "ctl.pb-c.h"
 #include "tools/drill/client.h"
@@ -59,7 +60,7 @@ struct drill {
 	const char *why_pocket; /* NULL: it was asked for, or it is QEMU */
 	char why_pocket_text[FT_ERR_TEXT_MAX + 32];
 	char dir[64]; /* logs, images, keys */
-	char guest_dir[HOST_PATH_MAX], guest_file[HOST_PATH_MAX], agent_program[HOST_PATH_MAX];
+	char guest_dir[HOST_PATH_MAX], agent_program[HOST_PATH_MAX];
 	uint16_t link_port[2], guest_port;
 
 	struct field field;
@@ -120,6 +121,21 @@ int pair_protect(struct drill *d, struct ft_err *err);
 /* The primary's image (both images when `both`) against the client's books; ends the agents. */
 int pair_compare(struct drill *d, bool both, struct ft_err *err);
 void pair_end(struct drill *d);
+
+/* "host-a", "host-b" */
+const char *host_name(unsigned which);
+
+/* ---- attach.c ---- */
+
+/* What guest files say of a machine that runs already, and of its standby. */
+void attach_primary_file(const struct drill *d, unsigned which, FILE *f);
+void attach_standby_file(const struct drill *d, unsigned which, FILE *f);
+/* The tap that both QEMUs use: whoever starts his own QEMU makes his own. */
+int attach_host(struct host *h, struct ft_err *err);
+/* The operator's QEMU, on the primary host; its monitor listens when this returns. */
+int attach_start_theirs(struct drill *d, struct ft_err *err);
+/* Leaves protection; the guest must run on as before. */
+int attach_let_go(struct drill *d, struct ft_err *err);
 
 /* ---- strike.c ---- */
 

@@ -20,7 +20,8 @@ enum {
 	OPT_TAKEOVER,
 	OPT_KEEP,
 	OPT_SOAK,
-	OPT_SEED
+	OPT_SEED,
+	OPT_ATTACH
 };
 
 /* 0, or what is wrong with the option's value. */
@@ -68,6 +69,9 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 	case OPT_SEED:
 		o->seed = strtoull(value, &end, 10);
 		return *end || end == value ? "--seed is a number" : NULL;
+	case OPT_ATTACH:
+		o->attach = true;
+		return NULL;
 	case OPT_KEEP:
 		o->keep = true;
 		return NULL;
@@ -85,6 +89,7 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 					      {"disk", required_argument, NULL, OPT_DISK},
 					      {"takeover", required_argument, NULL, OPT_TAKEOVER},
 					      {"keep", no_argument, NULL, OPT_KEEP},
+					      {"attach", no_argument, NULL, OPT_ATTACH},
 					      {"soak", required_argument, NULL, OPT_SOAK},
 					      {"seed", required_argument, NULL, OPT_SEED},
 					      {0}};
@@ -103,6 +108,9 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	if (argc - optind > 1)
 		return fail_usage(ctl, command, "drill takes at most one name");
 	o.name = argv[optind];
+	if (o.attach && (o.name || o.shared_disk))
+		return fail_usage(ctl, command,
+				  "--attach goes with neither a name nor --disk shared");
 	if (o.soak_s && (o.name || o.kill_given))
 		return fail_usage(ctl, command, "--soak goes with neither a name nor --kill");
 	ret = drill_run(&o, &reported, &err);
