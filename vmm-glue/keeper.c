@@ -16,6 +16,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -31,6 +32,7 @@
 
 #define ANSWER_MS_MAX 100  // to keeper_watch() and keeper_stop()
 #define START_MS_MAX  1000 // fork to first answer, on a machine that is busy booting guests
+#define LOOK_AGAIN_MS 5
 #define FD_LAST	      (~0u)
 
 // Answered by the same message; the answer to STOP is that the keeper ends.
@@ -41,6 +43,7 @@ struct message {
 
 struct page {
 	_Atomic uint64_t hold_since_ns; // CLOCK_MONOTONIC, 0: no hold
+	_Atomic uint64_t deadline_ns;	// CLOCK_BOOTTIME, 0: none
 	_Atomic bool is_protected;
 };
 
@@ -53,12 +56,17 @@ struct keeper {
 	pid_t pid;
 };
 
-static uint64_t now_ns(void)
+static uint64_t clock_ns(clockid_t clock)
 {
 	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
+	clock_gettime(clock, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static uint64_t now_ns(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
 }
 
 // ---- messages, perhaps with a descriptor ----
@@ -120,6 +128,7 @@ struct watch {
 	const struct page *page;
 	uint64_t hold_max_ns;
 	int agent, vmm; // pidfds; vmm -1: none
+	int stat;	// the agent's /proc/PID/stat
 	int socket;	// -1 after its end
 };
 
@@ -130,17 +139,24 @@ static void say(const char *text)
 	(void)!write(STDERR_FILENO, text, strlen(text));
 }
 
-static void close_others(int a, int b)
+static void close_others(const int *keep, unsigned n)
 {
-	int low = a < b ? a : b, high = a < b ? b : a;
+	unsigned from = STDERR_FILENO + 1;
 
 	(void)close(STDIN_FILENO);
 	(void)close(STDOUT_FILENO);
-	if (low > STDERR_FILENO + 1)
-		(void)close_range(STDERR_FILENO + 1, (unsigned)low - 1, 0);
-	if (high > low + 1)
-		(void)close_range((unsigned)low + 1, (unsigned)high - 1, 0);
-	(void)close_range((unsigned)high + 1, FD_LAST, 0);
+	for (;;) {
+		unsigned next = FD_LAST;
+
+		for (unsigned i = 0; i < n; i++)
+			if ((unsigned)keep[i] >= from && (unsigned)keep[i] < next)
+				next = (unsigned)keep[i];
+		if (next > from)
+			(void)close_range(from, next == FD_LAST ? FD_LAST : next - 1, 0);
+		if (next == FD_LAST)
+			return;
+		from = next + 1;
+	}
 }
 
 static void handle_message(struct watch *w)
@@ -182,13 +198,44 @@ static uint64_t look_at_hold(const struct watch *w)
 	return w->hold_max_ns;
 }
 
+// In a system call that nothing interrupts, a write for one: its main thread's state is "D", behind
+// the name in parentheses.
+static bool agent_in_kernel(const struct watch *w)
+{
+	char text[128];
+	ssize_t n = pread(w->stat, text, sizeof text - 1, 0);
+	char *end;
+
+	text[n > 0 ? n : 0] = '\0';
+	end = strrchr(text, ')');
+	return end && !strncmp(end, ") D", 3);
+}
+
+// A deadline that is set after this look is not over before the next one. An agent that waits for a
+// slow disk cannot be called back; it is looked at again soon, for it may wait for something else
+// first.
+static uint64_t look_at_deadline(const struct watch *w)
+{
+	const uint64_t look_ns = KEEPER_LOOK_MS * 1000000ull;
+	uint64_t until = w->page->deadline_ns, now = clock_ns(CLOCK_BOOTTIME);
+
+	if (until > now)
+		return until - now < look_ns ? until - now : look_ns;
+	if (until && agent_in_kernel(w))
+		return LOOK_AGAIN_MS * 1000000ull;
+	if (until && !pidfd_send_signal(w->agent, SIGKILL, NULL, 0))
+		say("keeper: agent froze while it wrote to a shared disk: killed the agent\n");
+	return look_ns;
+}
+
 static _Noreturn void keep(struct watch *w)
 {
 	(void)send_message(w->socket, (struct message){.what = MESSAGE_READY}, -1);
 	for (;;) {
 		struct pollfd p[] = {{.fd = w->agent, .events = POLLIN},
 				     {.fd = w->socket, .events = POLLIN}};
-		uint64_t sleep_ns = look_at_hold(w);
+		uint64_t hold_ns = look_at_hold(w), deadline_ns = look_at_deadline(w);
+		uint64_t sleep_ns = hold_ns < deadline_ns ? hold_ns : deadline_ns;
 		struct timespec ts = {.tv_sec = (time_t)(sleep_ns / 1000000000u),
 				      .tv_nsec = (long)(sleep_ns % 1000000000u)};
 
@@ -225,7 +272,7 @@ static int wait_answer(const struct keeper *k, struct message expected, unsigned
 }
 
 // Forks. All that the child needs was made before.
-static int fork_keeper(struct keeper *k, int sockets[2], int agent)
+static int fork_keeper(struct keeper *k, int sockets[2], int agent, int stat)
 {
 	sigset_t all, before;
 	pid_t pid;
@@ -238,11 +285,12 @@ static int fork_keeper(struct keeper *k, int sockets[2], int agent)
 				  .hold_max_ns = k->hold_max_ns,
 				  .agent = agent,
 				  .vmm = -1,
+				  .stat = stat,
 				  .socket = sockets[1]};
 
 		(void)setsid();
 		(void)prctl(PR_SET_NAME, "ft-keeper");
-		close_others(agent, sockets[1]);
+		close_others((const int[]){agent, stat, sockets[1]}, 3);
 		keep(&w);
 	}
 	sigprocmask(SIG_SETMASK, &before, NULL);
@@ -284,7 +332,7 @@ static void keeper_free(struct keeper *k)
 int keeper_start(unsigned hold_max_ms, struct keeper **out, struct ft_err *err)
 {
 	struct keeper *k = calloc(1, sizeof *k);
-	int sockets[2] = {-1, -1}, agent = -1, ret;
+	int sockets[2] = {-1, -1}, agent = -1, stat = -1, ret;
 
 	assert(hold_max_ms > 0);
 	if (!k)
@@ -299,12 +347,14 @@ int keeper_start(unsigned hold_max_ms, struct keeper **out, struct ft_err *err)
 		goto fail;
 	}
 	agent = pidfd_open(getpid(), 0);
-	if (agent < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets)) {
+	stat = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	if (agent < 0 || stat < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets)) {
 		ret = -errno;
 		goto fail;
 	}
 	k->socket = sockets[0];
-	ret = fork_keeper(k, sockets, agent);
+	ret = fork_keeper(k, sockets, agent, stat);
 	if (!ret)
 		ret = wait_answer(k, (struct message){.what = MESSAGE_READY}, START_MS_MAX);
 fail:
@@ -312,6 +362,8 @@ fail:
 		close(sockets[1]);
 	if (agent >= 0)
 		close(agent);
+	if (stat >= 0)
+		close(stat);
 	if (ret) {
 		keeper_free(k);
 		return ft_err_set(err, -ret, "keeper: start: %s", strerror(-ret));
@@ -358,6 +410,11 @@ void keeper_hold_begin(struct keeper *k)
 void keeper_hold_end(struct keeper *k)
 {
 	k->page->hold_since_ns = 0;
+}
+
+void keeper_deadline(struct keeper *k, uint64_t at_ns)
+{
+	k->page->deadline_ns = at_ns;
 }
 
 bool keeper_alive(const struct keeper *k)

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keeper: a tiny process of its own that watches one agent and does three things (design, "two
+/* The keeper: a tiny process of its own that watches one agent and does four things (design, "two
  * rules that are easy to break"):
  *   - the agent froze while it holds the guest (a hold that is past its deadline): SIGKILL the
  * agent; the pipe closes, QEMU resumes;
+ *   - the agent froze with a deadline of its own choosing running, as it sets before it writes to a
+ *     disk that another host may take: likewise, unless the disk is merely slow;
  *   - the agent died while the guest is protected: SIGKILL that QEMU, for the standby will have it;
  *   - the agent died while the guest is solo: nothing; a new agent attaches again.
  * It ends with the agent. It is forked before the agent has threads or descriptors that matter,
- * keeps only a pidfd of the agent, one of the QEMU, a socket to the agent, a page of shared memory
- * and standard error (one line when it kills somebody), allocates nothing and calls only
- * async-signal-safe functions. It has a session of its own and no signal but SIGKILL reaches it. */
+ * keeps only a pidfd of the agent, its /proc/PID/stat, one of the QEMU, a socket to the agent, a
+ * page of shared memory and standard error (one line when it kills somebody), allocates nothing and
+ * calls only async-signal-safe functions. It has a session of its own and no signal but SIGKILL
+ * reaches it. */
 #ifndef VMM_GLUE_KEEPER_H
 #define VMM_GLUE_KEEPER_H
 
@@ -34,6 +37,11 @@ void keeper_set_protected(struct keeper *k, bool is_protected);
 /* Around the time in which the guest is held. Lock-free, no system call but clock_gettime. */
 void keeper_hold_begin(struct keeper *k);
 void keeper_hold_end(struct keeper *k);
+/* The agent is through with something at that time of CLOCK_BOOTTIME, or is killed as soon as its
+ * main thread is not in an uninterruptible system call; 0: it is through. The keeper looks every
+ * KEEPER_LOOK_MS: what is nearer may be seen that much late. Lock-free. One thread. */
+#define KEEPER_LOOK_MS 200
+void keeper_deadline(struct keeper *k, uint64_t at_ns);
 /* false: somebody killed the keeper. The agent goes on, but a guest should not stay protected
  * without one. Any thread. */
 bool keeper_alive(const struct keeper *k);

@@ -162,13 +162,48 @@ static void body_freeze(struct keeper *k)
 	raise(SIGSTOP);
 }
 
-static void frozen_holder(bool is_protected)
+#define WRITE_MS (KEEPER_LOOK_MS + 50)
+
+static uint64_t boot_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_BOOTTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void body_freeze_in_write(struct keeper *k)
+{
+	keeper_deadline(k, boot_ns() + WRITE_MS * 1000000ull);
+	keeper_deadline(k, 0);
+	keeper_deadline(k, boot_ns() + WRITE_MS * 1000000ull);
+	sh->at_ms = now_ms();
+	sh->ready = 1;
+	raise(SIGSTOP);
+}
+
+/* Waiting for a disk is an uninterruptible sleep, as is waiting for a child of vfork(2). */
+static void body_slow_write(struct keeper *k)
+{
+	keeper_deadline(k, boot_ns() + WRITE_MS * 1000000ull);
+	sh->ready = 1;
+	if (!vfork()) {
+		struct timespec t = {.tv_nsec = 3 * WRITE_MS * 1000000};
+
+		nanosleep(&t, NULL);
+		_exit(0);
+	}
+	keeper_deadline(k, 0);
+	keeper_stop(k);
+	_exit(7);
+}
+
+static void frozen(void (*body)(struct keeper *k), long limit_ms, bool is_protected)
 {
 	long took = 0;
 
 	for (int i = 0; i < TRIES; i++) {
-		struct process vmm = start_vmm(),
-			       agent = start_agent(body_freeze, vmm, is_protected);
+		struct process vmm = start_vmm(), agent = start_agent(body, vmm, is_protected);
 		struct process keeper = keeper_of(agent);
 		int status;
 
@@ -184,24 +219,44 @@ static void frozen_holder(bool is_protected)
 		else
 			assert_true(lives(vmm));
 		reap(vmm);
-		assert_true(took >= HOLD_MAX_MS - 1);
-		if (took <= HOLD_MAX_MS + 100)
+		assert_true(took >= limit_ms - 1);
+		if (took <= limit_ms + 100)
 			break;
 	}
-	print_message("frozen holder killed after %ld ms (limit %d)\n", took, HOLD_MAX_MS);
-	assert_true(took <= HOLD_MAX_MS + 100);
+	print_message("frozen agent killed after %ld ms (limit %ld)\n", took, limit_ms);
+	assert_true(took <= limit_ms + 100);
 }
 
 static void test_frozen_holder(void **state)
 {
 	(void)state;
-	frozen_holder(false);
+	frozen(body_freeze, HOLD_MAX_MS, false);
 }
 
 static void test_frozen_holder_protected(void **state)
 {
 	(void)state;
-	frozen_holder(true);
+	frozen(body_freeze, HOLD_MAX_MS, true);
+}
+
+static void test_frozen_writer(void **state)
+{
+	(void)state;
+	frozen(body_freeze_in_write, WRITE_MS, true);
+}
+
+static void test_slow_writer(void **state)
+{
+	struct process vmm = start_vmm(), agent = start_agent(body_slow_write, vmm, true);
+	int status;
+
+	(void)state;
+	assert_true(ends_within(agent, DEADLINE_MS));
+	status = reap(agent);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 7);
+	assert_true(lives(vmm));
+	reap(vmm);
 }
 
 // Frozen, but it holds nothing: it may be stopped in a debugger for all we know.
@@ -209,6 +264,8 @@ static void body_freeze_unheld(struct keeper *k)
 {
 	keeper_hold_begin(k);
 	keeper_hold_end(k);
+	keeper_deadline(k, boot_ns() + KEEPER_LOOK_MS * 1000000ull);
+	keeper_deadline(k, 0);
 	sh->ready = 1;
 	raise(SIGSTOP);
 }
@@ -394,7 +451,7 @@ static void test_lives_apart(void **state)
 		snprintf(path, sizeof path, "/proc/%d/fd/%d", keeper.pid, fd);
 		fds += !faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW);
 	}
-	assert_int_equal(fds, 4); // standard error, agent, VMM, socket
+	assert_int_equal(fds, 5); // standard error, agent, its state, VMM, socket
 	close_range((unsigned)many[1] - 19, (unsigned)many[1], 0);
 	close(keeper.pidfd);
 	reap(agent);
@@ -472,6 +529,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_frozen_holder),
 		cmocka_unit_test(test_frozen_holder_protected),
+		cmocka_unit_test(test_frozen_writer),
+		cmocka_unit_test(test_slow_writer),
 		cmocka_unit_test(test_frozen_without_hold),
 		cmocka_unit_test(test_short_holds),
 		cmocka_unit_test(test_agent_dies_protected),
