@@ -43,6 +43,7 @@ struct store {
 	bool broken;		 // a write failed: what the image holds is not known
 	bool partial;		 // records of an epoch that is not committed yet
 	bool flush;		 // one of them was a FLUSH
+	bool lock_seen;		 // shared: held by the primary
 	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
 	struct syncer syncer;
@@ -269,6 +270,8 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 		return begun;
 	if (s->mode == STORE_SHARED) {
 		disk_log_close(&s->pending, epoch);
+		if (!s->lock_seen)
+			s->lock_seen = metadata_locked(s->path);
 	} else {
 		int ret = syncer_error(&s->syncer);
 		if (ret < 0)
@@ -307,7 +310,23 @@ static int replay_pending(struct store *s)
 	return 0;
 }
 
-int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err)
+// Shared: the old primary is to write no more.
+static int take_lock(struct store *s, bool settled, struct ft_err *err)
+{
+	int ret = metadata_open(s->path, &s->meta, err);
+	if (ret == 0 && !settled && !s->lock_seen) {
+		metadata_close(&s->meta);
+		ret = ft_err_set(
+			err, EBUSY,
+			"image %s: the old primary may still write to it: its lease is not "
+			"over",
+			s->path);
+	}
+	return ret;
+}
+
+int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool settled,
+		   struct ft_err *err)
 {
 	// Of several disks a later one may have had to wait for its lock.
 	if (s->active)
@@ -318,10 +337,12 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct 
 					     : metadata_state_name(s->state));
 	int ret = 0;
 	if (s->mode == STORE_SHARED && s->meta.fd < 0)
-		ret = metadata_open(s->path, &s->meta, err);
+		ret = take_lock(s, settled, err);
 	if (ret < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	syncer_stop(&s->syncer);
+	if (s->mode == STORE_SHARED)
+		image_forget(&s->image);
 	ret = replay_pending(s);
 	if (ret < 0)
 		return ft_err_set(err, -ret, "disk %s: replay: %s", s->id, strerror(-ret));

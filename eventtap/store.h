@@ -55,11 +55,14 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 /* shared: the primary has released `epoch`: its writes are on the disk. */
 void store_drop_pending(struct store *s, uint64_t epoch);
 /* Takeover: shared: takes the lock (-EBUSY while an old primary on this lock's filesystem still
- * lives; may be called again) and replays the pending writes. Both: makes all durable and writes
- * the activation record, then closes the image and gives up the lock so that a VM and its tap can
- * have them. After this the store is of no more use, and calling this again does nothing. -ESTALE:
- * not in sync, or an epoch is applied in part. */
-int store_activate(struct store *s, uint64_t generation, uint64_t epoch, struct ft_err *err);
+ * lives; may be called again). Nothing is touched (-EBUSY) unless the old primary surely writes no
+ * more: settled says so, or the lock does, if it was seen held while this was a standby and is free
+ * now: kernels free the locks of a process after its last system call. Replays the pending writes.
+ * Both: makes all durable and writes the activation record, then closes the image and gives up the
+ * lock so that a VM and its tap can have them. After this the store is of no more use, and calling
+ * this again does nothing. -ESTALE: not in sync, or an epoch is applied in part. */
+int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool settled,
+		   struct ft_err *err);
 /* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest
  * from it. Nothing to do for a shared disk. */
 int store_outdate(struct store *s, struct ft_err *err);

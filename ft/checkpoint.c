@@ -172,10 +172,32 @@ static void forget_owed(struct ft_primary *p)
 		ft_bitmap_clear(&p->pending, p->capture.pfns[i]);
 }
 
+static void done_in_flight(struct ft_engine *e)
+{
+	for (unsigned i = 0; i < FT_DONE_MAX; i++)
+		done_call(&e->primary.in_flight[i], NULL, e->committed);
+}
+
+/* A shared disk that does not take what is committed: until it does there is no next epoch, for the
+ * standby keeps its copy only until then. */
+bool primary_release(struct ft_engine *e)
+{
+	struct ft_err err = {0};
+
+	e->primary.release_ns = 0;
+	if (tap_chain_release(&e->chain, e->committed, &err)) {
+		if (err.code != EAGAIN) /* waiting for the lease is no error */
+			engine_note_error(e, &err);
+		e->primary.release_ns = engine_now(e) + FT_RELEASE_RETRY_MS * NS_PER_MS;
+		return false;
+	}
+	done_in_flight(e);
+	return true;
+}
+
 void primary_committed(struct ft_engine *e, uint64_t epoch)
 {
 	struct ft_primary *p = &e->primary;
-	struct ft_err err = {0};
 	bool handover = p->ship.handover;
 
 	forget_owed(p);
@@ -201,15 +223,10 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		arbitrate_in_sync(e);
 		return;
 	}
-	if (!p->vm_dead && tap_chain_release(&e->chain, epoch, &err)) {
-		/* A shared disk that does not take what is committed: until it does there is no
-		 * next epoch, for the standby keeps its copy only until then. */
-		engine_note_error(e, &err);
-		p->release_ns = engine_now(e) + FT_RELEASE_RETRY_MS * NS_PER_MS;
+	if (p->vm_dead)
+		done_in_flight(e);
+	else if (!primary_release(e))
 		return;
-	}
-	for (unsigned i = 0; i < FT_DONE_MAX; i++)
-		done_call(&p->in_flight[i], NULL, epoch);
 	e->env->changed(e->env_ctx);
 	if (p->vm_dead)
 		switch_acked(e);
@@ -237,10 +254,7 @@ void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	engine_watch(e, true);
 	engine_set_state(e, FT_PROTECTED, "standby %s has checkpoint %llu", e->peer_host,
 			 (unsigned long long)e->committed);
-	if (tap_chain_release(&e->chain, e->committed, &err))
-		engine_note_error(e, &err);
-	for (unsigned i = 0; i < FT_DONE_MAX; i++)
-		done_call(&p->in_flight[i], NULL, e->committed);
+	(void)primary_release(e);
 	done_call(&p->protect_done, NULL, e->committed);
 }
 

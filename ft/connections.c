@@ -166,6 +166,18 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed,
 	return hello_check_taken(e, hello, dialed, err);
 }
 
+/* Our partner, who may have been granted the guest while this host was away, says that it was. */
+static void hello_heed(struct ft_engine *e, const Ft__Hello *hello, struct ft_err *err)
+{
+	if (!runs_guest(e) || !e->primary.sync_claimed || hello->role != FT__ROLE__ROLE_PRIMARY ||
+	    hello->generation <= e->generation || hello->generation > FT_COUNTER_MAX ||
+	    strcmp(hello->name, e->config.name) || strcmp(hello->host_id, e->primary.partner))
+		return;
+	ft_err_set(err, ESHUTDOWN, "host %s has the guest: it was granted generation %llu",
+		   hello->host_id, (unsigned long long)hello->generation);
+	engine_fence(e, err->text);
+}
+
 static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 {
 	struct ft_engine *e = conn->e;
@@ -186,7 +198,11 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	else if (msg->other_guest && !strcmp(hello->name, e->config.name))
 		ft_err_set(&err, EINVAL, "hello: uuid: the guest files of '%s' give different ones",
 			   e->config.name);
-	if (err.code || hello_check(e, hello, conn->dialed, &err)) {
+	else
+		hello_heed(e, hello, &err);
+	if (!conn->link) {
+		/* fencing hung up on who told us */
+	} else if (err.code || hello_check(e, hello, conn->dialed, &err)) {
 		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
@@ -210,6 +226,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 			/* A new data connection starts a conversation; heartbeats follow on one of
 			 * their own. */
 			engine_drop(e, &e->conns[CONN_BEAT]);
+			e->standby.dials = dialed;
 			standby_peer_hello(e, hello);
 			if (!dialed)
 				engine_hello(e, engine_data(e), false);
@@ -226,12 +243,33 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	ft__hello__free_unpacked(hello, NULL);
 }
 
+/* Only what was asked in this session can have been answered in it. */
+static void renew_lease(struct ft_engine *e, const Ft__Beat *beat)
+{
+	struct ft_primary *p = &e->primary;
+	bool lapsed = !ft_lease_left(&p->lease, engine_now(e));
+
+	if (beat->echo_ns < p->lease_from_ns || beat->echo_ns > e->beat_ns || !p->lease_from_ns)
+		return;
+	ft_lease_renew(&p->lease, beat->echo_ns,
+		       beat->lease_ms < e->config.lease_ms ? beat->lease_ms : e->config.lease_ms);
+	p->lease_due_ns = engine_now(e) + FT_ACK_MAX_MS * NS_PER_MS;
+	if (lapsed && p->release_ns) {
+		p->release_ns = engine_now(e); /* what waited for it */
+		ft_engine_tick(e);
+	}
+}
+
 static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
 {
 	Ft__Beat *beat = ft__beat__unpack(NULL, msg->body_len, msg->body);
 
 	if (!beat)
 		return;
+	if (!engine_is_standby(e))
+		renew_lease(e, beat);
+	else if (e->state.now == FT_STANDBY && e->standby.armed && !e->standby.suspicious)
+		ft_grant_beat(&e->standby.grant, engine_now(e), beat->sent_ns, e->config.lease_ms);
 	/* Bounded, for the peer may be wrong about itself. */
 	ft_detector_beat(
 		&e->detector, engine_now(e),
@@ -351,8 +389,10 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 			ft_warn("%s: heartbeat connection: %s", e->config.name, err->text);
 			if (engine_data(e) && !engine_is_standby(e))
 				primary_peer_lost(e, err->text);
-		} else if (engine_is_standby(e)) {
+		} else if (e->state.now == FT_STANDBY) {
 			e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+		} else if (e->state.now == FT_TAKEOVER) {
+			/* told again in time */
 		} else if (err->code == EDESTADDRREQ && e->state.now == FT_SOLO) {
 			e->primary.phase = PRIMARY_IDLE; /* nobody to look for: whoever offers
 							    itself is welcome */

@@ -73,8 +73,12 @@ static void send_beat(struct ft_engine *e, unsigned patience_ms)
 {
 	Ft__Beat beat = FT__BEAT__INIT;
 
-	beat.sent_ns = engine_now(e);
+	e->beat_ns = beat.sent_ns = engine_now(e);
 	beat.patience_ms = patience_ms;
+	if (e->state.now == FT_STANDBY && e->standby.grant.echo_ns) {
+		beat.echo_ns = e->standby.grant.echo_ns;
+		beat.lease_ms = e->config.lease_ms;
+	}
 	(void)ft_msg_send(engine_beat_link(e), FT_MSG_BEAT, e->generation, e->committed, &beat.base,
 			  NULL, 0);
 }
@@ -89,6 +93,13 @@ void engine_ask_patience(struct ft_engine *e, unsigned ms)
 {
 	if (e->conns[CONN_BEAT].greeted)
 		send_beat(e, ms);
+}
+
+uint64_t ft_engine_may_write_ns(struct ft_engine *e)
+{
+	engine_beat(e);
+	return e->primary.sync_claimed ? ft_lease_left(&e->primary.lease, engine_now(e))
+				       : UINT64_MAX;
 }
 
 static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)

@@ -41,7 +41,7 @@ struct ft_disk_chunk {
 
 /* The host around the engine. */
 struct ft_env_ops {
-	uint64_t (*now_ns)(void *ctx); /* monotonic */
+	uint64_t (*now_ns)(void *ctx); /* monotonic, counts suspended time, is never 0 */
 	void (*wake_at)(
 		void *ctx,
 		uint64_t when_ns);     /* call ft_engine_tick() then; replaces the earlier wish */
@@ -92,8 +92,14 @@ struct ft_env_ops {
 	int (*store_apply)(void *ctx, const struct tap_record *rec, struct ft_err *err);
 	int (*store_commit)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
 	void (*store_released)(void *ctx, uint64_t epoch);
-	/* Durable: disks at `epoch`, activation record written; images are free for the VM. */
-	int (*store_activate)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
+	/* Durable: disks at `epoch`, activation record written; images are free for the VM.
+	 * settled: the old primary surely writes to shared disks no more; else they are not touched
+	 * (-EBUSY) unless they themselves tell so. */
+	int (*store_activate)(void *ctx, uint64_t generation, uint64_t epoch, bool settled,
+			      struct ft_err *err);
+	/* Runs the operator's fence program against `host`; ft_engine_fenced() follows exactly
+	 * once, not from inside. Only with config.fence. */
+	void (*fence)(void *ctx, const char *host, uint64_t generation);
 	int (*store_outdate)(void *ctx, struct ft_err *err);
 
 	/* ---- both ---- */
@@ -108,7 +114,8 @@ struct ft_engine_config {
 	char host_id[FT_HOST_ID_MAX];
 	struct ft_policy policy;
 	unsigned heartbeat_ms, takeover_ms;
-	bool takeover_manual;
+	unsigned lease_ms; /* of a shared disk, see ft/lease.h */
+	bool takeover_manual, fence;
 	size_t staging_bytes;	 /* each side's bound */
 	size_t delta_base_bytes; /* primary */
 	uint64_t generation;	 /* remembered from before, 0 = none */
@@ -140,6 +147,12 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 void ft_engine_accepted(struct ft_engine *e, struct ft_link *link);
 /* by_guest: the guest powered itself off, which is no fault and no reason for a takeover. */
 void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why);
+/* The fence program has ended; err: the old primary may still run. */
+void ft_engine_fenced(struct ft_engine *e, const struct ft_err *err);
+/* Asked right before each write of what a shared disk's tap releases: for how long it may begin;
+ * 0: not now, UINT64_MAX: as long as it likes, for nobody else can be granted the guest. Keeps
+ * heartbeats going, for there may be many writes. */
+uint64_t ft_engine_may_write_ns(struct ft_engine *e);
 /* From tap_notify, brought to the engine's thread by the host. */
 void ft_engine_output(struct ft_engine *e);
 void ft_engine_pressure(struct ft_engine *e);

@@ -5,6 +5,7 @@
 
 #include "ft/detector.h"
 #include "ft/engine.h"
+#include "ft/lease.h"
 
 #define NS_PER_MS 1000000ull
 #define NS_PER_S  1000000000ull
@@ -112,6 +113,9 @@ struct ft_primary {
 	bool stopped;	   /* the guest stands still for a planned switch */
 	bool vm_dead;	   /* the VM died under protection: only the hand-over is left to do */
 	unsigned failures; /* checkpoints in a row */
+	struct ft_lease lease;
+	uint64_t lease_from_ns; /* answers to earlier beats are another session's */
+	uint64_t lease_due_ns;	/* without one by then the peer is of no use */
 	bool sync_claimed; /* the standby may be granted the guest: the arbiter was asked to record
 			      it, or (none) it knows by itself */
 	uint64_t verify_until_ns;
@@ -146,10 +150,16 @@ struct ft_standby {
 	uint64_t retry_ns;
 	uint64_t takeover_ns; /* when the takeover began */
 	bool handover;	      /* takeover by agreement */
-	bool offering;	      /* after a planned switch: looks for the new primary by itself */
-	unsigned offer_ms;    /* to the next attempt, when this side could not take what it got */
-	uint64_t asked_ns;    /* an operator wants the guest here and the primary was asked to hand
-				 over, 0 = no */
+	bool shared;	      /* the guest has a disk that both hosts write to ... */
+	bool given;	      /* ... and its primary gave it up for us */
+	struct ft_grant grant;
+	enum { FENCE_TO_DO, FENCE_ASKED, FENCE_DONE } fence; /* the operator's program */
+	bool dials; /* the connection was made by this side, so the peer may not know the way */
+	uint64_t tell_ns;  /* takeover: when to tell the old primary again */
+	bool offering;	   /* after a planned switch: looks for the new primary by itself */
+	unsigned offer_ms; /* to the next attempt, when this side could not take what it got */
+	uint64_t asked_ns; /* an operator wants the guest here and the primary was asked to hand
+			      over, 0 = no */
 	struct ft_done failover_done;
 };
 
@@ -188,7 +198,8 @@ struct ft_engine {
 
 	struct engine_conn conns[ENGINE_CONNS];
 	struct ft_detector detector;
-	bool watching; /* the detector counts */
+	bool watching;	  /* the detector counts */
+	uint64_t beat_ns; /* when the newest BEAT was sent */
 	enum engine_question asking,
 		ask_next; /* the arbiter request that is out; the one that waits for it */
 	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
@@ -283,6 +294,8 @@ void primary_leave_continue(struct ft_engine *e);
 uint64_t primary_tick(struct ft_engine *e, uint64_t now);
 void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
 void primary_committed(struct ft_engine *e, uint64_t epoch);
+/* Lets go what is committed; if a disk does not take it, again later. */
+bool primary_release(struct ft_engine *e);
 void primary_acked(struct ft_engine *e, const struct ft_msg *msg);
 /* The capture in flight will not arrive: its pages stay owed. */
 void primary_abort_checkpoint(struct ft_engine *e, const char *why);

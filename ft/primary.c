@@ -145,6 +145,8 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 		e->primary.session = e->env->random(e->env_ctx);
 	while (!e->primary.session);
 	snprintf(e->primary.partner, sizeof e->primary.partner, "%s", e->peer_host);
+	e->primary.lease_from_ns = e->primary.lease.until_ns = engine_now(e);
+	e->primary.lease_due_ns = e->primary.lease_from_ns + FT_ACK_MAX_MS * NS_PER_MS;
 	set_phase(e, PRIMARY_SETUP, FT_SETUP_MAX_MS);
 	if (primary_send_setup(e, false, &err))
 		primary_setup_failed(e, &err);
@@ -213,6 +215,7 @@ static void resumed(struct ft_engine *e, const Ft__Ready *ready)
 	engine_watch(e, true);
 	engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
 	p->retry_ns = engine_now(e);
+	p->lease_due_ns = p->retry_ns + FT_ACK_MAX_MS * NS_PER_MS;
 	if (p->stopped) {
 		ft_err_set(&err, ENOTCONN, "failover: the connection was lost meanwhile");
 		switch_undone(e, &err);
@@ -375,18 +378,14 @@ static uint64_t tick_running(struct ft_engine *e, uint64_t now)
 	if ((p->sync_claimed && !p->first_commit_done) || p->vm_dead)
 		return wake; /* the arbiter or the hand-over answers */
 	if (p->release_ns) {
-		struct ft_err err = {0};
-
+		if (now >= p->lease_due_ns) {
+			primary_peer_lost(e, "it grants no lease for the shared disks");
+			return now;
+		}
 		if (now < p->release_ns)
 			return p->release_ns;
-		p->release_ns = 0;
-		if (tap_chain_release(&e->chain, e->committed, &err)) {
-			engine_note_error(e, &err);
-			p->release_ns = now + FT_RELEASE_RETRY_MS * NS_PER_MS;
+		if (!primary_release(e))
 			return p->release_ns;
-		}
-		for (unsigned i = 0; i < FT_DONE_MAX; i++)
-			done_call(&p->in_flight[i], NULL, e->committed);
 	}
 	if (p->want_switch && p->ship.phase == SHIP_IDLE) {
 		p->want_switch = false;

@@ -75,8 +75,10 @@ void standby_reset(struct ft_engine *e)
 		e->env->disarm(e->env_ctx);
 	s->armed = false;
 	s->session = s->committed = 0;
-	s->suspicious = s->handover = false;
-	s->unlinked_ns = s->asked_ns = 0;
+	s->suspicious = s->handover = s->given = false;
+	s->unlinked_ns = s->asked_ns = s->tell_ns = 0;
+	s->fence = FENCE_TO_DO;
+	s->grant.echo_ns = 0; /* of another clock, perhaps */
 	s->stage.epoch = 0;
 	ft_spool_reset(&s->stage.pages);
 	ft_spool_reset(&s->stage.events[0]);
@@ -93,7 +95,7 @@ static void refuse(struct ft_engine *e, const struct ft_err *err)
 		engine_refuse(e, engine_data(e), &copy);
 	engine_hang_up(e);
 	e->standby.stage.epoch = 0;
-	e->standby.handover = false;
+	e->standby.handover = e->standby.given = false;
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (!e->standby.committed) {
 		standby_reset(e);
@@ -106,7 +108,7 @@ static void refuse(struct ft_engine *e, const struct ft_err *err)
 		engine_set_state(e, FT_STANDBY, "waiting for a primary; the last one failed: %s",
 				 copy.text);
 	} else {
-		e->standby.unlinked_ns = engine_now(e);
+		e->standby.unlinked_ns = e->standby.retry_ns = engine_now(e);
 	}
 }
 
@@ -128,6 +130,15 @@ static void send_ready(struct ft_engine *e)
 
 	ready.committed = e->standby.committed;
 	(void)engine_send(e, FT_MSG_READY, e->standby.committed, &ready.base, NULL, 0);
+}
+
+static bool has_shared_disk(const Ft__Setup *setup)
+{
+	bool shared = false;
+
+	for (size_t i = 0; i < setup->n_disks; i++)
+		shared |= setup->disks[i]->shared;
+	return shared;
 }
 
 static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
@@ -163,7 +174,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 			refuse(e, &err);
 		} else {
 			s->stage.epoch = 0;
-			s->handover = false;
+			s->handover = s->given = false;
 			send_ready(e);
 			engine_watch(e, true);
 			engine_set_state(e, FT_STANDBY, "in sync with %s again", s->primary_host);
@@ -185,6 +196,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	} else {
 		s->armed = true;
 		s->session = setup->session;
+		s->shared = has_shared_disk(setup);
 		engine_watch(
 			e,
 			true); /* or a primary that lost its power keeps this VM armed for ever */
@@ -584,7 +596,7 @@ static void on_handover(struct ft_engine *e, const struct ft_msg *msg)
 		refuse(e, &err);
 		return;
 	}
-	e->standby.handover = true;
+	e->standby.handover = e->standby.given = true;
 	arbitrate_standby_takeover(e);
 }
 

@@ -10,8 +10,56 @@
 #include "ft/log.h"
 
 #define TAKEOVER_RETRY_MS 50
+#define FENCE_RETRY_MS	  2000 /* between runs of a fence program that fails */
 
 static void takeover_continue(struct ft_engine *e);
+
+/* ---- standby: the old primary ---- */
+
+/* An old primary that is alive, or wakes up, is fenced by hearing of the new generation, and lets
+ * go of its shared disks. If it does not know the way to us, we may know the way to it. */
+static void tell_old_primary(struct ft_engine *e, uint64_t now)
+{
+	if (now < e->standby.tell_ns)
+		return;
+	e->standby.tell_ns = now + FT_RETRY_MS * NS_PER_MS;
+	if (!engine_data(e))
+		e->env->dial(e->env_ctx, false);
+}
+
+static bool must_fence(const struct ft_engine *e)
+{
+	const struct ft_standby *s = &e->standby;
+
+	return e->config.fence && s->shared && !s->given && s->fence != FENCE_DONE;
+}
+
+static void ask_fence(struct ft_engine *e)
+{
+	struct ft_standby *s = &e->standby;
+
+	if (s->fence == FENCE_ASKED)
+		return;
+	s->fence = FENCE_ASKED;
+	engine_set_state(e, FT_TAKEOVER, "fencing %s", s->primary_host);
+	e->env->fence(e->env_ctx, s->primary_host, e->generation);
+}
+
+void ft_engine_fenced(struct ft_engine *e, const struct ft_err *err)
+{
+	struct ft_standby *s = &e->standby;
+
+	if (e->state.now != FT_TAKEOVER || s->fence != FENCE_ASKED)
+		return;
+	s->fence = err ? FENCE_TO_DO : FENCE_DONE;
+	s->retry_ns = engine_now(e) + (err ? FENCE_RETRY_MS * NS_PER_MS : 0);
+	if (err) {
+		engine_note_error(e, err);
+		engine_set_state(e, FT_TAKEOVER, "waiting until %s is fenced: %s", s->primary_host,
+				 err->text);
+	}
+	ft_engine_tick(e);
+}
 
 /* ---- standby: suspicion ---- */
 
@@ -60,7 +108,8 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 			}
 			return;
 		}
-		s->unlinked_ns = engine_now(e);
+		if (!s->unlinked_ns)
+			s->unlinked_ns = s->retry_ns = engine_now(e);
 	}
 	/* Both gone at once is what a dead process looks like. */
 	if (s->committed && !engine_data(e) && !engine_beat_link(e))
@@ -76,9 +125,24 @@ void takeover_refused(struct ft_engine *e, const char *why)
 		engine_set_state(e, FT_STANDBY, "primary lost, %s", err.text);
 	if (e->standby.handover && engine_data(e)) {
 		engine_refuse(e, engine_data(e), &err);
-		e->standby.handover = false;
+		e->standby.handover = e->standby.given = false;
 	}
 	done_call(&e->standby.failover_done, &err, 0);
+}
+
+/* Who made the connection makes it again: the other side may not know the way. */
+static uint64_t dial_again(struct ft_engine *e, uint64_t now)
+{
+	struct ft_standby *s = &e->standby;
+
+	if (!s->dials || engine_data(e))
+		return UINT64_MAX;
+	if (now >= s->retry_ns) {
+		/* It may not have noticed yet, and then refuses. */
+		s->retry_ns = now + e->config.takeover_ms * NS_PER_MS / 4;
+		e->env->dial(e->env_ctx, false);
+	}
+	return s->retry_ns;
 }
 
 uint64_t standby_tick(struct ft_engine *e, uint64_t now)
@@ -87,21 +151,24 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 	uint64_t wake = UINT64_MAX;
 
 	if (e->state.now == FT_TAKEOVER) {
+		tell_old_primary(e, now);
+		if (s->fence == FENCE_ASKED)
+			return s->tell_ns;
 		if (now < s->retry_ns)
-			return s->retry_ns;
+			return min_u64(s->retry_ns, s->tell_ns);
 		takeover_continue(e);
 		return now;
 	}
 	/* Also when it was we who closed it, for a fault of the conversation: the primary has that
 	 * long to come back. */
-	if (s->committed && s->unlinked_ns && !engine_data(e) && !s->suspicious) {
+	if (s->committed && s->unlinked_ns && !e->conns[CONN_DATA].greeted && !s->suspicious) {
 		uint64_t until = s->unlinked_ns + e->config.takeover_ms * NS_PER_MS;
 
 		if (now >= until) {
 			engine_hang_up(e);
 			want_takeover(e, "its data connection did not come back");
 		} else {
-			wake = until;
+			wake = min_u64(until, dial_again(e, now));
 		}
 	}
 	if (s->asked_ns && now >= s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS) {
@@ -157,7 +224,7 @@ static void takeover_failed(struct ft_engine *e, const struct ft_err *err)
 
 	ft_err_context(&copy, "takeover");
 	engine_note_error(e, &copy);
-	if (e->standby.handover && engine_data(e)) {
+	if (e->standby.handover && e->conns[CONN_DATA].greeted) {
 		/* The guest does not run here: who handed it over may have it back. */
 		e->generation = e->standby.primary_generation;
 		engine_set_state(e, FT_FAILED, "%s", copy.text);
@@ -179,7 +246,7 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 	e->situation++;
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
-	s->takeover_ns = engine_now(e);
+	s->takeover_ns = s->tell_ns = engine_now(e);
 	takeover_continue(e);
 }
 
@@ -189,11 +256,18 @@ static void takeover_continue(struct ft_engine *e)
 	struct ft_stage *g = &s->stage;
 	unsigned which = g->staging ^ 1;
 	struct ft_err err = {0};
-	bool agreed;
-	int rc = e->env->store_activate(e->env_ctx, e->generation, s->committed, &err);
+	bool agreed,
+		settled = s->given || s->fence == FENCE_DONE || engine_now(e) >= s->grant.over_ns;
+	int rc;
 
-	/* A shared disk that the old primary still holds, dead or asleep: it must let go first. The
-	 * grant is ours, so this waits. */
+	if (must_fence(e)) {
+		ask_fence(e);
+		ft_engine_tick(e);
+		return;
+	}
+	/* A shared disk that the old primary still holds, or may still write to, dead or asleep: it
+	 * must let go first, or its lease be over. The grant is ours, so this waits. */
+	rc = e->env->store_activate(e->env_ctx, e->generation, s->committed, settled, &err);
 	if (rc == -EBUSY) {
 		engine_set_state(e, FT_TAKEOVER, "waiting for the old primary to let go: %s",
 				 err.text);
@@ -210,7 +284,7 @@ static void takeover_continue(struct ft_engine *e)
 	 * twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))
 		engine_note_error(e, &err);
-	agreed = s->handover && engine_data(e);
+	agreed = s->handover && e->conns[CONN_DATA].greeted;
 	if (agreed) {
 		(void)engine_send(e, FT_MSG_HANDED, s->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
@@ -220,14 +294,15 @@ static void takeover_continue(struct ft_engine *e)
 	e->committed = s->committed;
 	s->armed = false;
 	s->session = s->committed = 0;
-	s->suspicious = s->handover = s->offering = false;
+	s->suspicious = s->handover = s->given = s->offering = false;
 	s->asked_ns = 0;
+	s->fence = FENCE_TO_DO;
 	tap_chain_set_mode(&e->chain, TAP_PASS);
 	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows
-	 * where. */
-	e->primary.phase = agreed ? PRIMARY_RETRY : PRIMARY_IDLE;
-	e->primary.auto_retry = agreed;
-	e->primary.deadline_ns = agreed ? engine_now(e) + FT_RETRY_MS * NS_PER_MS : 0;
+	 * where; should it wake up only now, it hears there that the guest is here. */
+	e->primary.phase = PRIMARY_RETRY;
+	e->primary.auto_retry = true;
+	e->primary.deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	e->primary.taps_in =
 		true; /* passing through; taken out when the replayed outputs are surely gone */
 	e->primary.vm_dead = e->primary.stopped = false;
@@ -287,8 +362,7 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 		return;
 	}
 	/* The hand-over's checkpoint is committed like any other. */
-	if (tap_chain_release(&e->chain, e->committed, &err))
-		engine_note_error(e, &err);
+	(void)primary_release(e);
 	if (vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
 	engine_set_state(e, FT_PROTECTED, "planned switch failed: %s", why->text);

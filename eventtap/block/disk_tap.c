@@ -187,37 +187,10 @@ static void give_whole(struct disk_tap *d, int range)
 	pthread_mutex_unlock(&d->lock);
 }
 
-static struct disk_segment *next_segment(struct disk_tap *d, const struct disk_segment *segment)
-{
-	pthread_mutex_lock(&d->lock);
-	struct disk_segment *next = disk_log_next(&d->log, segment);
-	pthread_mutex_unlock(&d->lock);
-	return next;
-}
-
-// Held writes of a shared disk, up to `epoch` or (all) the open ones too, go to the image; they
-// stay in the log. *seq: of the last segment, when there was one.
-static int write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq)
-{
-	bool flush = false;
-	struct disk_segment *s = NULL;
-	while ((s = next_segment(d, s)) && (all || (s->closed && s->epoch <= epoch))) {
-		struct tap_record rec;
-		size_t at = 0;
-		while (disk_segment_next(s, &at, &rec)) {
-			int ret = record_apply(&d->image, &rec);
-			if (ret < 0)
-				return ret;
-		}
-		flush |= s->flush;
-		*seq = s->seq;
-	}
-	return flush ? image_flush(&d->image) : 0;
-}
-
 static void clear_log_locked(struct disk_tap *d)
 {
 	disk_log_clear(&d->log);
+	d->written = (struct disk_written){.seq = UINT64_MAX};
 	overlay_free(&d->overlay);
 	d->flush_owed = false;
 	d->pressure = false;
@@ -247,7 +220,7 @@ static void let_go_of_held(struct disk_tap *d)
 {
 	uint64_t seq;
 	int range = take_whole(d, RANGE_WAIT_MS);
-	int ret = range < 0 ? range : write_held(d, true, 0, &seq);
+	int ret = range < 0 ? range : disk_write_held(d, true, 0, &seq);
 	pthread_mutex_lock(&d->lock);
 	if (ret == 0)
 		clear_log_locked(d);
@@ -263,6 +236,9 @@ static void let_go_of_held(struct disk_tap *d)
 static void disk_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	struct disk_tap *d = of(tap);
+	// So that there is little left to do when the epoch closes.
+	if (mode == TAP_HOLD && d->shared)
+		(void)image_flush(&d->image);
 	pthread_mutex_lock(&d->lock);
 	d->hold_next = mode == TAP_HOLD && d->mode != TAP_HOLD;
 	bool held = mode != TAP_HOLD && d->log.records > 0;
@@ -291,6 +267,10 @@ static int disk_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 	if (range < 0)
 		return ft_err_set(err, -range, "disk: writes are still on their way to the image");
 	int ret = log_behind(d, err);
+	// From now on another host may take a shared disk: what the VM wrote before there was a tap
+	// must not be on its way from a cache of this host any more.
+	if (ret == 0 && d->shared && d->hold_next && (ret = image_flush(&d->image)) < 0)
+		ft_err_set(err, -ret, "disk: flush: %s", strerror(-ret));
 	pthread_mutex_lock(&d->lock);
 	if (ret == 0 && d->flush_owed) {
 		ret = disk_log_flush_locked(d);
@@ -326,7 +306,11 @@ static int disk_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 	if (d->fenced)
 		return ft_err_set(err, ESHUTDOWN, "disk: fenced");
 	if (d->shared) {
-		int ret = write_held(d, false, epoch, &seq);
+		int ret = disk_write_held(d, false, epoch, &seq);
+		if (ret == -EAGAIN)
+			return ft_err_set(
+				err, EAGAIN,
+				"disk: held writes wait for the standby to renew the lease");
 		if (ret < 0) {
 			pthread_mutex_lock(&d->lock);
 			disk_io_failed_locked(d, "held writes to the image", ret);
@@ -540,7 +524,9 @@ static const struct tap_ops disk_tap_ops = {
 
 static int open_disk(struct disk_tap *d, const struct disk_tap_config *config, struct ft_err *err)
 {
-	int ret = image_open(config->image, config->format_raw, &d->image, err);
+	int ret = config->shared
+			  ? image_open_through(config->image, config->format_raw, &d->image, err)
+			  : image_open(config->image, config->format_raw, &d->image, err);
 	if (ret == 0)
 		ret = metadata_open(config->image, &d->meta, err);
 	// The guest runs with it already: whether it might be started is not the question.
@@ -572,6 +558,8 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	snprintf(d->image_path, sizeof(d->image_path), "%s", config->image);
 	d->image.fd = d->meta.fd = -1;
 	d->shared = config->shared;
+	d->gate = config->gate;
+	d->written.seq = UINT64_MAX;
 	d->log_bytes_soft = config->log_bytes_max / 2;
 	d->mode = TAP_PASS;
 	pthread_mutex_init(&d->lock, NULL);

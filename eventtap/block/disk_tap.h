@@ -20,6 +20,10 @@
  * A disk never calls notify.output: no one outside sees a disk's write, so none waits for a
  * checkpoint.
  *
+ * What a shared disk's release() writes goes through a gate, which may be shut: then release()
+ * fails with -EAGAIN and the next one goes on from there. So that a write which passed is soon
+ * over, the image of a shared disk is written through to the storage.
+ *
  * Returning from HOLD to TRACK or PASS: replicated: what was not released is marked as behind.
  * shared: it goes to the image. */
 #ifndef EVENTTAP_BLOCK_DISK_TAP_H
@@ -35,6 +39,14 @@
 #define DISK_TAP_BLOCK_BYTES (64u << 10) /* of the bitmap `behind` */
 #define DISK_TAP_LOG_BYTES   (64u << 20) /* a reasonable log_bytes_max */
 
+/* A shared disk's held writes reach the image only between enter() and leave(), one at a time;
+ * enter() says whether one may begin now (ft/lease.h). Engine's thread. enter NULL: always. */
+struct disk_gate {
+	bool (*enter)(void *ctx);
+	void (*leave)(void *ctx);
+	void *ctx;
+};
+
 struct disk_tap_config {
 	const char *id; /* name of the NBD export too */
 	uint8_t device;
@@ -42,6 +54,7 @@ struct disk_tap_config {
 	bool format_raw; /* the operator says so; else an image that looks like another format is
 			    refused */
 	bool shared;
+	struct disk_gate gate; /* shared only */
 	const char *uuid;      /* of the guest, for the metadata; NULL or "" = leave it as it is */
 	const char *socket;    /* where the NBD server listens */
 	size_t log_bytes_max;  /* memory of the log */

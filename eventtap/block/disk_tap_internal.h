@@ -26,14 +26,20 @@ struct disk_tap {
 	/* read-only after creation */
 	struct image image;
 	bool shared;
+	struct disk_gate gate;
 	size_t log_bytes_soft;
 	char spill_dir[PATH_MAX], image_path[PATH_MAX];
 	struct nbd_server *server;
 
 	/* engine's thread only */
 	struct metadata meta; /* fd < 0: yielded, or fenced */
-	uint64_t sync_at;     /* the copier's place in `behind` */
-	uint8_t *scratch;     /* SCRATCH_BYTES */
+	struct disk_written {
+		uint64_t seq;  /* of a segment, UINT64_MAX = none */
+		size_t at;     /* records of it up to here are in the image */
+		uint64_t part; /* and so many bytes of the next one */
+	} written;	       /* by release() */
+	uint64_t sync_at;      /* the copier's place in `behind` */
+	uint8_t *scratch;      /* SCRATCH_BYTES */
 
 	pthread_mutex_t lock; /* guards all below; never held over I/O of the image */
 	pthread_cond_t room;  /* the log has shrunk, or who waits need not care any more */
@@ -54,6 +60,12 @@ struct disk_tap {
 	uint64_t writes, bytes_written, io_errors;
 	char last_error[128];
 };
+
+/* disk_release.c: held writes of a shared disk up to `epoch` go to the image; or (all) the open
+ * ones too, which is asked for only when nobody else can be granted the guest, so that no gate is
+ * needed. They stay in the log; d->written says how far it went, for the next call. *seq: of the
+ * last segment, when there was one. -EAGAIN: the gate is shut. */
+int disk_write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq);
 
 /* disk_io.c */
 extern const struct nbd_backend_ops disk_io_ops;

@@ -80,14 +80,32 @@ static int open_checked(const char *path, int flags, bool raw, struct image *ima
 	return ret;
 }
 
-int image_open(const char *path, bool raw, struct image *image, struct ft_err *err)
+static int open_existing(const char *path, int flags, bool raw, struct image *image,
+			 struct ft_err *err)
 {
-	int ret = open_checked(path, 0, raw, image, err);
+	int ret = open_checked(path, flags, raw, image, err);
 	if (ret == 0 && image->bytes == 0) {
 		image_close(image);
 		ret = ft_err_set(err, EINVAL, "disk image %s: is empty", path);
 	}
 	return ret;
+}
+
+int image_open(const char *path, bool raw, struct image *image, struct ft_err *err)
+{
+	return open_existing(path, 0, raw, image, err);
+}
+
+// O_DSYNC and not O_DIRECT: the latter asks for alignment that a guest's requests need not have,
+// and not every filesystem has it.
+int image_open_through(const char *path, bool raw, struct image *image, struct ft_err *err)
+{
+	return open_existing(path, O_DSYNC, raw, image, err);
+}
+
+void image_forget(const struct image *image)
+{
+	(void)posix_fadvise(image->fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
 int image_open_or_create(const char *path, bool raw, uint64_t bytes, struct image *image,

@@ -24,6 +24,11 @@ int image_open(const char *path, bool raw, struct image *image, struct ft_err *e
  * refused (-EFBIG). */
 int image_open_or_create(const char *path, bool raw, uint64_t bytes, struct image *image,
 			 struct ft_err *err);
+/* Like image_open(), but a write that has returned is on the storage and not in a cache of this
+ * host, from where it could get there at any later time. */
+int image_open_through(const char *path, bool raw, struct image *image, struct ft_err *err);
+/* What this host has cached of it is dropped: another host has written to it. */
+void image_forget(const struct image *image);
 void image_close(struct image *image);
 
 int image_pread(const struct image *image, uint8_t *buf, uint64_t len, uint64_t offset);

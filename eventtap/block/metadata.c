@@ -109,6 +109,20 @@ static int lock(int fd)
 	return errno == EACCES || errno == EAGAIN ? -EBUSY : -errno;
 }
 
+bool metadata_locked(const char *image)
+{
+	struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	char path[PATH_MAX];
+	if (set_path(path, image, NULL) < 0)
+		return false;
+	int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return false;
+	bool locked = fcntl(fd, F_OFD_GETLK, &whole) == 0 && whole.l_type != F_UNLCK;
+	close(fd);
+	return locked;
+}
+
 // Opens and locks what the name means; an empty file is one that somebody has just created.
 static int open_locked(struct metadata *meta, struct ft_err *err)
 {

@@ -19,6 +19,7 @@
 #define EVENTTAP_BLOCK_METADATA_H
 
 #include <limits.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "eventtap/store.h"
@@ -49,6 +50,8 @@ int metadata_read(const char *image, struct metadata_record *record, struct ft_e
 /* Takes the lock (-EBUSY: another agent has it) and reads; creates a file that says UpToDate,
  * generation 0, if there is none. */
 int metadata_open(const char *image, struct metadata *meta, struct ft_err *err);
+/* Does another agent have the lock, as far as can be seen from here? */
+bool metadata_locked(const char *image);
 /* Durable when this returns 0; after an error the file says what it said before. */
 int metadata_write(struct metadata *meta, const struct metadata_record *record, struct ft_err *err);
 /* Gives the lock up. */

@@ -232,9 +232,11 @@ static void env_store_released(void *ctx, uint64_t epoch)
 	assert(epoch == w.stored);
 }
 
-static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bool settled,
+			      struct ft_err *err)
 {
 	(void)ctx;
+	(void)settled;
 	assert(w.armed && w.stored && epoch == w.stored && generation > w.session);
 	if (w.fail & FAIL_ACTIVATE)
 		return ft_err_set(err, w.now & MS ? EBUSY : EIO, "disk is not free");

@@ -13,6 +13,8 @@
  * acknowledged, and the VM would not outlive its agent. */
 #include "tests/sim/world.h"
 
+#include "ft/lease.h"
+
 #include "ft/engine_internal.h" /* white box: what the engine says of itself costs too much to ask at every output */
 
 #include <stdlib.h>
@@ -120,6 +122,35 @@ void check_output(struct node *n, const struct tap_record *rec)
 	w->last_answer_ns = w->now;
 	if (a.op > w->answered_max)
 		w->answered_max = a.op;
+}
+
+void check_shared_write(struct node *n, uint64_t left_ns)
+{
+	struct world *w = n->world;
+
+	if (w->shared_owner != n->id)
+		world_violation(w, "%s writes to the shared disk, which is %s's", n->name,
+				w->nodes[w->shared_owner].name);
+	/* The worst: the agent freezes with one foot through the door, and its keeper, the kernel
+	 * and the disk take all the time that they have. */
+	if (left_ns != UINT64_MAX && !w->faults_over && !n->frozen && !world_side_range(w, 0, 39)) {
+		uint64_t ns = world_side_range(w, 1, left_ns + FT_WRITE_MAX_MS * MS);
+
+		w->options.faults++;
+		n->write_lands_ns = w->now + ns;
+		freeze_for(n, ns);
+	}
+}
+
+void check_shared_taken(struct node *n)
+{
+	struct world *w = n->world;
+	const struct node *o = &w->nodes[1 - n->id];
+
+	if (!o->crashed && o->write_lands_ns > w->now)
+		world_violation(w, "%s takes the shared disk, and a write of %s is on its way",
+				n->name, o->name);
+	w->shared_owner = n->id;
 }
 
 void check_captured(struct node *n, const struct machine_state *state)

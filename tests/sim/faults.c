@@ -80,13 +80,30 @@ static void cut_arbiter(struct world *w)
 	}
 }
 
-static void freeze(struct world *w, struct node *n)
+void freeze_for(struct node *n, uint64_t ns)
 {
 	if (n->crashed || n->frozen)
 		return;
 	node_freeze(n, true);
-	world_after(w, world_range(w, 20, world_chance(w, 50) ? 300 : 3000) * MS, NULL, on_thaw, n,
-		    n->incarnation);
+	world_after(n->world, ns, NULL, on_thaw, n, n->incarnation);
+}
+
+static void freeze(struct world *w, struct node *n)
+{
+	if (!n->crashed && !n->frozen)
+		freeze_for(n, world_range(w, 20, world_chance(w, 50) ? 300 : 3000) * MS);
+}
+
+/* The worst moment to fall asleep: with an acknowledgement on its way, which is the word to write.
+ */
+void faults_on_ack(struct node *n)
+{
+	struct world *w = n->world;
+
+	if (!w->options.shared || w->faults_over || world_side_range(w, 0, 99))
+		return;
+	w->options.faults++;
+	freeze_for(n, (w->options.takeover_ms + world_side_range(w, 0, 2000)) * MS);
 }
 
 static void crash_soon(struct world *w, struct node *n)

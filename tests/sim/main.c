@@ -39,6 +39,8 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_FAKE_ACK] = "fake-ack",
 	[MUTANT_CUT_CHECKPOINT] = "cut-checkpoint",
 	[MUTANT_FORGET_GENERATION] = "forget-generation",
+	[MUTANT_LEASE_IGNORED] = "lease-ignored",
+	[MUTANT_LEASE_NOT_AWAITED] = "lease-not-awaited",
 };
 
 const char *mutant_name(enum mutant m)
@@ -54,6 +56,9 @@ static void draw_options(struct world *w, uint64_t seed)
 
 	o->seed = seed;
 	w->rng = seed * 0x2545f4914f6cdd1dull + 1;
+	w->side_rng = w->rng ^ 0x9e3779b97f4a7c15ull;
+	o->shared = world_side_range(w, 0, 1);
+	o->fence = o->shared && !world_side_range(w, 0, 3);
 	o->arbiter_file = world_chance(w, 60);
 	o->survivor = (enum ft_survivor)world_range(w, FT_SURVIVOR_STANDBY, FT_SURVIVOR_MANUAL);
 	o->takeover_manual = world_chance(w, 15);
@@ -171,18 +176,19 @@ static void say_options(struct world *w)
 {
 	const struct options *o = &w->options;
 
-	world_log(
-		w,
-		"seed %llu: arbiter %s, survivor %s, takeover %s, trigger %d, interval %u ms, "
-		"latency %llu-%llu us, %llu bytes/ms, window %llu, "
-		"heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging %llu",
-		(unsigned long long)o->seed, o->arbiter_file ? "file" : "none",
-		(const char *[]){"", "standby", "primary", "manual"}[o->survivor],
-		o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
-		(unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
-		(unsigned long long)o->bytes_per_ms, (unsigned long long)o->window, o->heartbeat_ms,
-		o->takeover_ms, (unsigned long long)o->request_us, o->faults,
-		(unsigned long long)o->staging_bytes);
+	world_log(w,
+		  "seed %llu: arbiter %s, survivor %s, takeover %s, trigger %d, interval %u ms, "
+		  "latency %llu-%llu us, %llu bytes/ms, window %llu, "
+		  "heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging "
+		  "%llu%s%s",
+		  (unsigned long long)o->seed, o->arbiter_file ? "file" : "none",
+		  (const char *[]){"", "standby", "primary", "manual"}[o->survivor],
+		  o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
+		  (unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
+		  (unsigned long long)o->bytes_per_ms, (unsigned long long)o->window,
+		  o->heartbeat_ms, o->takeover_ms, (unsigned long long)o->request_us, o->faults,
+		  (unsigned long long)o->staging_bytes, o->shared ? ", shared disk" : "",
+		  o->fence ? ", fenced" : "");
 }
 
 bool simulate(uint64_t seed, enum mutant mutant, bool verbose)

@@ -202,6 +202,8 @@ static int sim_send(struct ft_link *link, const struct ft_msg *msg)
 	l->sent += bytes;
 	l->backlog += bytes;
 	post(l, p, bytes);
+	if (msg->type == FT_MSG_ACK)
+		faults_on_ack(l->peer->owner);
 	return 0;
 }
 

@@ -71,6 +71,11 @@ static void on_dial(void *ctx, uint64_t number)
 	if (!heartbeat && n->dial_number[0] != number)
 		return; /* hung up */
 	n->dial_number[heartbeat] = 0;
+	if (!n->knows_peer) {
+		err = (struct ft_err){.code = EDESTADDRREQ, .text = "no peer is known"};
+		ft_engine_dialed(n->engine, heartbeat, NULL, &err);
+		return;
+	}
 	link = net_connect(n, other(n));
 	ft_engine_dialed(n->engine, heartbeat, link, link ? NULL : &err);
 }
@@ -133,10 +138,14 @@ static void env_firing(void *ctx, bool on)
 
 static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 {
-	(void)ctx;
+	static Ft__Disk disk = FT__DISK__INIT, *disks = &disk;
+
 	(void)err;
+	disk.shared = ((struct node *)ctx)->world->options.shared;
 	setup->vmm = (char *)(uintptr_t) "sim";
 	setup->ram_bytes = SIM_PAGES * VMM_PAGE_BYTES;
+	setup->disks = &disks;
+	setup->n_disks = 1;
 	return 0;
 }
 
@@ -160,7 +169,7 @@ static uint64_t env_disks_behind(void *ctx)
 
 static void env_disks_yield(void *ctx)
 {
-	(void)ctx;
+	((struct node *)ctx)->write_lands_ns = 0; /* it waits for its own writes */
 }
 
 static int env_disks_reclaim(void *ctx, struct ft_err *err)
@@ -255,7 +264,8 @@ static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, stru
 	return 0;
 }
 
-static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bool settled,
+			      struct ft_err *err)
 {
 	struct node *n = ctx;
 
@@ -266,7 +276,39 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, st
 	if (n->resume_busy && world_chance(n->world, 80))
 		return ft_err_set(err, EBUSY, "sim: the old primary still holds the disk");
 	n->resume_busy = false;
+	if (!n->world->options.shared)
+		return 0;
+	/* The lock of a process that is dead is free. Of a host without power nobody can tell. */
+	if (!settled && (!other(n)->crashed || other(n)->powerless) &&
+	    n->world->mutant != MUTANT_LEASE_NOT_AWAITED)
+		return ft_err_set(err, EBUSY, "sim: the old primary's lease is not over");
+	check_shared_taken(n);
 	return 0;
+}
+
+static void on_fenced(void *ctx, uint64_t arg)
+{
+	struct node *n = ctx;
+	struct ft_err err = {.code = EPERM, .text = "sim: the power switch does not answer"};
+
+	(void)arg;
+	if (world_side_range(n->world, 0, 2) == 0) {
+		ft_engine_fenced(n->engine, &err);
+		return;
+	}
+	node_crash(other(n), true);
+	ft_engine_fenced(n->engine, NULL);
+}
+
+static void env_fence(void *ctx, const char *host, uint64_t generation)
+{
+	struct node *n = ctx;
+
+	(void)host;
+	(void)generation;
+	world_log(n->world, "%s: fence program started", n->name);
+	if (node_step(n))
+		world_after(n->world, world_side_range(n->world, 1, 100) * MS, n, on_fenced, n, 0);
 }
 
 static void env_store_released(void *ctx, uint64_t epoch)
@@ -333,6 +375,7 @@ const struct ft_env_ops node_env = {
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,
 	.store_activate = env_store_activate,
+	.fence = env_fence,
 	.store_outdate = env_store_outdate,
 	.generation = env_generation,
 	.changed = env_changed,
@@ -416,6 +459,8 @@ void node_start(struct node *n, bool primary)
 			   .max_overhead = 0.5},
 		.heartbeat_ms = o->heartbeat_ms,
 		.takeover_ms = o->takeover_ms,
+		.lease_ms = o->takeover_ms,
+		.fence = o->fence,
 		.staging_bytes = o->staging_bytes,
 		.delta_base_bytes = o->base_pages * 4096,
 		.generation =
@@ -443,7 +488,10 @@ void node_start(struct node *n, bool primary)
 		world_violation(n->world, "%s: cannot start: %s", n->name, err.text);
 		return;
 	}
+	n->knows_peer = false;
+	n->write_lands_ns = 0;
 	if (primary) {
+		n->world->shared_owner = n->id;
 		n->machine = machine_new(n, false);
 		ft_engine_start_solo(n->engine, &n->machine->vmm);
 	} else {

@@ -95,6 +95,7 @@ static void look_after(struct world *w, struct node *n, struct node *o)
 		node_crash(n, false);
 		return;
 	}
+	n->knows_peer |= state == FT_SOLO && is_standby(o);
 	if (state == FT_SOLO && is_standby(o) && !ft_engine_protect(n->engine, NULL, NULL, &err))
 		world_log(w, "%s: protect", n->name);
 	if (!n->crashed && state == FT_PROTECTED && world_chance(w, 5))

@@ -182,6 +182,13 @@ static int sim_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 		t->node->release_fails = world_chance(t->node->world, 50);
 		return ft_err_set(err, EIO, "sim: a held write fails");
 	}
+	if (is_disk(t) && t->node->world->options.shared && t->n) {
+		uint64_t left = ft_engine_may_write_ns(t->node->engine);
+
+		if (!left && t->node->world->mutant != MUTANT_LEASE_IGNORED)
+			return ft_err_set(err, EAGAIN, "sim: no lease");
+		check_shared_write(t->node, left);
+	}
 	release_up_to(t, epoch);
 	return 0;
 }

@@ -33,6 +33,17 @@ uint64_t world_range(struct world *w, uint64_t lo, uint64_t hi)
 	return lo + world_random(w) % (hi - lo + 1);
 }
 
+uint64_t world_side_range(struct world *w, uint64_t lo, uint64_t hi)
+{
+	uint64_t x = w->side_rng;
+
+	x ^= x << 13;
+	x ^= x >> 7;
+	x ^= x << 17;
+	w->side_rng = x;
+	return lo + x % (hi - lo + 1);
+}
+
 bool world_chance(struct world *w, unsigned percent)
 {
 	return world_range(w, 1, 100) <= percent;

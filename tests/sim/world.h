@@ -46,6 +46,7 @@ typedef void event_fn(void *ctx, uint64_t arg);
 uint64_t world_random(struct world *w);
 uint64_t world_range(struct world *w, uint64_t lo, uint64_t hi); /* inclusive */
 bool world_chance(struct world *w, unsigned percent);
+uint64_t world_side_range(struct world *w, uint64_t lo, uint64_t hi);
 /* Runs fn at now + in. owner: events of a frozen node wait until it thaws, those of a crashed one
  * are dropped; NULL: nobody's. */
 void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx,
@@ -132,6 +133,8 @@ struct node {
 	bool output_told;
 	int state_told;
 	uint64_t crashed_ns, waits_since_ns, released_op;
+	bool knows_peer;	 /* an operator named it */
+	uint64_t write_lands_ns; /* when the last write to the shared disk is there */
 };
 /* Called by everything with an effect that the engine may call. False: the node died on the way. */
 bool node_step(struct node *n);
@@ -159,7 +162,7 @@ void net_free(struct world *w);
 /* ---- the seed's options ---- */
 struct options {
 	uint64_t seed;
-	bool arbiter_file, takeover_manual;
+	bool arbiter_file, takeover_manual, shared, fence;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
 	uint64_t latency_us_min, latency_us_max;
@@ -193,6 +196,8 @@ enum mutant {
 	MUTANT_FAKE_ACK,	     /* a checkpoint is acknowledged that never arrived */
 	MUTANT_CUT_CHECKPOINT,	     /* a frame of outputs is lost and the totals say so too */
 	MUTANT_FORGET_GENERATION,    /* a host forgets its generation when it restarts */
+	MUTANT_LEASE_IGNORED,	     /* a primary writes to a shared disk whenever it likes */
+	MUTANT_LEASE_NOT_AWAITED,    /* a standby takes a shared disk before the lease is over */
 	MUTANT_N,
 	MUTANT_HOSTILE /* a peer that makes no sense: promises are off, but nothing may break */
 };
@@ -212,6 +217,7 @@ struct world {
 	struct options options;
 	enum mutant mutant;
 	uint64_t now, rng, seq;
+	uint64_t side_rng; /* for what was added later: old seeds stay what they were */
 	struct event *heap;
 	unsigned heap_n, heap_max;
 	struct node nodes[SIM_NODES];
@@ -233,7 +239,8 @@ struct world {
 	bool faults_over;
 	uint64_t last_answer_ns;
 	unsigned takeovers, switches, injected;
-	bool must_survive; /* the only fault so far hit a protected guest */
+	unsigned shared_owner; /* node that has the shared disk */
+	bool must_survive;     /* the only fault so far hit a protected guest */
 	uint64_t calm_ns;
 	uint8_t old_state[sizeof(struct machine_state)];
 	uint64_t cut_bytes;
@@ -249,12 +256,18 @@ void check_takeover(struct node *n, const struct machine_state *state);
 /* A standby's image and disk are those of its committed checkpoint, at any time. */
 void check_standby(struct node *n);
 
+/* A shared disk is one for both: whoever writes must have it, and nobody's writes may come late. */
+void check_shared_write(struct node *n, uint64_t left_ns);
+void check_shared_taken(struct node *n);
+
 /* ---- arbiter.c: type "file" ---- */
 extern const struct ft_arbiter_ops sim_arbiter_ops;
 void arbiter_forget_questions(struct world *w);
 
 /* ---- faults.c, operator.c ---- */
 void faults_draw(struct world *w);
+void freeze_for(struct node *n, uint64_t ns);
+void faults_on_ack(struct node *primary);
 void faults_end(struct world *w);
 void operator_start(struct world *w);
 struct node *world_runner(struct world *w);

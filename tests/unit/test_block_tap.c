@@ -2,6 +2,7 @@
 // The disk tap in all its modes, written to over NBD as a VMM would: what a standby makes of the
 // copy and of the epochs is compared byte for byte with the primary's image, and a shared disk with
 // a model in memory.
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libnbd.h>
@@ -60,6 +61,30 @@ static void make_image(const char *path, uint64_t bytes)
 	close(fd);
 }
 
+// Lets through as many as it has.
+static struct {
+	unsigned left, passed;
+	bool inside;
+} gate;
+
+static bool gate_enter(void *ctx)
+{
+	(void)ctx;
+	assert_false(gate.inside);
+	if (!gate.left)
+		return false;
+	gate.left--;
+	gate.passed++;
+	return gate.inside = true;
+}
+
+static void gate_leave(void *ctx)
+{
+	(void)ctx;
+	assert_true(gate.inside);
+	gate.inside = false;
+}
+
 static void open_tap(bool shared, size_t log_bytes_max)
 {
 	const struct disk_tap_config config = {
@@ -67,6 +92,7 @@ static void open_tap(bool shared, size_t log_bytes_max)
 		.device = 2,
 		.image = image,
 		.shared = shared,
+		.gate = {.enter = gate_enter, .leave = gate_leave},
 		.uuid = "00112233-4455-6677-8899-aabbccddeeff",
 		.socket = sock,
 		.log_bytes_max = log_bytes_max,
@@ -78,6 +104,8 @@ static void open_tap(bool shared, size_t log_bytes_max)
 	chain = (struct tap_chain){0};
 	tap_chain_add(&chain, tap);
 	pressures = outputs = 0;
+	gate.left = UINT_MAX;
+	gate.passed = 0;
 }
 
 static int setup(void **state)
@@ -409,7 +437,7 @@ static void test_epochs(void **state)
 		}
 	}
 	assert_int_equal(outputs, 0);
-	assert_int_equal(store_activate(s, 2, EPOCHS, &err), 0);
+	assert_int_equal(store_activate(s, 2, EPOCHS, true, &err), 0);
 	expect_identical("activated", EPOCHS);
 	writers_free(w);
 	store_free(s);
@@ -482,6 +510,63 @@ static void test_shared(void **state)
 	read_file(image, ours);
 	assert_memory_equal(ours, model, BYTES);
 	writers_free(w);
+}
+
+// The descriptors that this process has of the image have these flags.
+static unsigned image_descriptors(int flags)
+{
+	DIR *fds = opendir("/proc/self/fd");
+	unsigned n = 0;
+	for (struct dirent *e; (e = readdir(fds));) {
+		char path[512], target[512];
+		snprintf(path, sizeof(path), "/proc/self/fd/%s", e->d_name);
+		ssize_t len = readlink(path, target, sizeof(target) - 1);
+		target[len > 0 ? len : 0] = '\0';
+		n += !strcmp(target, image) && (fcntl(atoi(e->d_name), F_GETFL) & flags) == flags;
+	}
+	closedir(fds);
+	return n;
+}
+
+// A lease that lapses in the middle: what was written is not written again, the rest later, and
+// nothing is written without it. A write that has returned is on the storage.
+static void test_gate(void **state)
+{
+	(void)state;
+	enum { WRITES = 10 };
+	static uint8_t block[4096];
+	make_image(image, BYTES);
+	open_tap(true, DISK_TAP_LOG_BYTES);
+	assert_int_equal(image_descriptors(O_DSYNC), 1);
+	tap_chain_set_mode(&chain, TAP_HOLD);
+	close_epoch(1);
+	struct nbd_handle *nbd = connect_nbd();
+	for (unsigned epoch = 2; epoch < 5; epoch++) {
+		memset(block, (int)epoch, sizeof(block));
+		for (unsigned i = 0; i < WRITES; i++)
+			assert_int_equal(nbd_pwrite(nbd, block, sizeof(block), i * 8192, 0), 0);
+		close_epoch(epoch);
+		gate.left = gate.passed = 0;
+		for (unsigned lapses = 0; lapses <= WRITES; lapses++) {
+			read_file(image, ours);
+			for (unsigned i = 0; i < WRITES; i++)
+				assert_int_equal(ours[i * 8192], i < gate.passed ? epoch
+								 : epoch == 2	 ? 0
+										 : epoch - 1);
+			int ret = tap_chain_release(&chain, epoch, &err);
+			assert_int_equal(ret, lapses == WRITES ? 0 : -EAGAIN);
+			gate.left = 1;
+		}
+		assert_int_equal(gate.passed, WRITES);
+	}
+	// Alone, by a grant: no lease is needed.
+	gate.left = 0;
+	memset(block, 99, sizeof(block));
+	assert_int_equal(nbd_pwrite(nbd, block, sizeof(block), 0, 0), 0);
+	tap_chain_set_mode(&chain, TAP_PASS);
+	read_file(image, ours);
+	assert_int_equal(ours[0], 99);
+	nbd_close(nbd);
 }
 
 // Readers and writers while epochs close and are released: every byte read is one that was written,
@@ -785,7 +870,7 @@ static void test_yield(void **state)
 	struct store *s;
 	assert_int_equal(store_open("root", image, STORE_SHARED, BYTES, "", &s, &err), 0);
 	assert_int_equal(store_commit(s, 4, 9, &err), 0);
-	assert_int_equal(store_activate(s, 5, 9, &err), 0);
+	assert_int_equal(store_activate(s, 5, 9, true, &err), 0);
 	store_free(s);
 	assert_int_equal(disk_tap_reclaim(tap, &err), -EBUSY);
 	assert_non_null(strstr(err.text, "generation 5"));
@@ -819,6 +904,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_copy_under_writes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_epochs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_gate, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared_race, setup, teardown),
 		{"test_bounds replicated", test_bounds, setup, teardown, &no},
 		{"test_bounds shared", test_bounds, setup, teardown, &yes},

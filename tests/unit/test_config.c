@@ -85,6 +85,9 @@ static void test_defaults(void **state)
 	assert_true(config.ft.max_overhead == 0.25);
 	assert_int_equal(config.ft.heartbeat_ms, 50);
 	assert_int_equal(config.ft.takeover_ms, 300);
+	assert_int_equal(config.ft.lease_ms, 300);
+	assert_string_equal(config.arbiter.fence, "");
+	assert_int_equal(config.arbiter.fence_timeout_ms, 30000);
 	assert_false(config.ft.takeover_manual);
 	assert_int_equal(config.ft.staging_bytes, 128 << 20);
 	assert_int_equal(config.ft.delta_base_bytes, 64 << 20);
@@ -111,12 +114,13 @@ static const char full[] =
 	"qemu      { binary = \"./qemu\"  args = {\"-device\", \"virtio-rng-pci\"}\n"
 	"            replace = {\"/a\", \"/b\"} directories = {\"disks\", \"/srv\"} }\n"
 	"ft        { trigger = \"both\" interval_ms = 20  max_downtime_ms = 10 max_overhead = 0.5\n"
-	"            heartbeat_ms = 30 takeover_ms = 200 takeover = \"manual\"\n"
+	"            heartbeat_ms = 30 takeover_ms = 200 lease_ms = 150 takeover = \"manual\"\n"
 	"            staging = 64M delta_base = \"0\" }\n"
 	"tls       { ca = \"ca.pem\"  cert = \"host.pem\"  key = \"host.key\" peer = other "
 	"insecure = yes }\n"
 	"arbiter   { type = \"etcd\" endpoints = {\"http://a:2379\", 'https://b:2379'}\n"
-	"            survivor = \"manual\" dir = gen }\n";
+	"            survivor = \"manual\" dir = gen fence = \"fence.sh\" fence_timeout_ms = 5000 "
+	"}\n";
 
 static void test_full(void **state)
 {
@@ -158,6 +162,9 @@ static void test_full(void **state)
 	assert_int_equal(config.arbiter.endpoints.n, 2);
 	assert_string_equal(config.arbiter.endpoints.item[1], "https://b:2379");
 	assert_int_equal(config.arbiter.survivor, FT_SURVIVOR_MANUAL);
+	assert_int_equal(config.ft.lease_ms, 150);
+	assert_string_equal(config.arbiter.fence, in_dir("fence.sh"));
+	assert_int_equal(config.arbiter.fence_timeout_ms, 5000);
 }
 
 static void test_sources(void **state)
@@ -324,6 +331,8 @@ static const struct {
 	 "web1.conf:2: qemu.attach: longer than 107 bytes, the bound of a unix socket"},
 	{"name = a\nft { heartbeat_ms = 200 }\n",
 	 "web1.conf:2: ft.heartbeat_ms: takeover_ms (300) is less than twice heartbeat_ms (200)"},
+	{"name = a\nft { takeover_ms = 900\n lease_ms = 99 }\n",
+	 "web1.conf:3: ft.lease_ms: lease_ms (99) is less than twice heartbeat_ms (50)"},
 	{"name = a\ntls {\n cert = x }\n", "web1.conf:3: tls.ca: missing, tls.cert needs it"},
 	{"name = a\ntls {\n cert = x ca = x }\n",
 	 "web1.conf:3: tls.key: missing, tls.cert needs it"},

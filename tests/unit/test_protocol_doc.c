@@ -16,6 +16,7 @@
 #include "eventtap/tap.h"
 #include "ft/arbiter.h"
 #include "ft/codec.h"
+#include "ft/lease.h"
 #include "ft/msg.h"
 #include "ft/policy.h"
 #include "ft/state.h"
@@ -280,6 +281,9 @@ static void test_bounds(void **state)
 		{"LISTENER_PENDING_MAX", LISTENER_PENDING_MAX},
 		{"FT_ARBITER_DEADLINE_MS", FT_ARBITER_DEADLINE_MS},
 		{"FT_ROUNDS_MAX", FT_ROUNDS_MAX},
+		{"FT_WRITE_MAX_MS", FT_WRITE_MAX_MS},
+		{"FT_LEASE_DRIFT_PPM", FT_LEASE_DRIFT_PPM},
+		{"FT_LEASE_MAX_MS", FT_LEASE_MAX_MS},
 	};
 
 	(void)state;

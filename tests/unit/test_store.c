@@ -110,7 +110,7 @@ static void test_replicated_life(void **state)
 	assert_int_equal(store_sync_write(s, 8192, block, sizeof(block), false, &err), 0);
 	assert_int_equal(store_sync_write(s, 0, NULL, 1u << 20, true, &err), 0);
 	expect_byte(8192, 0);
-	assert_int_equal(store_activate(s, 1, 1, &err), -ESTALE);
+	assert_int_equal(store_activate(s, 1, 1, true, &err), -ESTALE);
 
 	assert_int_equal(apply(s, TAP_DISK_WRITE, 100, 5000, 9), 0);
 	assert_int_equal(apply(s, TAP_DISK_ZERO, 200, 50, 0), 0);
@@ -121,7 +121,7 @@ static void test_replicated_life(void **state)
 	expect_state(STORE_INCONSISTENT, 0, 0); // still a standby's
 	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
 
-	assert_int_equal(store_activate(s, 4, 17, &err), 0);
+	assert_int_equal(store_activate(s, 4, 17, true, &err), 0);
 	expect_state(STORE_UP_TO_DATE, 4, 17);
 	assert_int_equal(store_check_startable(image, false, &err), 0);
 	expect_byte(100, 9);
@@ -130,7 +130,7 @@ static void test_replicated_life(void **state)
 	expect_byte(5099, 9);
 	expect_byte(5100, 0);
 	// Once more, as when another disk of the guest had to wait for its lock: nothing happens.
-	assert_int_equal(store_activate(s, 4, 17, &err), 0);
+	assert_int_equal(store_activate(s, 4, 17, true, &err), 0);
 	// The lock is free for the tap that follows.
 	struct metadata again;
 	assert_int_equal(metadata_open(image, &again, &err), 0);
@@ -154,7 +154,7 @@ static void test_ends_without_takeover(void **state)
 	uint8_t block[512] = {1};
 	assert_int_equal(store_sync_write(s, 0, block, sizeof(block), false, &err), 0);
 	expect_state(STORE_INCONSISTENT, 2, 5);
-	assert_int_equal(store_activate(s, 3, 5, &err), -ESTALE);
+	assert_int_equal(store_activate(s, 3, 5, true, &err), -ESTALE);
 	assert_int_equal(store_commit(s, 3, 9, &err), 0);
 	store_free(s);
 	expect_state(STORE_OUTDATED, 3, 9);
@@ -163,7 +163,7 @@ static void test_ends_without_takeover(void **state)
 	s = open_store(STORE_REPLICATED);
 	assert_int_equal(store_commit(s, 4, 1, &err), 0);
 	assert_int_equal(apply(s, TAP_DISK_WRITE, 0, 512, 1), 0);
-	assert_int_equal(store_activate(s, 4, 1, &err), -ESTALE);
+	assert_int_equal(store_activate(s, 4, 1, true, &err), -ESTALE);
 	store_free(s);
 	expect_state(STORE_INCONSISTENT, 3, 9);
 	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
@@ -218,7 +218,7 @@ static void test_torn_metadata(void **state)
 	(void)state;
 	struct store *s = open_store(STORE_REPLICATED);
 	assert_int_equal(store_commit(s, 11, 12, &err), 0);
-	assert_int_equal(store_activate(s, 11, 12, &err), 0);
+	assert_int_equal(store_activate(s, 11, 12, true, &err), 0);
 	store_free(s);
 	char good[METADATA_BYTES_MAX], bad[METADATA_BYTES_MAX];
 	int fd = open(meta, O_RDWR);
@@ -270,9 +270,9 @@ static void test_shared(void **state)
 	assert_int_equal(store_commit(s, 1, 2, &err), 0);
 	store_drop_pending(s, 1);
 	expect_byte(4096, 0);
-	assert_int_equal(store_activate(s, 2, 2, &err), -EBUSY);
+	assert_int_equal(store_activate(s, 2, 2, true, &err), -EBUSY);
 	metadata_close(&primary);
-	assert_int_equal(store_activate(s, 2, 2, &err), 0);
+	assert_int_equal(store_activate(s, 2, 2, true, &err), 0);
 	expect_byte(0, 0); // released: the primary's business
 	expect_byte(4096, 2);
 	expect_byte(8192, 3);
@@ -281,6 +281,37 @@ static void test_shared(void **state)
 	expect_state(STORE_UP_TO_DATE, 2, 2);
 	store_free(s);
 	expect_state(STORE_UP_TO_DATE, 2, 2);
+}
+
+// A primary that may be frozen: a free lock says something only if it was seen held.
+static void test_unsettled(void **state)
+{
+	(void)state;
+	make_image();
+	for (int seen = 0; seen < 2; seen++) {
+		struct metadata primary;
+		struct store *s = open_store(STORE_SHARED);
+		assert_false(metadata_locked(image));
+		if (seen) {
+			assert_int_equal(metadata_open(image, &primary, &err), 0);
+			assert_true(metadata_locked(image));
+		}
+		assert_int_equal(apply(s, TAP_DISK_WRITE, 0, 4096, (uint8_t)(seen + 1)), 0);
+		assert_int_equal(store_commit(s, 1, 1, &err), 0);
+		if (seen) {
+			assert_int_equal(store_activate(s, 2, 1, false, &err), -EBUSY);
+			assert_non_null(strstr(err.text, "locked"));
+			metadata_close(&primary); // as a kernel does for the dead
+		} else {
+			assert_int_equal(store_activate(s, 2, 1, false, &err), -EBUSY);
+			assert_non_null(strstr(err.text, "lease"));
+			assert_false(metadata_locked(image));
+			expect_byte(0, 0);
+		}
+		assert_int_equal(store_activate(s, 2, 1, !seen, &err), 0);
+		expect_byte(0, (uint8_t)(seen + 1));
+		store_free(s);
+	}
 }
 
 // A host stopped while its guest had a standby: only an arbiter, or the operator, knows better.
@@ -311,6 +342,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_torn_metadata, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_unsettled, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -93,7 +93,9 @@ static int make_engine(struct agent *a, struct ft_err *err)
 			   .max_overhead = c->ft.max_overhead},
 		.heartbeat_ms = c->ft.heartbeat_ms,
 		.takeover_ms = c->ft.takeover_ms,
+		.lease_ms = c->ft.lease_ms,
 		.takeover_manual = c->ft.takeover_manual,
+		.fence = c->arbiter.fence[0],
 		.staging_bytes = c->ft.staging_bytes,
 		.delta_base_bytes = c->ft.delta_base_bytes,
 		.overflow = &spill_ops,
@@ -173,6 +175,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = make_tls(a, err);
 	if (!rc)
 		rc = make_arbiter(a, err);
+	if (!rc)
+		rc = fence_open(a, err);
 	if (!rc)
 		rc = make_engine(a, err);
 	if (!rc && incoming)
@@ -270,6 +274,7 @@ void agent_left(struct agent *a)
 void agent_free(struct agent *a)
 {
 	peer_hang_up(a);
+	fence_close(a);
 	listener_close(a->listener);
 	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours &&
 	    !(a->vm_found && a->exit_code == AGENT_NO_START))

@@ -24,6 +24,7 @@
 #include "transport/tls_config.h"
 #include "transport/uri.h"
 #include "vmm-glue/keeper.h"
+#include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/vmm.h"
 
 enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_GUEST_LOST = 3 };
@@ -59,6 +60,14 @@ struct agent_dial {
 	struct ft_err why;
 };
 
+struct fence {
+	struct process process; /* pid 0: none */
+	struct event *ended, *late;
+	bool killed; /* it took too long */
+	char log[VMM_PATH_MAX];
+	struct ft_err err; /* of a program that could not be started */
+};
+
 struct spill {
 	const char *dir;
 	int fd; /* -1: none yet */
@@ -90,6 +99,8 @@ struct agent {
 	bool taps_made;
 	struct tap *disk_taps[VMM_DISKS_MAX], *nic_taps[VMM_NICS_MAX], *console_tap, *pio_tap;
 	struct vmm_tap_points points;
+	uint64_t
+		lease_until_ns; /* under which a shared disk is being written, 0 = none is needed */
 
 	struct store *stores[VMM_DISKS_MAX];
 	unsigned stores_n;
@@ -99,6 +110,8 @@ struct agent {
 	struct uri peer;
 	bool has_peer;
 	struct agent_dial dials[2];
+
+	struct fence fence;
 
 	struct ctl_server *ctl;
 	struct agent_call calls[AGENT_CALLS_MAX];
@@ -194,6 +207,14 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 /* Start time of a process as in /proc/PID/stat, 0: there is none. */
 uint64_t memory_start_time(int64_t pid);
 bool memory_vmm_lives(const struct memory *m);
+
+/* fence.c: the operator's program that makes sure that the old primary's host is off or cut from
+ * its storage; see kemari-guest(5). Then ft_engine_fenced(). One at a time. */
+void fence_start(struct agent *a, const char *host, uint64_t generation);
+/* Start-up: can it be executed? */
+int fence_open(struct agent *a, struct ft_err *err);
+/* Kills a program that runs. */
+void fence_close(struct agent *a);
 
 /* overflow.c */
 extern const struct ft_overflow_ops spill_ops;

@@ -97,6 +97,7 @@ struct ft_config {
 	struct {
 		enum ft_trigger trigger;
 		unsigned interval_ms, max_downtime_ms, heartbeat_ms, takeover_ms;
+		unsigned lease_ms; /* of a shared disk; takeover_ms unless given */
 		double max_overhead;
 		bool takeover_manual;
 		uint64_t staging_bytes, delta_base_bytes;
@@ -112,6 +113,8 @@ struct ft_config {
 		enum ft_survivor survivor;
 		char dir[CONFIG_PATH_MAX];
 		struct config_list endpoints; /* URLs */
+		char fence[CONFIG_PATH_MAX];  /* program; "" = none */
+		unsigned fence_timeout_ms;
 		char ca[CONFIG_PATH_MAX], cert[CONFIG_PATH_MAX], key[CONFIG_PATH_MAX];
 	} arbiter;
 };

@@ -178,6 +178,10 @@ static int check_services(const struct check *c)
 			   line_of(c, "ft", "takeover_ms", 0) ? "takeover_ms" : "heartbeat_ms",
 			   "takeover_ms (%u) is less than twice heartbeat_ms (%u)",
 			   config->ft.takeover_ms, config->ft.heartbeat_ms);
+	if (config->ft.lease_ms < 2 * config->ft.heartbeat_ms)
+		return bad(c, "ft", line_of(c, "ft", "lease_ms", 0) ? "lease_ms" : "takeover_ms",
+			   "lease_ms (%u) is less than twice heartbeat_ms (%u)",
+			   config->ft.lease_ms, config->ft.heartbeat_ms);
 	ret = check_certificate(c, "tls", config->tls.ca, config->tls.cert, config->tls.key);
 	if (ret)
 		return ret;
@@ -247,6 +251,8 @@ int config_check(struct ft_config *config, const struct config_origins *origins,
 
 	if (!*config->name)
 		return bad(&c, "", "name", "missing");
+	if (!config->ft.lease_ms)
+		config->ft.lease_ms = config->ft.takeover_ms;
 	for (size_t i = 0; i < sizeof steps / sizeof *steps && !ret; i++)
 		ret = steps[i](&c);
 	return ret;

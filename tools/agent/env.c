@@ -16,7 +16,7 @@ uint64_t agent_now_ns(void)
 {
 	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
+	clock_gettime(CLOCK_BOOTTIME, &ts); /* a host that was suspended was away */
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
@@ -316,16 +316,22 @@ static void env_store_released(void *ctx, uint64_t epoch)
 		store_drop_pending(a->stores[i], epoch);
 }
 
-static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bool settled,
+			      struct ft_err *err)
 {
 	struct agent *a = ctx;
 	int rc = 0;
 
 	for (unsigned i = 0; i < a->stores_n && !rc; i++)
-		rc = store_activate(a->stores[i], generation, epoch, err);
+		rc = store_activate(a->stores[i], generation, epoch, settled, err);
 	if (!rc)
 		stores_free(a);
 	return rc;
+}
+
+static void env_fence(void *ctx, const char *host, uint64_t generation)
+{
+	fence_start(ctx, host, generation);
 }
 
 static int env_store_outdate(void *ctx, struct ft_err *err)
@@ -404,6 +410,7 @@ const struct ft_env_ops agent_env = {
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,
 	.store_activate = env_store_activate,
+	.fence = env_fence,
 	.store_outdate = env_store_outdate,
 	.generation = env_generation,
 	.changed = env_changed,

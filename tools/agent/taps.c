@@ -10,6 +10,7 @@
 
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/net/net_tap.h"
+#include "ft/lease.h"
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 
@@ -55,6 +56,38 @@ enum store_mode taps_disk_mode(struct agent *a, const char *id)
 	return STORE_REPLICATED;
 }
 
+/* The lease is looked at again behind the keeper's deadline: who freezes before that finds the
+ * lease over when it wakes up, who freezes later does not wake up (ft/lease.h). */
+static bool gate_enter(void *ctx)
+{
+	struct agent *a = ctx;
+	uint64_t now = agent_now_ns(), left_ns = ft_engine_may_write_ns(a->engine);
+
+	a->lease_until_ns = 0;
+	if (left_ns == UINT64_MAX || !left_ns)
+		return left_ns;
+	a->lease_until_ns = now + left_ns;
+	keeper_deadline(a->keeper, a->lease_until_ns + FT_WRITE_FREEZE_MS * 1000000ull);
+	if (ft_engine_may_write_ns(a->engine))
+		return true;
+	keeper_deadline(a->keeper, 0);
+	return false;
+}
+
+static void gate_leave(void *ctx)
+{
+	struct agent *a = ctx;
+	uint64_t now = agent_now_ns(), limit = a->lease_until_ns + FT_WRITE_MAX_MS * 1000000ull;
+
+	keeper_deadline(a->keeper, 0);
+	if (a->lease_until_ns && now > limit)
+		ft_error("%s: a write to a shared disk came back %llu ms after its lease was over: "
+			 "if the standby has taken the disk over meanwhile, it may be damaged",
+			 a->config.name, (unsigned long long)(now - a->lease_until_ns) / 1000000);
+}
+
+_Static_assert(FT_WRITE_FREEZE_MS >= KEEPER_LOOK_MS, "or the keeper would look too late");
+
 static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
 {
 	struct disk_tap_config config = {
@@ -62,6 +95,7 @@ static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
 		.device = (uint8_t)i,
 		.image = a->vm_info.disks[i].image,
 		.shared = taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED,
+		.gate = {.enter = gate_enter, .leave = gate_leave, .ctx = a},
 		.uuid = a->config.uuid,
 		.socket = a->points.disks[i].nbd,
 		.log_bytes_max = a->config.ft.staging_bytes / 4 < DISK_LOG_BYTES_MAX
