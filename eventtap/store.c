@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "eventtap/block/disk_log.h"
+#include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/record.h"
@@ -225,6 +226,19 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	ret = zero ? image_zero(&s->image, offset, len, IMAGE_ZERO_UNMAP, false)
 		   : image_pwrite(&s->image, data, len, offset);
 	return ret < 0 ? failed(s, ret, "copy", err) : 0;
+}
+
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
+	       bool *zero, uint8_t *sums, struct ft_err *err)
+{
+	if (s->mode != STORE_REPLICATED || *at >= s->image.bytes)
+		return 0;
+	int ret = disk_sums_next(&s->image, seed, *at, max, bytes, zero, sums);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
+				  strerror(-ret));
+	*at += *bytes;
+	return 1;
 }
 
 // A write is kept in pieces that fit the log's segments.

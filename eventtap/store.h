@@ -43,6 +43,11 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
  * zeroes. */
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err);
+/* What the image has, for the primary to compare (replicated only; before anything is written): the
+ * next range from *at on, which moves on. 1, with *bytes, and *zero or at most `max` sums; 0: that
+ * was all; -errno. */
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
+	       bool *zero, uint8_t *sums, struct ft_err *err);
 /* One TAP_DISK_* record of a committed epoch: replicated: written to the image (page cache).
  * shared: kept until store_drop_pending(), because the primary writes it itself. -EPROTO: no disk
  * record, or not within the disk. After any other error, here or elsewhere, the disk is

@@ -286,7 +286,11 @@ static void on_writable(void *ctx)
 {
 	struct engine_conn *conn = ctx;
 
-	if (conn == &conn->e->conns[CONN_DATA] && !engine_is_standby(conn->e))
+	if (conn != &conn->e->conns[CONN_DATA])
+		return;
+	if (engine_is_standby(conn->e))
+		ft_engine_tick(conn->e);
+	else
 		primary_writable(conn->e);
 }
 

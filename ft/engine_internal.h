@@ -100,6 +100,9 @@ struct ft_primary {
 	uint8_t *batch; /* FT_ROUND_BATCH pages */
 	uint64_t batch_pfns[FT_ROUND_BATCH];
 	/* rounds */
+	bool comparing; /* the standby is still saying what its disks have: none of them is copied
+			 */
+	uint64_t disk_bytes_alike, disk_bytes_copied;
 	bool round_more;   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at; /* next page of the bitmap to look at */
 	struct ft_round round;
@@ -134,6 +137,7 @@ struct ft_stage {
 
 struct ft_standby {
 	bool armed;
+	bool comparing; /* there are SUMS to send */
 	uint64_t session;
 	uint64_t committed; /* epoch, 0 = nothing yet */
 	uint64_t primary_generation;
@@ -194,6 +198,7 @@ struct ft_engine {
 	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
 	const char *arbiter_state;
 	char peer_host[FT_HOST_ID_MAX];
+	char home[FT_HOST_ID_MAX];
 	uint64_t untap_ns; /* when to take the taps out after a takeover, 0 = no */
 
 	struct ft_primary primary;
@@ -289,6 +294,12 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why);
 /* Protection is over: so is waiting for the next checkpoint. */
 void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why);
 
+/* compare.c: what the standby's disks have already is not sent */
+/* Standby: sends the next SUMS. True: there is more, and room for it. */
+bool compare_send(struct ft_engine *e);
+/* Primary. */
+int compare_sums(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+
 /* ship.c */
 void ship_start(struct ft_engine *e, uint64_t epoch);
 /* Goes on until the link is full or all is sent. 0, or -errno: the link is dead. */
@@ -301,6 +312,8 @@ int standby_init(struct ft_engine *e, struct ft_err *err);
 void standby_free(struct ft_engine *e);
 void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
 void standby_message(struct ft_engine *e, const struct ft_msg *msg);
+/* A fault that ends the session: the primary is told, what is committed stays committed. */
+void standby_refuse(struct ft_engine *e, const struct ft_err *err);
 void standby_link_closed(struct ft_engine *e, bool data, const char *why);
 /* Gives up what it holds and tells the primary so, which then needs nobody's grant to go on alone.
  */

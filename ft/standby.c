@@ -73,7 +73,7 @@ void standby_reset(struct ft_engine *e)
 	e->situation++;
 	if (s->armed)
 		e->env->disarm(e->env_ctx);
-	s->armed = false;
+	s->armed = s->comparing = false;
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = false;
 	s->unlinked_ns = s->asked_ns = 0;
@@ -83,8 +83,7 @@ void standby_reset(struct ft_engine *e)
 	ft_spool_reset(&s->stage.events[1]);
 }
 
-/* A fault that ends the session: the primary is told, what is committed stays committed. */
-static void refuse(struct ft_engine *e, const struct ft_err *err)
+void standby_refuse(struct ft_engine *e, const struct ft_err *err)
 {
 	struct ft_err copy = *err;
 
@@ -127,6 +126,7 @@ static void send_ready(struct ft_engine *e)
 	Ft__Ready ready = FT__READY__INIT;
 
 	ready.committed = e->standby.committed;
+	ready.compares = e->standby.comparing;
 	(void)engine_send(e, FT_MSG_READY, e->standby.committed, &ready.base, NULL, 0);
 }
 
@@ -138,20 +138,20 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 
 	if (!setup) {
 		ft_err_set(&err, EPROTO, "SETUP: body does not parse");
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		return;
 	}
 	if (msg->generation < e->generation) {
 		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already",
 			   (unsigned long long)msg->generation, (unsigned long long)e->generation);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
 	if (!msg->generation || msg->generation > FT_COUNTER_MAX) {
 		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one",
 			   (unsigned long long)msg->generation);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
@@ -160,7 +160,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		    msg->generation != s->primary_generation) {
 			ft_err_set(&err, ESTALE,
 				   "SETUP: resume of a session that this standby does not have");
-			refuse(e, &err);
+			standby_refuse(e, &err);
 		} else {
 			s->stage.epoch = 0;
 			s->handover = false;
@@ -179,12 +179,15 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 			setup->heartbeat_ms, setup->takeover_ms);
 	standby_reset(e);
 	s->primary_generation = msg->generation;
+	if (!e->config.home_is_fixed && strlen(setup->home) < sizeof e->home)
+		snprintf(e->home, sizeof e->home, "%s", setup->home);
 	if (e->env->arm(e->env_ctx, setup, &err)) {
 		ft_err_context(&err, "arm");
-		refuse(e, &err);
+		standby_refuse(e, &err);
 	} else {
 		s->armed = true;
 		s->session = setup->session;
+		s->comparing = setup->compare;
 		engine_watch(
 			e,
 			true); /* or a primary that lost its power keeps this VM armed for ever */
@@ -288,6 +291,8 @@ static int on_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err 
 	ft__disk_chunk__free_unpacked(body, NULL);
 	if (e->standby.committed)
 		return ft_err_set(err, EPROTO, "DISK: initial copy onto a committed disk");
+	if (e->standby.comparing)
+		return ft_err_set(err, EPROTO, "DISK: before the last SUMS");
 	if (!chunk.zero && chunk.bytes != msg->payload_len)
 		return ft_err_set(err, EPROTO, "DISK: %u bytes announced, %u sent", chunk.bytes,
 				  msg->payload_len);
@@ -311,6 +316,7 @@ static int on_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err
 	/* The primary starts an epoch only after it released the one before. */
 	e->env->store_released(e->env_ctx, s->committed);
 	g->epoch = msg->epoch;
+	s->comparing = false;
 	ft_spool_reset(&g->pages);
 	ft_spool_reset(&g->events[g->staging]);
 	g->state_len[g->staging] = 0;
@@ -549,7 +555,7 @@ static void image_broken(struct ft_engine *e, const struct ft_err *err)
 	struct ft_err copy = *err;
 
 	e->standby.committed = 0;
-	refuse(e, &copy);
+	standby_refuse(e, &copy);
 }
 
 void standby_leave(struct ft_engine *e)
@@ -581,7 +587,7 @@ static void on_handover(struct ft_engine *e, const struct ft_msg *msg)
 		ft_err_set(&err, EPROTO, "HANDOVER: epoch %llu: %llu is committed here",
 			   (unsigned long long)msg->epoch,
 			   (unsigned long long)e->standby.committed);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		return;
 	}
 	e->standby.handover = true;
@@ -601,7 +607,7 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 		ft_err_set(&err, ESTALE, "%s: generation %llu: expected %llu",
 			   ft_msg_name(msg->type), (unsigned long long)msg->generation,
 			   (unsigned long long)e->standby.primary_generation);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 	} else {
 		uint64_t before = e->standby.committed;
 
@@ -637,7 +643,7 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 		if (rc && e->standby.committed != before)
 			image_broken(e, &err);
 		else if (rc)
-			refuse(e, &err);
+			standby_refuse(e, &err);
 	}
 	ft_engine_tick(e);
 }

@@ -32,6 +32,11 @@ static const struct command commands[] = {
 	 "On the standby: takes over from the last committed checkpoint. On the primary:\n"
 	 "nothing is lost, and the two exchange roles.",
 	 run_plain, 120000},
+	{"failback", "NAME", "planned switch home",
+	 "On either host of a protected guest: if it runs away from home, a planned switch\n"
+	 "back, without loss. Home is the host where the guest was started first, or what\n"
+	 "the guest file says (home).",
+	 run_plain, 120000},
 	{"cancel", "NAME", "leave protection; the guest runs on solo", "",
 	 run_plain, 60000},
 	{"verify", "NAME", "compare the standby's copy of RAM with the guest's",

@@ -87,6 +87,71 @@ static void switched(void **state)
 	}
 }
 
+static uint64_t copied(struct host *h, uint64_t *alike)
+{
+	Ctl__Reply *r = status_of(h);
+	uint64_t bytes = r->status->disk_copied;
+
+	*alike = r->status->disk_alike;
+	ctl__reply__free_unpacked(r, NULL);
+	return bytes;
+}
+
+/* A disk of which both hosts have the same data, but for what the guest and the test write. */
+#define FILL_BYTES (6u << 20) /* of 8 MiB; the guest's journal is in what is before it */
+
+static int setup_filled(void **state)
+{
+	place_clear(state);
+	make_image(at("A.img"), 8u << 20);
+	shell("dd if=/dev/urandom of=%s bs=1M seek=2 count=%u conv=notrunc status=none",
+	      at("A.img"), FILL_BYTES >> 20);
+	pocket_pair(&a, &b, "", "");
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	return 0;
+}
+
+/* The old primary has its image, with writes that nobody acknowledged; it gets what differs while
+ * the guest runs, is protected from its old standby, and the guest goes home. */
+static void home_again(void **state)
+{
+	uint64_t alike, bytes;
+
+	(void)state;
+	assert_true(copied(&a, &alike) >= FILL_BYTES);
+	kv_work(&client, 10);
+	ask_refused(&a, "failback", NULL, "is at home on A");
+	ask_refused(&b, "failback", NULL, "is at home on A");
+
+	host_kill(&a);
+	kv_work(&client, 30);
+	/* As if it had gone on writing when it was cut off already. */
+	shell("dd if=/dev/urandom of=%s bs=64K seek=70 count=2 conv=notrunc status=none",
+	      at("A.img"));
+	ask_refused(&b, "failback", NULL, "not protected by a standby at home (A)");
+	host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+	ask_ok(&b, "migrate", unix_uri("a.sock"));
+	bytes = copied(&b, &alike);
+	assert_true(alike >= FILL_BYTES - (128u << 10));
+	assert_in_range(bytes, 128u << 10, 1u << 20);
+	kv_work(&client, 10);
+	ask_ok(&b, "verify", NULL);
+
+	ask_ok(&b, "failback", NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	assert_true(copied(&a, &alike) <= 1u << 20);
+	kv_work(&client, 10);
+	assert_true(client.longest_ms < GOES_ON_MS);
+	ask_ok(&a, "cancel", NULL);
+	host_stop(&a);
+	host_stop(&b);
+	/* What the guest did not write is the same on both. */
+	shell("cmp -i 2M %s %s", at("A.img"), at("B.img"));
+}
+
 static void not_as_primary(const char *says)
 {
 	host_kill(&a);
@@ -215,6 +280,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		NONE(there_and_back),
 		NONE(switched),
+		cmocka_unit_test_setup_teardown(home_again, setup_filled, teardown),
 		NONE(not_as_primary_by_memory),
 		NONE(stopped_in_order),
 		NONE(standby_stopped),

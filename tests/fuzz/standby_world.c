@@ -200,6 +200,17 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	return 0;
 }
 
+static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err)
+{
+	(void)ctx;
+	(void)seed;
+	(void)sums;
+	assert(w.armed && !w.stored);
+	*range = (struct ft_disk_sums){.bytes = 512, .block = 512, .zero = true};
+	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : w.now & MS ? 1 : 0;
+}
+
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
 			  struct ft_err *err)
 {
@@ -276,6 +287,7 @@ const struct ft_env_ops world_env = {
 	.vm_end = env_vm_end,
 	.arm = env_arm,
 	.disarm = env_disarm,
+	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,

@@ -30,6 +30,7 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_FORGET_APPLY] = "forget-apply",
 	[MUTANT_FORGET_PAGE] = "forget-page",
 	[MUTANT_SYNC_HOLE] = "sync-hole",
+	[MUTANT_COMPARE_BLIND] = "compare-blind",
 	[MUTANT_GRANT_ALL] = "grant-all",
 	[MUTANT_LATE_CLOSE] = "late-close",
 	[MUTANT_ABORT_FORGETS] = "abort-forgets",

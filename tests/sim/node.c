@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #define CONNECT_US_MIN	100
 #define CONNECT_US_MAX	2000
@@ -99,6 +100,15 @@ static void env_hang_up(void *ctx)
 		n->net_tap->ops->release(n->net_tap, UINT64_MAX - 1, NULL);
 }
 
+static void block_sum(struct node *n, unsigned block, uint64_t seed, uint8_t sum[FT_SUM_BYTES])
+{
+	XXH128_canonical_t canonical;
+
+	XXH128_canonicalFromHash(&canonical,
+				 XXH3_128bits_withSeed(n->disk.blocks[block], SIM_BLOCK, seed));
+	memcpy(sum, &canonical, FT_SUM_BYTES);
+}
+
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct node *n = ctx;
@@ -158,6 +168,31 @@ static uint64_t env_disks_behind(void *ctx)
 	return sim_disk_tap_behind(((struct node *)ctx)->disk_tap);
 }
 
+static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
+			    const uint8_t *sums, uint64_t *alike, struct ft_err *err)
+{
+	struct node *n = ctx;
+	uint64_t first = range->offset / SIM_BLOCK, end = first + range->bytes / SIM_BLOCK;
+	bool blind = n->world->mutant == MUTANT_COMPARE_BLIND;
+
+	*alike = 0;
+	if (range->block != SIM_BLOCK || range->offset % SIM_BLOCK || range->bytes % SIM_BLOCK ||
+	    first >= SIM_BLOCKS || end > SIM_BLOCKS)
+		return ft_err_set(err, EPROTO, "disk: bad range of sums");
+	for (uint64_t i = first; i < end; i++) {
+		static const uint8_t none[SIM_BLOCK];
+		uint8_t ours[FT_SUM_BYTES];
+		bool same = !sums && !memcmp(n->disk.blocks[i], none, SIM_BLOCK);
+
+		block_sum(n, (unsigned)i, seed, ours);
+		if (same ||
+		    (sums && !memcmp(ours, sums + (i - first) * FT_SUM_BYTES, FT_SUM_BYTES)) ||
+		    (blind && world_chance(n->world, 5)))
+			*alike += sim_disk_tap_alike(n->disk_tap, (unsigned)i);
+	}
+	return 0;
+}
+
 static void env_disks_yield(void *ctx)
 {
 	(void)ctx;
@@ -198,6 +233,7 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	}
 	if (strcmp(setup->vmm, "sim"))
 		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
+	n->sums_at = 0;
 	n->machine = machine_new(n, true);
 	ft_engine_set_vmm(n->engine, &n->machine->vmm);
 	return env_taps_in(n, err);
@@ -217,6 +253,29 @@ static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint
 		return ft_err_set(err, EPROTO, "disk: bad range");
 	memcpy(n->disk.blocks[offset / SIM_BLOCK], data, len);
 	return 0;
+}
+
+/* Some blocks a time, zeroes as zeroes. */
+static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err)
+{
+	static const uint8_t none[SIM_BLOCK];
+	struct node *n = ctx;
+	unsigned blocks = 0, max = (unsigned)world_range(n->world, 1, 8);
+
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->sums_at == SIM_BLOCKS)
+		return 0;
+	*range = (struct ft_disk_sums){.offset = n->sums_at * SIM_BLOCK, .block = SIM_BLOCK};
+	range->zero = !memcmp(n->disk.blocks[n->sums_at], none, SIM_BLOCK);
+	for (; blocks < max && n->sums_at < SIM_BLOCKS; blocks++, n->sums_at++) {
+		if (range->zero != !memcmp(n->disk.blocks[n->sums_at], none, SIM_BLOCK))
+			break;
+		block_sum(n, n->sums_at, seed, sums + blocks * FT_SUM_BYTES);
+	}
+	range->bytes = blocks * SIM_BLOCK;
+	return 1;
 }
 
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
@@ -322,12 +381,14 @@ const struct ft_env_ops node_env = {
 	.disks_all_behind = env_disks_all_behind,
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
+	.disk_compare = env_disk_compare,
 	.disks_yield = env_disks_yield,
 	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,
 	.disarm = env_disarm,
+	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,

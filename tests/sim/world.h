@@ -92,6 +92,8 @@ void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const voi
 bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data);
 void sim_disk_tap_all_behind(struct tap *tap);
 uint64_t sim_disk_tap_behind(struct tap *tap);
+/* The standby has this block already; returns bytes that are not behind any more. */
+uint64_t sim_disk_tap_alike(struct tap *tap, unsigned block);
 
 /* ---- disk of one host ---- */
 struct disk {
@@ -114,6 +116,7 @@ struct node {
 	struct ft_arbiter arbiter, *none;
 	struct machine *machine;
 	struct disk disk;
+	unsigned sums_at; /* blocks whose sums the armed standby has told */
 	struct tap *net_tap, *disk_tap;
 	bool crashed, powerless, frozen, arbiter_cut;
 	bool guarded; /* if the process dies, so must the VM */
@@ -183,6 +186,7 @@ enum mutant {
 	MUTANT_FORGET_APPLY,	     /* the standby's disk loses a write */
 	MUTANT_FORGET_PAGE,	     /* the standby's image loses a page */
 	MUTANT_SYNC_HOLE,	     /* the initial copy leaves out a block */
+	MUTANT_COMPARE_BLIND,	     /* a block that differs is taken for the same */
 	MUTANT_GRANT_ALL,	     /* the arbiter grants whoever asks */
 	MUTANT_LATE_CLOSE,	     /* the epoch closes before the guest stands still */
 	MUTANT_ABORT_FORGETS,	     /* a failed checkpoint forgets its pages */

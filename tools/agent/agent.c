@@ -108,6 +108,8 @@ static int make_engine(struct agent *a, struct ft_err *err)
 
 		e.generation = on_disk > e.generation ? on_disk : e.generation;
 	}
+	snprintf(e.home, sizeof e.home, "%s", c->home[0] ? c->home : m.home);
+	e.home_is_fixed = c->home[0] != 0;
 	snprintf(e.name, sizeof e.name, "%s", c->name);
 	snprintf(e.host_id, sizeof e.host_id, "%s", a->host_id);
 	for (unsigned i = 0; i < AGENT_SPILLS; i++) {

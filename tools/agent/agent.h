@@ -93,6 +93,8 @@ struct agent {
 
 	struct store *stores[VMM_DISKS_MAX];
 	unsigned stores_n;
+	unsigned sums_disk; /* what of them was told to the primary */
+	uint64_t sums_at;
 
 	struct tls_config *tls;
 	struct listener *listener;
@@ -185,9 +187,10 @@ int may_start(struct agent *a, struct ft_err *err);
  * arbiter does not know. */
 struct memory {
 	uint64_t generation;
-	int64_t vmm_pid;    /* 0: none */
-	uint64_t vmm_start; /* its start time, so that a reused pid is not taken for it */
-	bool elsewhere;	    /* the peer may run the guest, or surely does */
+	int64_t vmm_pid;	   /* 0: none */
+	uint64_t vmm_start;	   /* its start time, so that a reused pid is not taken for it */
+	bool elsewhere;		   /* the peer may run the guest, or surely does */
+	char home[FT_HOST_ID_MAX]; /* "" = nobody knows */
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);

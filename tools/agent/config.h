@@ -71,6 +71,7 @@ struct ft_config {
 	char name[CTL_NAME_MAX];
 	char uuid[CONFIG_UUID_MAX]; /* the UUIDv5 of the name unless given, so that both hosts agree
 				     */
+	char home[FT_HOST_ID_MAX];  /* host id; "" = where the guest was started first */
 	enum config_vmm vmm;
 	enum config_source source;
 	enum config_program program; /* pocket */

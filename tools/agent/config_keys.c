@@ -353,6 +353,7 @@ static const struct config_word survivor_words[] = {{"standby", FT_SURVIVOR_STAN
 const struct config_key config_keys[] = {
 	{"", "name", parse_name, AT(name)},
 	{"", "uuid", parse_uuid, AT(uuid)},
+	{"", "home", parse_string, AT(home)},
 	{"", "vmm", parse_word, AT(vmm), .words = vmm_words},
 	{"", "program", parse_word, AT(program), .words = program_words},
 	{"", "memory", parse_memory, AT(memory_bytes), MIB(1, 16u << 20), .machine = true},

@@ -31,7 +31,8 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 		line[strcspn(line, "\n")] = 0;
 		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 ||
 		    sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
-		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
+		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1 ||
+		    sscanf(line, "home %63s", m->home) == 1)
 			continue;
 		m->elsewhere = m->elsewhere || !strcmp(line, "elsewhere 1");
 	}
@@ -54,6 +55,8 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 		"generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64
 		"\nelsewhere %d\n",
 		m->generation, m->vmm_pid, m->vmm_start, m->elsewhere);
+	if (m->home[0])
+		fprintf(f, "home %s\n", m->home);
 	bad = fflush(f) || fsync(fileno(f));
 	bad = fclose(f) || bad;
 	if (bad || rename(temporary, path))
