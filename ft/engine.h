@@ -110,6 +110,13 @@ struct ft_env_ops {
 			  struct ft_err *err);
 	int (*store_sync)(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
 			  struct ft_err *err);
+	/* config.durable only: the disk records of the checkpoint that is being staged, one by one,
+	 * and then all of them are to be durable: ft_engine_stored() follows, not from inside.
+	 * Everything before it was applied. A checkpoint may be given up at any time; first of a
+	 * session: what was synced must be durable too. */
+	int (*store_stage)(void *ctx, const struct tap_record *rec, struct ft_err *err);
+	int (*store_staged)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
+	void (*store_unstage)(void *ctx);
 	int (*store_apply)(void *ctx, const struct tap_record *rec, struct ft_err *err);
 	int (*store_commit)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
 	void (*store_released)(void *ctx, uint64_t epoch);
@@ -134,7 +141,8 @@ struct ft_engine_config {
 	size_t delta_base_bytes;   /* primary */
 	uint64_t generation;	   /* remembered from before, 0 = none */
 	char home[FT_HOST_ID_MAX]; /* where the guest belongs, "" = not known yet */
-	bool home_is_fixed;	   /* by the operator; else the primary knows better */
+	bool durable;	    /* standby: disk records are durable before they are acknowledged */
+	bool home_is_fixed; /* by the operator; else the primary knows better */
 	const struct ft_overflow_ops
 		*overflow; /* for staging beyond its bound; two streams: ctx[0], ctx[1] */
 	void *overflow_ctx[4];
@@ -163,6 +171,8 @@ void ft_engine_dialed(struct ft_engine *e, bool heartbeat, struct ft_link *link,
 void ft_engine_accepted(struct ft_engine *e, struct ft_link *link);
 /* by_guest: the guest powered itself off, which is no fault and no reason for a takeover. */
 void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why);
+/* The answer to env->store_staged(): the disk records of this epoch are durable, or why not. */
+void ft_engine_stored(struct ft_engine *e, uint64_t epoch, const struct ft_err *err);
 /* From tap_notify, brought to the engine's thread by the host. */
 void ft_engine_output(struct ft_engine *e);
 void ft_engine_pressure(struct ft_engine *e);

@@ -33,10 +33,11 @@
 #define FT_PASS_SETTLE_MS 300
 _Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS,
 	       "a slow link must not look like a frozen agent");
-#define FT_ROUND_BATCH	    32 /* pages read at a time in async rounds */
-#define FT_FRAMES_PER_TURN  16 /* async rounds: then other events get their turn */
-#define FT_CHECKPOINT_TRIES 3  /* failures in a row that end protection */
-#define FT_DONE_MAX	    8  /* operators waiting for a checkpoint */
+#define FT_APPLY_WINDOW	    (4u << 20) /* of staging, applied in one go */
+#define FT_ROUND_BATCH	    32	       /* pages read at a time in async rounds */
+#define FT_FRAMES_PER_TURN  16	       /* async rounds: then other events get their turn */
+#define FT_CHECKPOINT_TRIES 3	       /* failures in a row that end protection */
+#define FT_DONE_MAX	    8	       /* operators waiting for a checkpoint */
 
 /* What the primary is doing with its peer. */
 enum primary_phase {
@@ -137,7 +138,9 @@ struct ft_stage {
 
 struct ft_standby {
 	bool armed;
-	bool comparing; /* there are SUMS to send */
+	bool comparing;	  /* there are SUMS to send */
+	uint64_t storing; /* epoch that is being made durable before it counts, 0 = none */
+	bool digest;	  /* its END asked for one */
 	uint64_t session;
 	uint64_t committed; /* epoch, 0 = nothing yet */
 	uint64_t primary_generation;
@@ -319,12 +322,25 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why);
  */
 void standby_leave(struct ft_engine *e);
 uint64_t standby_tick(struct ft_engine *e, uint64_t now);
+/* What is staged and not committed is given up. */
+void standby_unstage(struct ft_engine *e);
 /* Forgets the session: VM disarmed, nothing committed. */
 void standby_reset(struct ft_engine *e);
 /* Walks the committed records; fn returns 0 to go on. */
 int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
 		       int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
 		       struct ft_err *err);
+
+/* stage.c: messages of the initial copy and of a checkpoint. 0 or -errno: the session ends; if
+ * committed has changed by then, the image is between two epochs. */
+int stage_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_events(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+/* What is staged is whole, verified, and as durable as it has to be: it counts. */
+int stage_commit(struct ft_engine *e, struct ft_err *err);
 
 /* takeover.c */
 /* The grant is ours: make the guest run. */

@@ -48,7 +48,7 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 		done_call(&s->failover_done, &err, 0);
 	}
 	if (data) {
-		s->stage.epoch = 0;
+		standby_unstage(e);
 		if (!s->committed) {
 			engine_hang_up(e);
 			s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
@@ -178,6 +178,7 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 			 (unsigned long long)s->committed, (unsigned long long)generation,
 			 s->handover ? ", by agreement" : "");
 	engine_watch(e, false);
+	standby_unstage(e);
 	e->situation++;
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);

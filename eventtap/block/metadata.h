@@ -10,7 +10,7 @@
  *      uuid 8a7b... | -
  *      generation 7
  *      epoch 1234
- *      state UpToDate | Protected | Outdated | Inconsistent
+ *      state UpToDate | Protected | Consistent | Outdated | Inconsistent
  *      sum 0123456789abcdef        XXH3-64 of all lines before
  *
  * It is replaced whole: temporary, fsync, lock, rename, fsync of the folder. One thread at a time.
@@ -57,5 +57,7 @@ void metadata_close(struct metadata *meta);
 /* -ESTALE, with what to do about it, unless a guest may be started from a disk whose metadata says
  * this. */
 int metadata_startable(const char *image, const struct metadata_record *record, struct ft_err *err);
+/* For people: what is lost if a guest is started from it nevertheless. */
+const char *metadata_loss(const struct metadata_record *record);
 
 #endif

@@ -72,6 +72,7 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->base_pages = world_chance(w, 80) ? 64 : 8;
 	/* Small enough, sometimes, that a checkpoint does not fit. */
 	o->staging_bytes = world_chance(w, 30) ? 4 * 4096 : 64 * 4096;
+	o->durable = world_chance(w, 40);
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -174,16 +175,17 @@ static void say_options(struct world *w)
 
 	world_log(
 		w,
-		"seed %llu: arbiter %s, survivor %s, takeover %s, trigger %d, interval %u ms, "
+		"seed %llu: arbiter %s, survivor %s, takeover %s, durability %s, trigger %d, "
+		"interval %u ms, "
 		"latency %llu-%llu us, %llu bytes/ms, window %llu, "
 		"heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging %llu",
 		(unsigned long long)o->seed, o->arbiter_file ? "file" : "none",
 		(const char *[]){"", "standby", "primary", "manual"}[o->survivor],
-		o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
-		(unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
-		(unsigned long long)o->bytes_per_ms, (unsigned long long)o->window, o->heartbeat_ms,
-		o->takeover_ms, (unsigned long long)o->request_us, o->faults,
-		(unsigned long long)o->staging_bytes);
+		o->takeover_manual ? "manual" : "auto", o->durable ? "disk" : "memory",
+		(int)o->trigger, o->interval_ms, (unsigned long long)o->latency_us_min,
+		(unsigned long long)o->latency_us_max, (unsigned long long)o->bytes_per_ms,
+		(unsigned long long)o->window, o->heartbeat_ms, o->takeover_ms,
+		(unsigned long long)o->request_us, o->faults, (unsigned long long)o->staging_bytes);
 }
 
 bool simulate(uint64_t seed, enum mutant mutant, bool verbose)

@@ -288,6 +288,44 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 	return write_disk(n, chunk->offset, data, chunk->bytes, err);
 }
 
+/* Nothing of it is durable before its time, whatever happens meanwhile. */
+static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	(void)rec;
+	return node_step(n) ? 0 : ft_err_set(err, EINTR, "dying");
+}
+
+static void on_stored(void *ctx, uint64_t epoch)
+{
+	struct node *n = ctx;
+	struct ft_err err = {.code = ENOSPC, .text = "sim: no room for the journal"};
+	bool fails = n->apply_fails && world_chance(n->world, 50);
+
+	if (fails)
+		n->apply_fails = false;
+	else
+		n->stored = epoch;
+	ft_engine_stored(n->engine, epoch, fails ? &err : NULL);
+}
+
+static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	(void)generation;
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	world_after(n->world, world_range(n->world, 10, 20000) * US, n, on_stored, n, epoch);
+	return 0;
+}
+
+static void env_store_unstage(void *ctx)
+{
+	(void)ctx;
+}
+
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
 	struct node *n = ctx;
@@ -306,9 +344,11 @@ static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, stru
 	struct node *n = ctx;
 
 	(void)generation;
-	(void)epoch;
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
+	if (n->world->options.durable && n->stored != epoch)
+		world_violation(n->world, "%s: epoch %llu counts before it is durable", n->name,
+				(unsigned long long)epoch);
 	if (n->world->mutant == MUTANT_FORGET_PAGE)
 		machine_forget_page(n->machine);
 	return 0;
@@ -390,6 +430,9 @@ const struct ft_env_ops node_env = {
 	.disarm = env_disarm,
 	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
+	.store_stage = env_store_stage,
+	.store_staged = env_store_staged,
+	.store_unstage = env_store_unstage,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,
@@ -482,6 +525,7 @@ void node_start(struct node *n, bool primary)
 		.generation =
 			n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
 		.takeover_manual = o->takeover_manual,
+		.durable = o->durable,
 		.overflow = &overflow_ops,
 		.overflow_ctx = {&n->overflow[0], &n->overflow[1], &n->overflow[2]},
 	};

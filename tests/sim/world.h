@@ -116,6 +116,7 @@ struct node {
 	struct ft_arbiter arbiter, *none;
 	struct machine *machine;
 	struct disk disk;
+	uint64_t stored;  /* epoch that its journal has */
 	unsigned sums_at; /* blocks whose sums the armed standby has told */
 	struct tap *net_tap, *disk_tap;
 	bool crashed, powerless, frozen, arbiter_cut;
@@ -162,7 +163,7 @@ void net_free(struct world *w);
 /* ---- the seed's options ---- */
 struct options {
 	uint64_t seed;
-	bool arbiter_file, takeover_manual;
+	bool arbiter_file, takeover_manual, durable;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
 	uint64_t latency_us_min, latency_us_max;

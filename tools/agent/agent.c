@@ -94,6 +94,7 @@ static int make_engine(struct agent *a, struct ft_err *err)
 		.heartbeat_ms = c->ft.heartbeat_ms,
 		.takeover_ms = c->ft.takeover_ms,
 		.takeover_manual = c->ft.takeover_manual,
+		.durable = c->ft.durable,
 		.staging_bytes = c->ft.staging_bytes,
 		.delta_base_bytes = c->ft.delta_base_bytes,
 		.overflow = &spill_ops,
@@ -101,9 +102,10 @@ static int make_engine(struct agent *a, struct ft_err *err)
 	struct memory m;
 
 	memory_load(a->run_dir, c->name, &m);
-	e.generation = m.generation;
+	/* A standby that is told to give up what it has must not refuse an older primary. */
+	e.generation = a->incoming && a->force ? 0 : m.generation;
 	/* After a reboot the disks remember. */
-	for (unsigned i = 0; i < c->disks_n; i++) {
+	for (unsigned i = 0; i < c->disks_n && !(a->incoming && a->force); i++) {
 		uint64_t on_disk = c->disks[i].image[0] ? store_generation(c->disks[i].image) : 0;
 
 		e.generation = on_disk > e.generation ? on_disk : e.generation;
@@ -142,6 +144,8 @@ static int start_role(struct agent *a, struct ft_err *err)
 	memory_load(a->run_dir, a->config.name, &m);
 	if (!m.elsewhere)
 		rc = guest_find_again(a, err);
+	if (rc == -ENOENT && durable_recover(a, err))
+		return -err->code;
 	if (rc == -ENOENT && a->incoming) {
 		ft_engine_start_standby(a->engine);
 		return 0;
@@ -280,8 +284,7 @@ void agent_free(struct agent *a)
 		taps_free(a);
 	if (a->engine && a->vmm)
 		guest_release(a);
-	for (unsigned i = 0; i < a->stores_n; i++)
-		store_free(a->stores[i]);
+	stores_free(a);
 	if (a->pio_tap)
 		a->pio_tap->ops->free(a->pio_tap);
 	ctl_server_free(a->ctl);

@@ -67,13 +67,14 @@ struct spill {
 struct agent {
 	struct ft_config config;
 	char run_dir[CONFIG_PATH_MAX], host_id[FT_HOST_ID_MAX];
-	bool incoming;
+	bool incoming, force;
+	enum store_right right; /* to start the guest, once may_start() has found out */
 	enum agent_exit exit_code;
 
 	struct event_base *base;
 	struct event *tick, *vm_event, *waiting, *leaving, *look, *signals[2];
 	int wait_fd; /* eventfd: some tap has something to tell */
-	atomic_bool output, pressure;
+	atomic_bool output, pressure, journaled;
 
 	struct keeper *keeper;
 	bool keeper_lost;
@@ -93,6 +94,9 @@ struct agent {
 
 	struct store *stores[VMM_DISKS_MAX];
 	unsigned stores_n;
+	uint64_t stored_epoch;	 /* of a guest that has nothing to journal */
+	struct journal *journal; /* NULL: durability is "memory", or nothing is replicated */
+	char journal_path[VMM_PATH_MAX + 16];
 	unsigned sums_disk; /* what of them was told to the primary */
 	uint64_t sums_at;
 
@@ -132,6 +136,8 @@ void agent_end(struct agent *a, enum agent_exit code);
 void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffix);
 
 /* env.c */
+/* The standby's stores and their journal end, in order. */
+void stores_free(struct agent *a);
 extern const struct ft_env_ops agent_env;
 int agent_start_engine(struct agent *a, struct ft_err *err);
 uint64_t agent_now_ns(void);
@@ -166,12 +172,27 @@ void taps_settle(struct agent *a);
 enum store_mode taps_disk_mode(struct agent *a, const char *id);
 /* Start-up: how taps' threads reach the loop. */
 int taps_listen(struct agent *a, struct ft_err *err);
+/* Any thread: the loop looks at output, pressure and journaled. */
+void taps_wake(struct agent *a);
 
 /* peer.c */
 int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
 int peer_set(struct agent *a, const char *uri, struct ft_err *err);
 void peer_dial(struct agent *a, bool heartbeat);
 void peer_hang_up(struct agent *a);
+
+/* durable.c: the standby's journal */
+/* Start-up: brings the disks of a standby whose host lost its power to its last epoch. */
+int durable_recover(struct agent *a, struct ft_err *err);
+/* A new session, whose stores are open. */
+int durable_begin(struct agent *a, struct ft_err *err);
+/* Everything applied is on the disks: their metadata may say so. Then the journal may go. */
+int durable_settle(struct agent *a, struct ft_err *err);
+void durable_end(struct agent *a);
+int durable_stage(struct agent *a, const struct tap_record *rec, struct ft_err *err);
+int durable_staged(struct agent *a, uint64_t generation, uint64_t epoch, struct ft_err *err);
+/* The journal's thread has news. */
+void durable_news(struct agent *a);
 
 /* requests.c, status.c */
 extern const struct ctl_server_ops agent_ctl_ops;

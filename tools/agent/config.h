@@ -100,6 +100,8 @@ struct ft_config {
 		unsigned interval_ms, max_downtime_ms, heartbeat_ms, takeover_ms;
 		double max_overhead;
 		bool takeover_manual;
+		bool durable; /* disk writes are on the standby's disk before they are acknowledged
+			       */
 		uint64_t staging_bytes, delta_base_bytes;
 	} ft;
 	struct {

@@ -9,6 +9,7 @@
 
 #include "eventtap/block/disk_sums.h"
 #include "eventtap/block/disk_tap.h"
+#include "eventtap/block/journal.h"
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 #include "vmm-glue/qemu/qemu.h"
@@ -272,10 +273,15 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	return guest_arm(ctx, setup, err);
 }
 
-static void stores_free(struct agent *a)
+void stores_free(struct agent *a)
 {
+	struct ft_err err = {0};
+
+	if (durable_settle(a, &err))
+		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)
 		store_free(a->stores[i]);
+	durable_end(a);
 	a->stores_n = a->sums_disk = 0;
 	a->sums_at = 0;
 }
@@ -325,6 +331,24 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 		  : store_sync_write(store, chunk->offset, data, chunk->bytes, chunk->zero, err);
 }
 
+static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	return durable_stage(ctx, rec, err);
+}
+
+static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	return durable_staged(ctx, generation, epoch, err);
+}
+
+static void env_store_unstage(void *ctx)
+{
+	struct agent *a = ctx;
+
+	if (a->journal)
+		journal_drop(a->journal);
+}
+
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
 	struct store *store = NULL;
@@ -354,7 +378,7 @@ static void env_store_released(void *ctx, uint64_t epoch)
 static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = 0;
+	int rc = durable_settle(a, err);
 
 	for (unsigned i = 0; i < a->stores_n && !rc; i++)
 		rc = store_activate(a->stores[i], generation, epoch, err);
@@ -366,7 +390,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, st
 static int env_store_outdate(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = 0;
+	int rc = durable_settle(a, err);
 
 	for (unsigned i = 0; i < a->stores_n && !rc; i++)
 		rc = store_outdate(a->stores[i], err);
@@ -440,6 +464,9 @@ const struct ft_env_ops agent_env = {
 	.disarm = env_disarm,
 	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
+	.store_stage = env_store_stage,
+	.store_staged = env_store_staged,
+	.store_unstage = env_store_unstage,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,

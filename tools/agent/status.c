@@ -28,8 +28,8 @@ static uint64_t wall_ms(uint64_t mono_ns)
 
 static const char *disk_state(struct agent *a, unsigned i)
 {
-	static const char *const names[] = {"", "Inconsistent", "Outdated", "UpToDate",
-					    "Protected"};
+	static const char *const names[] = {"",		"Inconsistent", "Outdated",
+					    "UpToDate", "Protected",	"Consistent"};
 
 	return i < a->stores_n && a->stores[i] ? names[store_state(a->stores[i])] : "UpToDate";
 }
