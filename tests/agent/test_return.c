@@ -186,6 +186,87 @@ static void not_as_primary_by_record(void **state)
 	wait_state(&b, "solo", START_MS);
 }
 
+/* Both die at once and nobody took over: whichever comes first, the primary's copy is the newest,
+ * and is started as soon as its standby says that it holds nothing. */
+static void both_died(void **state)
+{
+	(void)state;
+	host_signal(&b, SIGSTOP);
+	host_kill(&a);
+	host_kill(&b);
+	kv_close(&client);
+	assert_int_equal(host_try(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL), 2);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	assert_int_equal(host_lines(&a, "does not answer"), 1);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	host_start(&a, at("g.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+	assert_true(host_said(&a, "the copy here is the newest"));
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
+/* The standby took over, and died as well: now its copy is the newest, also when it waits as a
+ * standby by mistake. */
+static void both_died_in_turn(void **state)
+{
+	(void)state;
+	host_kill(&a);
+	kv_work(&client, 10);
+	wait_state(&b, "solo", GOES_ON_MS);
+	host_kill(&b);
+	kv_close(&client);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	assert_int_equal(host_lines(&a, "b.sock has generation 2, checkpoint 0") +
+				 host_lines(&a, "host B holds the guest"),
+			 1);
+	host_stop(&b);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL);
+	wait_state(&b, "solo", START_MS);
+	kv_open(&client);
+	kv_work(&client, 10);
+	host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+	ask_ok(&b, "migrate", unix_uri("a.sock"));
+	kv_work(&client, 10);
+}
+
+/* An operator wants the old copy, and gives up the newer one: both must be said. */
+static void forced(void **state)
+{
+	(void)state;
+	host_kill(&a);
+	kv_work(&client, 10);
+	wait_state(&b, "solo", GOES_ON_MS);
+	host_kill(&b);
+	kv_close(&client);
+	host_start(&a, at("g.conf"), "--force", NULL);
+	wait_state(&a, "solo", START_MS);
+	assert_true(host_said(&a, "what its standby did since is lost"));
+	assert_true(host_said(&a, "lost is what its standby did with the guest since"));
+	kv_open(&client);
+	kv_work(&client, 10);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_refused(&a, "migrate", unix_uri("b.sock"), "this side knows 2 already");
+	host_stop(&b);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), "--force", NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
 /* The standby has not taken over yet, but may at any moment. */
 static void not_before_the_standby(void **state)
 {
@@ -282,12 +363,17 @@ int main(void)
 		NONE(switched),
 		cmocka_unit_test_setup_teardown(home_again, setup_filled, teardown),
 		NONE(not_as_primary_by_memory),
+		NONE(both_died),
+		NONE(both_died_in_turn),
+		NONE(forced),
 		NONE(stopped_in_order),
 		NONE(standby_stopped),
 		NONE(standby_killed),
 		RECORD(there_and_back),
 		RECORD(switched),
 		RECORD(not_as_primary_by_record),
+		RECORD(both_died),
+		RECORD(both_died_in_turn),
 		RECORD(not_before_the_standby),
 		RECORD(arbiter_gone),
 		RECORD(stopped_in_order),

@@ -180,6 +180,16 @@ int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
 int peer_set(struct agent *a, const char *uri, struct ft_err *err);
 void peer_dial(struct agent *a, bool heartbeat);
 void peer_hang_up(struct agent *a);
+/* Every link to an agent is told which guest it is about. */
+void peer_link(const struct agent *a, struct ft_link *link);
+/* Asks another agent who has the guest, without becoming its peer: *waits: it is a standby, which
+ * knows `generation` and holds checkpoint `committed` (0: none). Start-up: runs the loop for at
+ * most some seconds. -errno: no answer. */
+struct peer_answer {
+	bool waits, runs;
+	uint64_t generation, committed;
+};
+int peer_ask(struct agent *a, const char *uri, struct peer_answer *answer, struct ft_err *err);
 
 /* durable.c: the standby's journal */
 /* Start-up: brings the disks of a standby whose host lost its power to its last epoch. */
@@ -208,10 +218,12 @@ int may_start(struct agent *a, struct ft_err *err);
  * arbiter does not know. */
 struct memory {
 	uint64_t generation;
-	int64_t vmm_pid;	   /* 0: none */
-	uint64_t vmm_start;	   /* its start time, so that a reused pid is not taken for it */
-	bool elsewhere;		   /* the peer may run the guest, or surely does */
-	char home[FT_HOST_ID_MAX]; /* "" = nobody knows */
+	uint64_t guarded;	     /* that of the last protection from here */
+	int64_t vmm_pid;	     /* 0: none */
+	uint64_t vmm_start;	     /* its start time, so that a reused pid is not taken for it */
+	bool elsewhere;		     /* the peer may run the guest, or surely does */
+	char home[FT_HOST_ID_MAX];   /* "" = nobody knows */
+	char peer[URI_TEXT_MAX + 1]; /* its standby, while the guest was protected from here */
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);

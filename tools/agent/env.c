@@ -254,6 +254,15 @@ static void env_guard(void *ctx, bool on)
 	 * standby runs. */
 	memory_load(a->run_dir, a->config.name, &m);
 	m.elsewhere = on;
+	if (on) {
+		struct ft_engine_status s;
+
+		ft_engine_status(a->engine, &s);
+		m.guarded = s.generation;
+		m.peer[0] = 0;
+		if (a->has_peer)
+			uri_format(&a->peer, m.peer, sizeof m.peer);
+	}
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	if (mark_disks(a, on, &err))

@@ -78,10 +78,38 @@ static bool is_whole_standby(struct agent *a, const struct ft_grant_record *now)
 	return true;
 }
 
-static int ask_record(struct agent *a, bool elsewhere, struct ft_err *err)
+/* The guest was protected when the last agent here ended. If its standby answers, is a standby
+ * still, holds nothing (its host went down too) and has seen no newer generation than that of the
+ * protection, it never had the guest and never will: our disk is the newest. */
+static bool standby_is_empty(struct agent *a, const struct memory *m, char says[256])
+{
+	struct peer_answer peer;
+	struct ft_err err = {0};
+
+	if (!m->peer[0]) {
+		snprintf(says, 256, "its address is not known here");
+		return false;
+	}
+	if (peer_ask(a, m->peer, &peer, &err)) {
+		snprintf(says, 256, "%.100s does not answer: %.100s", m->peer, err.text);
+		return false;
+	}
+	if (peer.runs || !peer.waits || peer.committed || peer.generation > m->guarded) {
+		snprintf(says, 256, "%.100s %s generation %" PRIu64 ", checkpoint %" PRIu64,
+			 m->peer, peer.runs ? "runs it under" : "has", peer.generation,
+			 peer.committed);
+		return false;
+	}
+	ft_info("%s: the standby of before, %s, holds nothing: the copy here is the newest",
+		a->config.name, m->peer);
+	return true;
+}
+
+static int ask_record(struct agent *a, const struct memory *m, struct ft_err *err)
 {
 	const char *type = a->arbiter->ops->type;
 	struct question q = {0};
+	char says[256];
 	int rc = read_record(a, &q, err);
 
 	if (rc)
@@ -99,12 +127,12 @@ static int ask_record(struct agent *a, bool elsewhere, struct ft_err *err)
 				  "): start this one with --incoming and protect it from there, or "
 				  "with --force from what is here",
 				  type, q.now.holder, q.now.generation);
-	if (elsewhere && q.now.in_sync)
+	if (m->elsewhere && q.now.in_sync && !standby_is_empty(a, m, says))
 		return ft_err_set(err, EPERM,
 				  "the guest was protected when the last agent here ended, and "
-				  "standby %s may take over at any moment: start with --incoming, "
-				  "or `ftctl failover` there",
-				  q.now.partner);
+				  "standby %s may take over at any moment (%s): start with "
+				  "--incoming, or `ftctl failover` there",
+				  q.now.partner, says);
 	return claim(a, &q.now, err);
 }
 
@@ -147,6 +175,7 @@ static void end_leftover(struct agent *a, const struct memory *m)
 int may_start(struct agent *a, struct ft_err *err)
 {
 	struct memory m;
+	char says[256];
 	int rc = 0;
 
 	memory_load(a->run_dir, a->config.name, &m);
@@ -156,13 +185,16 @@ int may_start(struct agent *a, struct ft_err *err)
 	if (a->force)
 		rc = force(a, &m, err);
 	else if (a->config.arbiter.type != CONFIG_ARBITER_NONE)
-		rc = ask_record(a, m.elsewhere, err);
+		rc = ask_record(a, &m, err);
+	else if (m.elsewhere && standby_is_empty(a, &m, says))
+		a->right = STORE_RIGHT_GRANTED;
 	else if (m.elsewhere)
 		rc = ft_err_set(
 			err, EPERM,
 			"the guest was protected when the last agent here ended, so its standby "
-			"may run it: start with --incoming and protect it from there, or, if it "
-			"surely runs nowhere, with --force from what is here");
+			"may run it (%s): start with --incoming and protect it from there, or, if "
+			"it surely runs nowhere, with --force from what is here",
+			says);
 	if (rc)
 		return rc;
 	m.elsewhere = false;
