@@ -70,6 +70,19 @@ static bool parse(const char *text, size_t len, struct metadata_record *record)
 	       memcmp(text, again, len) == 0;
 }
 
+// Whatever else a later version says, it begins with its number and ends with its sum.
+static bool is_later_version(const char *text, size_t len)
+{
+	uint64_t sum;
+	int version;
+	const char *last = text;
+	for (const char *at = text; (at = strchr(at, '\n')) && at[1]; at++)
+		last = at + 1;
+	return len > 0 && sscanf(text, "kemari-disk %d\n", &version) == 1 &&
+	       version > METADATA_VERSION && sscanf(last, "sum %" SCNx64 "\n", &sum) == 1 &&
+	       sum == XXH3_64bits(text, (size_t)(last - text));
+}
+
 static int read_fd(int fd, const char *path, struct metadata_record *record, struct ft_err *err)
 {
 	char text[METADATA_BYTES_MAX];
@@ -77,6 +90,13 @@ static int read_fd(int fd, const char *path, struct metadata_record *record, str
 	if (n < 0)
 		return ft_err_set(err, errno, "disk metadata %s: read: %s", path, strerror(errno));
 	text[n] = '\0';
+	if (n == 0)
+		return ft_err_set(err, ENOENT, "disk metadata %s: empty", path);
+	if (is_later_version(text, (size_t)n))
+		return ft_err_set(err, ENOTSUP,
+				  "disk metadata %s: of a later version than this program knows "
+				  "(%d)",
+				  path, METADATA_VERSION);
 	if (!parse(text, (size_t)n, record))
 		return ft_err_set(
 			err, EBADMSG,

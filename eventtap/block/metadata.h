@@ -25,6 +25,7 @@
 #include "ft/err.h"
 
 #define METADATA_SUFFIX	   ".kemari"
+#define METADATA_VERSION   1
 #define METADATA_UUID_MAX  37
 #define METADATA_BYTES_MAX 512
 
@@ -44,7 +45,8 @@ struct metadata {
 /* "UpToDate", ... */
 const char *metadata_state_name(enum store_state state);
 
-/* Reads without locking. -ENOENT: there is none. -EBADMSG: torn or not ours. */
+/* Reads without locking. -ENOENT: there is none, or its making was cut short. -EBADMSG: torn or not
+ * ours. -ENOTSUP: of a later version. */
 int metadata_read(const char *image, struct metadata_record *record, struct ft_err *err);
 /* Takes the lock (-EBUSY: another agent has it) and reads; creates a file that says UpToDate,
  * generation 0, if there is none. */

@@ -32,9 +32,10 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 ||
 		    sscanf(line, "guarded %" SCNu64, &m->guarded) == 1 ||
 		    sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
-		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1 ||
-		    sscanf(line, "home %63s", m->home) == 1)
+		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
 			continue;
+		if (!strncmp(line, "home ", 5))
+			snprintf(m->home, sizeof m->home, "%.*s", FT_HOST_ID_MAX - 1, line + 5);
 		if (!strncmp(line, "peer ", 5))
 			snprintf(m->peer, sizeof m->peer, "%.*s", URI_TEXT_MAX, line + 5);
 		m->elsewhere = m->elsewhere || !strcmp(line, "elsewhere 1");

@@ -21,7 +21,8 @@ enum {
 	OPT_KEEP,
 	OPT_SOAK,
 	OPT_SEED,
-	OPT_ATTACH
+	OPT_ATTACH,
+	OPT_RETURN
 };
 
 /* 0, or what is wrong with the option's value. */
@@ -72,6 +73,9 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 	case OPT_ATTACH:
 		o->attach = true;
 		return NULL;
+	case OPT_RETURN:
+		o->give_back = true;
+		return NULL;
 	case OPT_KEEP:
 		o->keep = true;
 		return NULL;
@@ -90,6 +94,7 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 					      {"takeover", required_argument, NULL, OPT_TAKEOVER},
 					      {"keep", no_argument, NULL, OPT_KEEP},
 					      {"attach", no_argument, NULL, OPT_ATTACH},
+					      {"return", no_argument, NULL, OPT_RETURN},
 					      {"soak", required_argument, NULL, OPT_SOAK},
 					      {"seed", required_argument, NULL, OPT_SEED},
 					      {0}};
@@ -111,6 +116,10 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	if (o.attach && (o.name || o.shared_disk))
 		return fail_usage(ctl, command,
 				  "--attach goes with neither a name nor --disk shared");
+	if (o.give_back && (o.name || o.soak_s || o.attach || o.kill == DRILL_STANDBY ||
+			    o.kill == DRILL_SWITCH || o.kill == DRILL_LINK))
+		return fail_usage(ctl, command,
+				  "--return goes with --kill host, agent, vmm or freeze only");
 	if (o.soak_s && (o.name || o.kill_given))
 		return fail_usage(ctl, command, "--soak goes with neither a name nor --kill");
 	ret = drill_run(&o, &reported, &err);
