@@ -100,8 +100,8 @@ static int read_fd(int fd, const char *path, struct metadata_record *record, str
 	if (!parse(text, (size_t)n, record))
 		return ft_err_set(
 			err, EBADMSG,
-			"disk metadata %s: damaged; if you are sure that the image is the "
-			"newest copy, remove this file",
+			"disk metadata %s: damaged; if the image is surely the newest copy, "
+			"start with --force, or remove this file",
 			path);
 	return 0;
 }

@@ -254,6 +254,37 @@ static void test_torn_metadata(void **state)
 	assert_int_equal(access(temporary, F_OK), -1);
 }
 
+// By an operator's word anything is started, and is the guest's disk from then on.
+static void test_forced(void **state)
+{
+	(void)state;
+	static const enum store_state states[] = {STORE_INCONSISTENT, STORE_OUTDATED,
+						  STORE_PROTECTED, STORE_CONSISTENT};
+	make_image();
+	for (size_t i = 0; i < sizeof(states) / sizeof(*states); i++) {
+		struct metadata m;
+		struct metadata_record record = {
+			.generation = 5, .epoch = 6, .state = states[i], .uuid = UUID};
+		assert_int_equal(metadata_open(image, &m, &err), 0);
+		assert_int_equal(metadata_write(&m, &record, &err), 0);
+		metadata_close(&m);
+		assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
+		assert_non_null(strstr(err.text, metadata_state_name(states[i])));
+		assert_non_null(strstr(err.text, "generation 5 epoch 6"));
+		assert_non_null(strstr(err.text, "--incoming"));
+		assert_non_null(strstr(err.text, "--force"));
+		assert_null(strchr(err.text, '\n'));
+		assert_int_equal(store_check_startable(image, STORE_RIGHT_FORCE, &err), 0);
+		expect_state(STORE_UP_TO_DATE, 5, 6);
+	}
+	int fd = open(meta, O_RDWR | O_TRUNC);
+	assert_int_equal(write(fd, "nonsense", 8), 8);
+	close(fd);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_GRANTED, &err), -EBADMSG);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_FORCE, &err), 0);
+	assert_int_equal(access(meta, F_OK), -1);
+}
+
 static void test_shared(void **state)
 {
 	(void)state;
@@ -310,6 +341,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_locked, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_torn_metadata, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_forced, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
 	};
