@@ -31,6 +31,7 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_FORGET_PAGE] = "forget-page",
 	[MUTANT_SYNC_HOLE] = "sync-hole",
 	[MUTANT_COMPARE_BLIND] = "compare-blind",
+	[MUTANT_JOURNAL_HOLE] = "journal-hole",
 	[MUTANT_GRANT_ALL] = "grant-all",
 	[MUTANT_LATE_CLOSE] = "late-close",
 	[MUTANT_ABORT_FORGETS] = "abort-forgets",

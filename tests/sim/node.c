@@ -234,6 +234,7 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	if (strcmp(setup->vmm, "sim"))
 		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
 	n->sums_at = 0;
+	n->stored = n->sealing = 0;
 	n->machine = machine_new(n, true);
 	ft_engine_set_vmm(n->engine, &n->machine->vmm);
 	return env_taps_in(n, err);
@@ -241,7 +242,17 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 
 static void env_disarm(void *ctx)
 {
+	((struct node *)ctx)->stored = 0;
 	env_vm_end(ctx);
+}
+
+static int write_block(uint8_t blocks[SIM_BLOCKS][SIM_BLOCK], uint64_t offset, const uint8_t *data,
+		       uint32_t len, struct ft_err *err)
+{
+	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
+		return ft_err_set(err, EPROTO, "disk: bad range");
+	memcpy(blocks[offset / SIM_BLOCK], data, len);
+	return 0;
 }
 
 static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len,
@@ -249,10 +260,7 @@ static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint
 {
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
-	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
-		return ft_err_set(err, EPROTO, "disk: bad range");
-	memcpy(n->disk.blocks[offset / SIM_BLOCK], data, len);
-	return 0;
+	return write_block(n->disk.blocks, offset, data, len, err);
 }
 
 /* Some blocks a time, zeroes as zeroes. */
@@ -288,13 +296,24 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 	return write_disk(n, chunk->offset, data, chunk->bytes, err);
 }
 
-/* Nothing of it is durable before its time, whatever happens meanwhile. */
+/* Nothing of it is durable before its time, whatever happens meanwhile. The first checkpoint of a
+ * session makes what was copied before durable too. */
+static void env_store_unstage(void *ctx)
+{
+	struct node *n = ctx;
+
+	n->staged = n->stored ? n->journaled : n->disk;
+}
+
 static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
 	struct node *n = ctx;
 
-	(void)rec;
-	return node_step(n) ? 0 : ft_err_set(err, EINTR, "dying");
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->world->mutant == MUTANT_JOURNAL_HOLE && world_chance(n->world, 5))
+		return 0;
+	return write_block(n->staged.blocks, rec->arg, rec->data, rec->len, err);
 }
 
 static void on_stored(void *ctx, uint64_t epoch)
@@ -303,10 +322,15 @@ static void on_stored(void *ctx, uint64_t epoch)
 	struct ft_err err = {.code = ENOSPC, .text = "sim: no room for the journal"};
 	bool fails = n->apply_fails && world_chance(n->world, 50);
 
-	if (fails)
+	if (n->sealing != epoch)
+		return; /* given up, and another one is on its way */
+	n->sealing = 0;
+	if (fails) {
 		n->apply_fails = false;
-	else
+	} else {
+		n->journaled = n->sealed;
 		n->stored = epoch;
+	}
 	ft_engine_stored(n->engine, epoch, fails ? &err : NULL);
 }
 
@@ -317,13 +341,10 @@ static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, stru
 	(void)generation;
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
+	n->sealed = n->staged;
+	n->sealing = epoch;
 	world_after(n->world, world_range(n->world, 10, 20000) * US, n, on_stored, n, epoch);
 	return 0;
-}
-
-static void env_store_unstage(void *ctx)
-{
-	(void)ctx;
 }
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
@@ -365,6 +386,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, st
 	if (n->resume_busy && world_chance(n->world, 80))
 		return ft_err_set(err, EBUSY, "sim: the old primary still holds the disk");
 	n->resume_busy = false;
+	n->stored = 0; /* the disk is the guest's now, and the journal gone */
 	return 0;
 }
 
@@ -576,6 +598,12 @@ void node_crash(struct node *n, bool powerless)
 	world_log(w, "%s: CRASH%s", n->name, powerless ? " of the host" : "");
 	if (!w->faults_over && w->options.faults == 1 && protected_here(n))
 		w->must_survive = true;
+	/* The next agent replays it, whatever was written since. */
+	if (n->stored) {
+		check_journal(n);
+		n->disk = n->journaled;
+	}
+	n->stored = n->sealing = 0;
 	net_node_gone(n, powerless);
 	n->crashed = true;
 	n->powerless = powerless;
