@@ -10,7 +10,7 @@
 
 #include "eventtap/block/image.h"
 
-#define DISK_SUM_BLOCK_BYTES (64u << 10) /* that of the bitmap `behind` */
+#define DISK_SUM_BLOCK_BYTES 65536u /* that of the bitmap `behind` */
 #define DISK_SUM_BYTES	     16
 /* Bytes of one hole that are told at once. */
 #define DISK_SUMS_HOLE_MAX (1u << 30)

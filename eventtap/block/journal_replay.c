@@ -89,7 +89,7 @@ static bool read_entry(struct reader *r, uint64_t at, uint64_t after, struct jou
 
 static int apply_record(struct reader *r, uint64_t at, uint64_t left, uint64_t *used)
 {
-	struct tap_record rec;
+	struct tap_record rec = {0};
 	size_t need = TAP_RECORD_HEADER;
 	int ret = left < TAP_RECORD_HEADER ? -EBADMSG : room_for(r, PIECE_BYTES);
 	if (ret == 0)

@@ -8,12 +8,12 @@
 static struct host a, b;
 static struct kv_client client;
 
-static void shared_setup(const char *extra)
+static void shared_setup(const char *ft, const char *extra)
 {
 	place_clear(NULL);
 	shell("rm -rf %s", at("arbiter"));
 	shell("mkdir %s", at("arbiter"));
-	pocket_pair(&a, &b, "", extra);
+	pocket_pair(&a, &b, ft, extra);
 	kv_open(&client);
 	kv_work(&client, 10);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
@@ -23,14 +23,21 @@ static void shared_setup(const char *extra)
 static int setup_none(void **state)
 {
 	(void)state;
-	shared_setup("");
+	shared_setup("", "");
 	return 0;
 }
 
 static int setup_file(void **state)
 {
 	(void)state;
-	shared_setup("arbiter { type = \"file\" dir = \"arbiter\" }");
+	shared_setup("", "arbiter { type = \"file\" dir = \"arbiter\" }");
+	return 0;
+}
+
+static int setup_durable(void **state)
+{
+	(void)state;
+	shared_setup("durability = \"disk\"", "");
 	return 0;
 }
 
@@ -361,8 +368,9 @@ static void standby_killed_by_record(void **state)
 
 int main(void)
 {
-#define NONE(f)	  cmocka_unit_test_setup_teardown(f, setup_none, teardown)
-#define RECORD(f) cmocka_unit_test_setup_teardown(f, setup_file, teardown)
+#define NONE(f)	   cmocka_unit_test_setup_teardown(f, setup_none, teardown)
+#define DURABLE(f) cmocka_unit_test_setup_teardown(f, setup_durable, teardown)
+#define RECORD(f)  cmocka_unit_test_setup_teardown(f, setup_file, teardown)
 	const struct CMUnitTest tests[] = {
 		NONE(there_and_back),
 		NONE(switched),
@@ -374,6 +382,9 @@ int main(void)
 		NONE(stopped_in_order),
 		NONE(standby_stopped),
 		cmocka_unit_test_setup_teardown(standby_killed, setup_filled, teardown),
+		DURABLE(there_and_back),
+		DURABLE(switched),
+		DURABLE(standby_stopped),
 		RECORD(there_and_back),
 		RECORD(switched),
 		RECORD(not_as_primary_by_record),

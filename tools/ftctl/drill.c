@@ -22,7 +22,8 @@ enum {
 	OPT_SOAK,
 	OPT_SEED,
 	OPT_ATTACH,
-	OPT_RETURN
+	OPT_RETURN,
+	OPT_DURABILITY
 };
 
 /* 0, or what is wrong with the option's value. */
@@ -73,6 +74,11 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 	case OPT_ATTACH:
 		o->attach = true;
 		return NULL;
+	case OPT_DURABILITY:
+		o->durable = !strcmp(value, "disk");
+		return strcmp(value, "disk") && strcmp(value, "memory")
+			       ? "--durability is memory or disk"
+			       : NULL;
 	case OPT_RETURN:
 		o->give_back = true;
 		return NULL;
@@ -86,18 +92,20 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 
 int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
-	static const struct option longs[] = {{"kill", required_argument, NULL, OPT_KILL},
-					      {"rounds", required_argument, NULL, OPT_ROUNDS},
-					      {"vmm", required_argument, NULL, OPT_VMM},
-					      {"arbiter", required_argument, NULL, OPT_ARBITER},
-					      {"disk", required_argument, NULL, OPT_DISK},
-					      {"takeover", required_argument, NULL, OPT_TAKEOVER},
-					      {"keep", no_argument, NULL, OPT_KEEP},
-					      {"attach", no_argument, NULL, OPT_ATTACH},
-					      {"return", no_argument, NULL, OPT_RETURN},
-					      {"soak", required_argument, NULL, OPT_SOAK},
-					      {"seed", required_argument, NULL, OPT_SEED},
-					      {0}};
+	static const struct option longs[] = {
+		{"kill", required_argument, NULL, OPT_KILL},
+		{"rounds", required_argument, NULL, OPT_ROUNDS},
+		{"vmm", required_argument, NULL, OPT_VMM},
+		{"arbiter", required_argument, NULL, OPT_ARBITER},
+		{"disk", required_argument, NULL, OPT_DISK},
+		{"takeover", required_argument, NULL, OPT_TAKEOVER},
+		{"keep", no_argument, NULL, OPT_KEEP},
+		{"attach", no_argument, NULL, OPT_ATTACH},
+		{"return", no_argument, NULL, OPT_RETURN},
+		{"durability", required_argument, NULL, OPT_DURABILITY},
+		{"soak", required_argument, NULL, OPT_SOAK},
+		{"seed", required_argument, NULL, OPT_SEED},
+		{0}};
 	struct drill_options o = {.run_dir = ctl->run_dir, .json = ctl->json, .rounds = 1};
 	struct ft_err err = {0};
 	const char *mistake;
