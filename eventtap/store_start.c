@@ -83,6 +83,7 @@ struct recovery {
 	struct image images[JOURNAL_DISKS_MAX];
 	struct journal_disk open[JOURNAL_DISKS_MAX];
 	struct metadata metas[JOURNAL_DISKS_MAX];
+	bool unknown; // one has no metadata: nobody knows what was done to it
 	// Of those that are not Inconsistent: they were written when all images were durable.
 	bool settled;
 	struct metadata_record as;
@@ -103,6 +104,7 @@ static int open_all(struct recovery *r, struct ft_err *err)
 		if (ret < 0)
 			break;
 		r->open[i].image = &r->images[i];
+		r->unknown |= r->metas[i].fresh;
 		if (r->metas[i].record.state != STORE_INCONSISTENT) {
 			r->settled = true;
 			r->as = r->metas[i].record;
@@ -137,6 +139,8 @@ static int write_all(struct recovery *r, struct ft_err *err)
 static int recover(struct recovery *r, const char *journal, struct ft_err *err)
 {
 	int ret = open_all(r, err);
+	if (ret == 0 && r->unknown)
+		return 0;
 	if (ret == 0 && !r->settled) {
 		r->as.state = STORE_CONSISTENT;
 		ret = journal_replay(journal, r->open, r->n, &r->as.generation, &r->as.epoch, err);

@@ -127,6 +127,17 @@ static void send_ready(struct ft_engine *e)
 	(void)engine_send(e, FT_MSG_READY, e->standby.committed, &ready.base, NULL, 0);
 }
 
+/* It is kept in files and shown to people. */
+static bool is_host_id(const char *text)
+{
+	size_t len = strlen(text);
+
+	for (const char *p = text; *p; p++)
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			return false;
+	return len > 0 && len < FT_HOST_ID_MAX;
+}
+
 static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 {
 	struct ft_standby *s = &e->standby;
@@ -176,7 +187,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 			setup->heartbeat_ms, setup->takeover_ms);
 	standby_reset(e);
 	s->primary_generation = msg->generation;
-	if (!e->config.home_is_fixed && strlen(setup->home) < sizeof e->home)
+	if (!e->config.home_is_fixed && is_host_id(setup->home))
 		snprintf(e->home, sizeof e->home, "%s", setup->home);
 	if (e->env->arm(e->env_ctx, setup, &err)) {
 		ft_err_context(&err, "arm");

@@ -67,8 +67,8 @@ static void newest_copy(void **state)
 	wait_state(&a, "solo", START_MS);
 	ask_refused(&a, "migrate", unix_uri("b.sock"), "this side knows 2 already");
 	host_stop(&b);
-	start_b(false);
 	host_stop(&a);
+	start_b(false);
 	wait_state(&b, "solo", START_MS);
 	host_stop(&b);
 }

@@ -408,6 +408,15 @@ static void test_recover(void **state)
 	expect_epoch(1);
 	expect_state(1, STORE_UP_TO_DATE, 8, EPOCHS);
 
+	// Somebody has taken one metadata file away: that says nothing about the other disk.
+	write_file(journal, file, len);
+	set_state(1, STORE_INCONSISTENT, 3, 2);
+	char path[128];
+	snprintf(path, sizeof(path), "%s%s", image[0], METADATA_SUFFIX);
+	unlink(path);
+	assert_int_equal(store_recover(journal, disks, DISKS, &err), 0);
+	expect_state(1, STORE_INCONSISTENT, 3, 2);
+
 	// A journal of nothing, and no journal: still inconsistent.
 	write_file(journal, file, 200);
 	for (unsigned i = 0; i < DISKS; i++)
