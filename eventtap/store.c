@@ -14,10 +14,13 @@
 #include <string.h>
 
 #include "eventtap/block/disk_log.h"
+#include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/record.h"
 #include "ft/log.h"
+
+#define SYNC_BYTES (32u << 20)
 
 // One fdatasync at a time, asked for any number of times.
 struct syncer {
@@ -44,6 +47,7 @@ struct store {
 	bool partial;		 // records of an epoch that is not committed yet
 	bool flush;		 // one of them was a FLUSH
 	bool lock_seen;		 // shared: held by the primary
+	uint64_t unsynced;	 // bytes of the initial copy since the disk was asked to catch up
 	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
 	struct syncer syncer;
@@ -225,7 +229,28 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 		return ret;
 	ret = zero ? image_zero(&s->image, offset, len, IMAGE_ZERO_UNMAP, false)
 		   : image_pwrite(&s->image, data, len, offset);
-	return ret < 0 ? failed(s, ret, "copy", err) : 0;
+	if (ret < 0)
+		return failed(s, ret, "copy", err);
+	// Piece by piece, or the first checkpoint waits for all of it.
+	s->unsynced += zero ? 0 : len;
+	if (s->unsynced >= SYNC_BYTES) {
+		s->unsynced = 0;
+		syncer_want(&s->syncer);
+	}
+	return 0;
+}
+
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
+	       bool *zero, uint8_t *sums, struct ft_err *err)
+{
+	if (s->mode != STORE_REPLICATED || *at >= s->image.bytes)
+		return 0;
+	int ret = disk_sums_next(&s->image, seed, *at, max, bytes, zero, sums);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
+				  strerror(-ret));
+	*at += *bytes;
+	return 1;
 }
 
 // A write is kept in pieces that fit the log's segments.
@@ -379,6 +404,16 @@ int store_outdate(struct store *s, struct ft_err *err)
 	return 0;
 }
 
+const char *store_id(const struct store *s)
+{
+	return s->id;
+}
+
+const struct image *store_image(const struct store *s)
+{
+	return s->mode == STORE_REPLICATED ? &s->image : NULL;
+}
+
 enum store_state store_state(const struct store *s)
 {
 	return s->state;
@@ -392,35 +427,4 @@ void store_free(struct store *s)
 	if (s->state == STORE_UP_TO_DATE && store_outdate(s, &err) < 0)
 		ft_warn("%s", err.text);
 	destroy(s);
-}
-
-// Its own standby cannot have it, says the arbiter.
-static int settle(const char *image, struct ft_err *err)
-{
-	struct metadata meta;
-	int ret = metadata_open(image, &meta, err);
-	if (ret < 0)
-		return ret;
-	struct metadata_record record = meta.record;
-	record.state = STORE_UP_TO_DATE;
-	ret = metadata_write(&meta, &record, err);
-	metadata_close(&meta);
-	return ret;
-}
-
-int store_check_startable(const char *image, bool granted, struct ft_err *err)
-{
-	struct metadata_record record;
-	int ret = metadata_read(image, &record, err);
-	if (ret == -ENOENT)
-		return 0;
-	if (ret == 0 && granted && record.state == STORE_PROTECTED)
-		return settle(image, err);
-	return ret < 0 ? ret : metadata_startable(image, &record, err);
-}
-
-uint64_t store_generation(const char *image)
-{
-	struct metadata_record record;
-	return metadata_read(image, &record, NULL) == 0 ? record.generation : 0;
 }

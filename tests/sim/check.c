@@ -19,6 +19,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 struct answer {
 	uint64_t op, chain, parent;
@@ -159,6 +160,7 @@ void check_captured(struct node *n, const struct machine_state *state)
 
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
 		(struct captured){.epoch = epoch,
+				  .disk = disk_hash(&n->disk),
 				  .hash = machine_hash_quick(n->machine, state),
 				  .ops = state->ops,
 				  .chain = state->chain};
@@ -199,4 +201,23 @@ void check_standby(struct node *n)
 		return;
 	memcpy(&state, s->stage.state[s->stage.staging ^ 1], sizeof state);
 	check_resumable(n, &state, "holds");
+}
+
+uint64_t disk_hash(const struct disk *disk)
+{
+	return XXH3_64bits(disk->blocks, sizeof disk->blocks);
+}
+
+void check_journal(struct node *n)
+{
+	const struct captured *c = &n->world->captured[1 - n->id][n->stored % SIM_CAPTURED];
+
+	if (n->stored < n->engine->standby.committed)
+		world_violation(n->world, "%s acknowledged epoch %llu, its journal ends with %llu",
+				n->name, (unsigned long long)n->engine->standby.committed,
+				(unsigned long long)n->stored);
+	if (c->epoch == n->stored && c->disk != disk_hash(&n->journaled))
+		world_violation(n->world,
+				"%s: a replay of its journal is not the disk of epoch %llu",
+				n->name, (unsigned long long)n->stored);
 }

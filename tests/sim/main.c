@@ -30,6 +30,8 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_FORGET_APPLY] = "forget-apply",
 	[MUTANT_FORGET_PAGE] = "forget-page",
 	[MUTANT_SYNC_HOLE] = "sync-hole",
+	[MUTANT_COMPARE_BLIND] = "compare-blind",
+	[MUTANT_JOURNAL_HOLE] = "journal-hole",
 	[MUTANT_GRANT_ALL] = "grant-all",
 	[MUTANT_LATE_CLOSE] = "late-close",
 	[MUTANT_ABORT_FORGETS] = "abort-forgets",
@@ -76,6 +78,7 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->base_pages = world_chance(w, 80) ? 64 : 8;
 	/* Small enough, sometimes, that a checkpoint does not fit. */
 	o->staging_bytes = world_chance(w, 30) ? 4 * 4096 : 64 * 4096;
+	o->durable = world_chance(w, 40);
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -177,16 +180,17 @@ static void say_options(struct world *w)
 	const struct options *o = &w->options;
 
 	world_log(w,
-		  "seed %llu: arbiter %s, survivor %s, takeover %s, trigger %d, interval %u ms, "
-		  "latency %llu-%llu us, %llu bytes/ms, window %llu, "
+		  "seed %llu: arbiter %s, survivor %s, takeover %s, durability %s, trigger %d, "
+		  "interval %u ms, latency %llu-%llu us, %llu bytes/ms, window %llu, "
 		  "heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging "
 		  "%llu%s%s",
 		  (unsigned long long)o->seed, o->arbiter_file ? "file" : "none",
 		  (const char *[]){"", "standby", "primary", "manual"}[o->survivor],
-		  o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
-		  (unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
-		  (unsigned long long)o->bytes_per_ms, (unsigned long long)o->window,
-		  o->heartbeat_ms, o->takeover_ms, (unsigned long long)o->request_us, o->faults,
+		  o->takeover_manual ? "manual" : "auto", o->durable ? "disk" : "memory",
+		  (int)o->trigger, o->interval_ms, (unsigned long long)o->latency_us_min,
+		  (unsigned long long)o->latency_us_max, (unsigned long long)o->bytes_per_ms,
+		  (unsigned long long)o->window, o->heartbeat_ms, o->takeover_ms,
+		  (unsigned long long)o->request_us, o->faults,
 		  (unsigned long long)o->staging_bytes, o->shared ? ", shared disk" : "",
 		  o->fence ? ", fenced" : "");
 }

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #define CONNECT_US_MIN	100
 #define CONNECT_US_MAX	2000
@@ -104,6 +105,15 @@ static void env_hang_up(void *ctx)
 		n->net_tap->ops->release(n->net_tap, UINT64_MAX - 1, NULL);
 }
 
+static void block_sum(struct node *n, unsigned block, uint64_t seed, uint8_t sum[FT_SUM_BYTES])
+{
+	XXH128_canonical_t canonical;
+
+	XXH128_canonicalFromHash(&canonical,
+				 XXH3_128bits_withSeed(n->disk.blocks[block], SIM_BLOCK, seed));
+	memcpy(sum, &canonical, FT_SUM_BYTES);
+}
+
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct node *n = ctx;
@@ -167,6 +177,31 @@ static uint64_t env_disks_behind(void *ctx)
 	return sim_disk_tap_behind(((struct node *)ctx)->disk_tap);
 }
 
+static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
+			    const uint8_t *sums, uint64_t *alike, struct ft_err *err)
+{
+	struct node *n = ctx;
+	uint64_t first = range->offset / SIM_BLOCK, end = first + range->bytes / SIM_BLOCK;
+	bool blind = n->world->mutant == MUTANT_COMPARE_BLIND;
+
+	*alike = 0;
+	if (range->block != SIM_BLOCK || range->offset % SIM_BLOCK || range->bytes % SIM_BLOCK ||
+	    first >= SIM_BLOCKS || end > SIM_BLOCKS)
+		return ft_err_set(err, EPROTO, "disk: bad range of sums");
+	for (uint64_t i = first; i < end; i++) {
+		static const uint8_t none[SIM_BLOCK];
+		uint8_t ours[FT_SUM_BYTES];
+		bool same = !sums && !memcmp(n->disk.blocks[i], none, SIM_BLOCK);
+
+		block_sum(n, (unsigned)i, seed, ours);
+		if (same ||
+		    (sums && !memcmp(ours, sums + (i - first) * FT_SUM_BYTES, FT_SUM_BYTES)) ||
+		    (blind && world_chance(n->world, 5)))
+			*alike += sim_disk_tap_alike(n->disk_tap, (unsigned)i);
+	}
+	return 0;
+}
+
 static void env_disks_yield(void *ctx)
 {
 	((struct node *)ctx)->write_lands_ns = 0; /* it waits for its own writes */
@@ -207,6 +242,8 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	}
 	if (strcmp(setup->vmm, "sim"))
 		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
+	n->sums_at = 0;
+	n->stored = n->sealing = 0;
 	n->machine = machine_new(n, true);
 	ft_engine_set_vmm(n->engine, &n->machine->vmm);
 	return env_taps_in(n, err);
@@ -214,7 +251,17 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 
 static void env_disarm(void *ctx)
 {
+	((struct node *)ctx)->stored = 0;
 	env_vm_end(ctx);
+}
+
+static int write_block(uint8_t blocks[SIM_BLOCKS][SIM_BLOCK], uint64_t offset, const uint8_t *data,
+		       uint32_t len, struct ft_err *err)
+{
+	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
+		return ft_err_set(err, EPROTO, "disk: bad range");
+	memcpy(blocks[offset / SIM_BLOCK], data, len);
+	return 0;
 }
 
 static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len,
@@ -222,10 +269,30 @@ static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint
 {
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
-	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
-		return ft_err_set(err, EPROTO, "disk: bad range");
-	memcpy(n->disk.blocks[offset / SIM_BLOCK], data, len);
-	return 0;
+	return write_block(n->disk.blocks, offset, data, len, err);
+}
+
+/* Some blocks a time, zeroes as zeroes. */
+static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err)
+{
+	static const uint8_t none[SIM_BLOCK];
+	struct node *n = ctx;
+	unsigned blocks = 0, max = (unsigned)world_range(n->world, 1, 8);
+
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->sums_at == SIM_BLOCKS)
+		return 0;
+	*range = (struct ft_disk_sums){.offset = n->sums_at * SIM_BLOCK, .block = SIM_BLOCK};
+	range->zero = !memcmp(n->disk.blocks[n->sums_at], none, SIM_BLOCK);
+	for (; blocks < max && n->sums_at < SIM_BLOCKS; blocks++, n->sums_at++) {
+		if (range->zero != !memcmp(n->disk.blocks[n->sums_at], none, SIM_BLOCK))
+			break;
+		block_sum(n, n->sums_at, seed, sums + blocks * FT_SUM_BYTES);
+	}
+	range->bytes = blocks * SIM_BLOCK;
+	return 1;
 }
 
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
@@ -236,6 +303,57 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 	if (n->world->mutant == MUTANT_SYNC_HOLE && world_chance(n->world, 1))
 		return 0;
 	return write_disk(n, chunk->offset, data, chunk->bytes, err);
+}
+
+/* Nothing of it is durable before its time, whatever happens meanwhile. The first checkpoint of a
+ * session makes what was copied before durable too. */
+static void env_store_unstage(void *ctx)
+{
+	struct node *n = ctx;
+
+	n->staged = n->stored ? n->journaled : n->disk;
+}
+
+static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	if (n->world->mutant == MUTANT_JOURNAL_HOLE && world_chance(n->world, 5))
+		return 0;
+	return write_block(n->staged.blocks, rec->arg, rec->data, rec->len, err);
+}
+
+static void on_stored(void *ctx, uint64_t epoch)
+{
+	struct node *n = ctx;
+	struct ft_err err = {.code = ENOSPC, .text = "sim: no room for the journal"};
+	bool fails = n->apply_fails && world_chance(n->world, 50);
+
+	if (n->sealing != epoch)
+		return; /* given up, and another one is on its way */
+	n->sealing = 0;
+	if (fails) {
+		n->apply_fails = false;
+	} else {
+		n->journaled = n->sealed;
+		n->stored = epoch;
+	}
+	ft_engine_stored(n->engine, epoch, fails ? &err : NULL);
+}
+
+static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	(void)generation;
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	n->sealed = n->staged;
+	n->sealing = epoch;
+	world_after(n->world, world_range(n->world, 10, 20000) * US, n, on_stored, n, epoch);
+	return 0;
 }
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
@@ -256,9 +374,11 @@ static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, stru
 	struct node *n = ctx;
 
 	(void)generation;
-	(void)epoch;
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
+	if (n->world->options.durable && n->stored != epoch)
+		world_violation(n->world, "%s: epoch %llu counts before it is durable", n->name,
+				(unsigned long long)epoch);
 	if (n->world->mutant == MUTANT_FORGET_PAGE)
 		machine_forget_page(n->machine);
 	return 0;
@@ -276,6 +396,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 	if (n->resume_busy && world_chance(n->world, 80))
 		return ft_err_set(err, EBUSY, "sim: the old primary still holds the disk");
 	n->resume_busy = false;
+	n->stored = 0; /* the disk is the guest's now, and the journal gone */
 	if (!n->world->options.shared)
 		return 0;
 	/* The lock of a process that is dead is free. Of a host without power nobody can tell. */
@@ -364,13 +485,18 @@ const struct ft_env_ops node_env = {
 	.disks_all_behind = env_disks_all_behind,
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
+	.disk_compare = env_disk_compare,
 	.disks_yield = env_disks_yield,
 	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,
 	.disarm = env_disarm,
+	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
+	.store_stage = env_store_stage,
+	.store_staged = env_store_staged,
+	.store_unstage = env_store_unstage,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,
@@ -466,6 +592,7 @@ void node_start(struct node *n, bool primary)
 		.generation =
 			n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
 		.takeover_manual = o->takeover_manual,
+		.durable = o->durable,
 		.overflow = &overflow_ops,
 		.overflow_ctx = {&n->overflow[0], &n->overflow[1], &n->overflow[2]},
 	};
@@ -519,6 +646,12 @@ void node_crash(struct node *n, bool powerless)
 	world_log(w, "%s: CRASH%s", n->name, powerless ? " of the host" : "");
 	if (!w->faults_over && w->options.faults == 1 && protected_here(n))
 		w->must_survive = true;
+	/* The next agent replays it, whatever was written since. */
+	if (n->stored) {
+		check_journal(n);
+		n->disk = n->journaled;
+	}
+	n->stored = n->sealing = 0;
 	net_node_gone(n, powerless);
 	n->crashed = true;
 	n->powerless = powerless;

@@ -280,6 +280,15 @@ uint64_t sim_disk_tap_behind(struct tap *tap)
 	return n * SIM_BLOCK;
 }
 
+uint64_t sim_disk_tap_alike(struct tap *tap, unsigned block)
+{
+	struct sim_tap *t = (struct sim_tap *)tap;
+	uint64_t bytes = t->behind[block] ? SIM_BLOCK : 0;
+
+	t->behind[block] = 0;
+	return bytes;
+}
+
 bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data)
 {
 	struct sim_tap *t = (struct sim_tap *)tap;

@@ -93,6 +93,8 @@ void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const voi
 bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data);
 void sim_disk_tap_all_behind(struct tap *tap);
 uint64_t sim_disk_tap_behind(struct tap *tap);
+/* The standby has this block already; returns bytes that are not behind any more. */
+uint64_t sim_disk_tap_alike(struct tap *tap, unsigned block);
 
 /* ---- disk of one host ---- */
 struct disk {
@@ -115,6 +117,11 @@ struct node {
 	struct ft_arbiter arbiter, *none;
 	struct machine *machine;
 	struct disk disk;
+	/* A standby's journal: the disk as a replay makes it, of which epoch (0: none); and the
+	 * next one, while it is being made durable. */
+	struct disk journaled, staged, sealed;
+	uint64_t stored, sealing;
+	unsigned sums_at; /* blocks whose sums the armed standby has told */
 	struct tap *net_tap, *disk_tap;
 	bool crashed, powerless, frozen, arbiter_cut;
 	bool guarded; /* if the process dies, so must the VM */
@@ -162,7 +169,7 @@ void net_free(struct world *w);
 /* ---- the seed's options ---- */
 struct options {
 	uint64_t seed;
-	bool arbiter_file, takeover_manual, shared, fence;
+	bool arbiter_file, takeover_manual, shared, fence, durable;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
 	uint64_t latency_us_min, latency_us_max;
@@ -186,6 +193,8 @@ enum mutant {
 	MUTANT_FORGET_APPLY,	     /* the standby's disk loses a write */
 	MUTANT_FORGET_PAGE,	     /* the standby's image loses a page */
 	MUTANT_SYNC_HOLE,	     /* the initial copy leaves out a block */
+	MUTANT_COMPARE_BLIND,	     /* a block that differs is taken for the same */
+	MUTANT_JOURNAL_HOLE,	     /* the standby's journal loses a write */
 	MUTANT_GRANT_ALL,	     /* the arbiter grants whoever asks */
 	MUTANT_LATE_CLOSE,	     /* the epoch closes before the guest stands still */
 	MUTANT_ABORT_FORGETS,	     /* a failed checkpoint forgets its pages */
@@ -209,7 +218,7 @@ struct link_of_chain {
 };
 
 struct captured {
-	uint64_t epoch, hash, ops, chain;
+	uint64_t epoch, hash, ops, chain, disk; /* disk: hash of that alone */
 };
 #define SIM_CAPTURED 64 /* the last checkpoints of each host */
 
@@ -253,6 +262,10 @@ void check_output(struct node *n, const struct tap_record *rec);
 void check_executed(struct world *w, uint64_t op, uint64_t chain, uint64_t parent);
 void check_captured(struct node *n, const struct machine_state *state);
 void check_takeover(struct node *n, const struct machine_state *state);
+/* What a journal makes of the disk of a standby that died is a checkpoint that was captured, and
+ * none older than what it has acknowledged. */
+void check_journal(struct node *n);
+uint64_t disk_hash(const struct disk *disk);
 /* A standby's image and disk are those of its committed checkpoint, at any time. */
 void check_standby(struct node *n);
 

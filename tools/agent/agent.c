@@ -96,6 +96,7 @@ static int make_engine(struct agent *a, struct ft_err *err)
 		.lease_ms = c->ft.lease_ms,
 		.takeover_manual = c->ft.takeover_manual,
 		.fence = c->arbiter.fence[0],
+		.durable = c->ft.durable,
 		.staging_bytes = c->ft.staging_bytes,
 		.delta_base_bytes = c->ft.delta_base_bytes,
 		.overflow = &spill_ops,
@@ -103,13 +104,16 @@ static int make_engine(struct agent *a, struct ft_err *err)
 	struct memory m;
 
 	memory_load(a->run_dir, c->name, &m);
-	e.generation = m.generation;
+	/* A standby that is told to give up what it has must not refuse an older primary. */
+	e.generation = a->incoming && a->force ? 0 : m.generation;
 	/* After a reboot the disks remember. */
-	for (unsigned i = 0; i < c->disks_n; i++) {
+	for (unsigned i = 0; i < c->disks_n && !(a->incoming && a->force); i++) {
 		uint64_t on_disk = c->disks[i].image[0] ? store_generation(c->disks[i].image) : 0;
 
 		e.generation = on_disk > e.generation ? on_disk : e.generation;
 	}
+	snprintf(e.home, sizeof e.home, "%s", c->home[0] ? c->home : m.home);
+	e.home_is_fixed = c->home[0] != 0;
 	snprintf(e.name, sizeof e.name, "%s", c->name);
 	snprintf(e.host_id, sizeof e.host_id, "%s", a->host_id);
 	for (unsigned i = 0; i < AGENT_SPILLS; i++) {
@@ -142,6 +146,8 @@ static int start_role(struct agent *a, struct ft_err *err)
 	memory_load(a->run_dir, a->config.name, &m);
 	if (!m.elsewhere)
 		rc = guest_find_again(a, err);
+	if (rc == -ENOENT && durable_recover(a, err))
+		return -err->code;
 	if (rc == -ENOENT && a->incoming) {
 		ft_engine_start_standby(a->engine);
 		return 0;
@@ -283,8 +289,7 @@ void agent_free(struct agent *a)
 		taps_free(a);
 	if (a->engine && a->vmm)
 		guest_release(a);
-	for (unsigned i = 0; i < a->stores_n; i++)
-		store_free(a->stores[i]);
+	stores_free(a);
 	if (a->pio_tap)
 		a->pio_tap->ops->free(a->pio_tap);
 	ctl_server_free(a->ctl);

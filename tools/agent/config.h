@@ -71,6 +71,7 @@ struct ft_config {
 	char name[CTL_NAME_MAX];
 	char uuid[CONFIG_UUID_MAX]; /* the UUIDv5 of the name unless given, so that both hosts agree
 				     */
+	char home[FT_HOST_ID_MAX];  /* host id; "" = where the guest was started first */
 	enum config_vmm vmm;
 	enum config_source source;
 	enum config_program program; /* pocket */
@@ -100,6 +101,8 @@ struct ft_config {
 		unsigned lease_ms; /* of a shared disk; takeover_ms unless given */
 		double max_overhead;
 		bool takeover_manual;
+		bool durable; /* disk writes are on the standby's disk before they are acknowledged
+			       */
 		uint64_t staging_bytes, delta_base_bytes;
 	} ft;
 	struct {
