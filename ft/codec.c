@@ -30,7 +30,7 @@
  * the ratio on one that can. */
 #define LZ4_ACCELERATION 2
 /* Pages that cannot be packed come in runs: media, ciphertext, packed files. After so many whole
- * pages in a row only those are tried that do not look like it, and every so-manieth that does. */
+ * pages in a row only those are tried that do not look like it, and one in 32 that does. */
 #define LZ4_GIVE_UP   8u
 #define LZ4_TRY_EVERY 32u
 /* Bytes looked at, and how many different ones a page has that looks packed: of random ones 101 are
