@@ -6,6 +6,7 @@
 //   others stay for hosts without.
 //   - SSL_MODE_RELEASE_BUFFERS stays off: it allocates and frees record buffers all the time, and
 //   nothing on the checkpoint path allocates.
+//   - Read ahead: a record is one call of the kernel and not two, one of them for five bytes.
 //   - Partial writes, and a retry may come from another address: the link moves what did not go out
 //   at once into its own buffer.
 #include "transport/tls_config.h"
@@ -117,6 +118,7 @@ static int set_up(SSL_CTX *ctx)
 	    !SSL_CTX_set1_groups_list(ctx, TLS_GROUPS) || !SSL_CTX_set_num_tickets(ctx, 0))
 		return -ENOMEM;
 	SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
+	SSL_CTX_set_read_ahead(ctx, 1);
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);

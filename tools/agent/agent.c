@@ -172,6 +172,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
 	if (!rc)
+		rc = afterlife_start(&a->afterlife, err);
+	if (!rc)
 		rc = make_loop(a, err);
 	if (!rc)
 		rc = ctl_server_new(a->base, a->run_dir, a->config.name, &ctl, &a->ctl, err);
@@ -318,6 +320,7 @@ void agent_free(struct agent *a)
 		event_base_free(a->base);
 	if (a->wait_fd >= 0)
 		close(a->wait_fd);
+	afterlife_stop(a->afterlife);
 	keeper_stop(a->keeper);
 	bridge_taps_remove(a);
 }

@@ -23,6 +23,7 @@
 #include "transport/listener.h"
 #include "transport/tls_config.h"
 #include "transport/uri.h"
+#include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/vmm.h"
@@ -86,6 +87,7 @@ struct agent {
 	atomic_bool output, pressure, journaled;
 
 	struct keeper *keeper;
+	struct afterlife *afterlife;
 	bool keeper_lost;
 	struct ft_arbiter *arbiter;
 	struct ft_engine *engine;

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* When this process dies, its sockets are closed at once and not only after its memory has been
+ * freed. One for a process. */
+#ifndef AGENT_AFTERLIFE_H
+#define AGENT_AFTERLIFE_H
+
+#include "ft/err.h"
+
+struct afterlife;
+
+/* Makes the process that keeps the memory; it goes by itself when this one is dead. To be called
+ * before there are threads. -EAGAIN, -ENOMEM or what pidfd_open(2) says. */
+int afterlife_start(struct afterlife **out, struct ft_err *err);
+/* Ends and reaps it. Accepts NULL. */
+void afterlife_stop(struct afterlife *l);
+
+#endif
