@@ -418,7 +418,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		act(&in);
 		assert(links_n() <= LINKS_MAX);
 	}
-	if (how & 4)
+	if (how & 4 && is_primary())
 		ft_engine_stop(w.engine, "the end");
 	ft_engine_free(w.engine);
 	assert(links_n() == 0);

@@ -283,7 +283,9 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 	int rc;
 
 	(void)vmm;
-	assert(!w.stopped && c->pages_n == 0);
+	assert(c->pages_n == 0);
+	if (w.stopped) /* since the monitor went */
+		return ft_err_set(err, EPIPE, "the monitor is gone");
 	hooks->stopped(hooks->ctx);
 	harvest(pending);
 	rc = copy(pending, c, hooks);
