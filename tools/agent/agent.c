@@ -75,11 +75,14 @@ static int make_arbiter(struct agent *a, struct ft_err *err)
 
 static int make_tls(struct agent *a, struct ft_err *err)
 {
+	const char *peers[CONFIG_LIST_MAX + 1] = {NULL};
 	struct tls_files files = {.ca = a->config.tls.ca,
 				  .cert = a->config.tls.cert,
 				  .key = a->config.tls.key,
-				  .peer = a->config.tls.peer[0] ? a->config.tls.peer : NULL};
+				  .peers = peers};
 
+	for (unsigned i = 0; i < a->config.tls.peer.n; i++)
+		peers[i] = a->config.tls.peer.item[i];
 	return files.ca[0] ? tls_config_load(&files, &a->tls, err) : 0;
 }
 

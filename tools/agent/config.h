@@ -103,9 +103,9 @@ struct ft_config {
 	} ft;
 	struct {
 		char ca[CONFIG_PATH_MAX], cert[CONFIG_PATH_MAX], key[CONFIG_PATH_MAX];
-		char peer[CONFIG_TEXT_MAX]; /* name that the peer's certificate must bear; "" = the
-					       URI's host */
-		bool insecure;		    /* plaintext transports are allowed */
+		struct config_list peer; /* names of which the certificate of whoever connects must
+					    bear one; none = whoever the CA signed */
+		bool insecure;		 /* plaintext transports are allowed */
 	} tls;
 	struct {
 		enum config_arbiter type;

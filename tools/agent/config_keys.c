@@ -343,6 +343,7 @@ static const struct config_word takeover_words[] = {{"auto", false}, {"manual", 
 static const struct config_word arbiter_words[] = {{"none", CONFIG_ARBITER_NONE}, {"file", CONFIG_ARBITER_FILE}, {"etcd", CONFIG_ARBITER_ETCD}, {0}};
 static const struct config_word survivor_words[] = {{"standby", FT_SURVIVOR_STANDBY}, {"primary", FT_SURVIVOR_PRIMARY}, {"manual", FT_SURVIVOR_MANUAL}, {0}};
 
+
 #define AT(field)      .offset = offsetof(struct ft_config, field), .room = sizeof(((struct ft_config *)0)->field)
 #define AT_DISK(field) .offset = offsetof(struct config_disk, field), .room = sizeof(((struct config_disk *)0)->field)
 #define AT_NIC(field)  .offset = offsetof(struct config_nic, field), .room = sizeof(((struct config_nic *)0)->field)
@@ -391,7 +392,7 @@ const struct config_key config_keys[] = {
 	{"tls", "ca", parse_path, AT(tls.ca)},
 	{"tls", "cert", parse_path, AT(tls.cert)},
 	{"tls", "key", parse_path, AT(tls.key)},
-	{"tls", "peer", parse_string, AT(tls.peer)},
+	{"tls", "peer", parse_string, AT_LIST(tls.peer)},
 	{"tls", "insecure", parse_bool, AT(tls.insecure)},
 
 	{"arbiter", "type", parse_word, AT(arbiter.type), .words = arbiter_words},
