@@ -29,6 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vmm-glue/capabilities.h"
+
 #define ANSWER_MS_MAX 100  // to keeper_watch() and keeper_stop()
 #define START_MS_MAX  1000 // fork to first answer, on a machine that is busy booting guests
 #define FD_LAST	      (~0u)
@@ -243,6 +245,8 @@ static int fork_keeper(struct keeper *k, int sockets[2], int agent)
 		(void)setsid();
 		(void)prctl(PR_SET_NAME, "ft-keeper");
 		close_others(agent, sockets[1]);
+		/* To end a QEMU of another user's. */
+		(void)capabilities_keep(CAPABILITY(CAP_KILL));
 		keep(&w);
 	}
 	sigprocmask(SIG_SETMASK, &before, NULL);

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "ft/log.h"
+#include "tools/agent/privileges.h"
+#include "vmm-glue/helper.h"
 
 static void on_tick(evutil_socket_t fd, short what, void *ctx)
 {
@@ -167,6 +169,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
 	if (!rc)
+		rc = privileges_drop(&a->config, err);
+	if (!rc)
 		rc = make_loop(a, err);
 	if (!rc)
 		rc = ctl_server_new(a->base, a->run_dir, a->config.name, &ctl, &a->ctl, err);
@@ -182,6 +186,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = peer_listen(a, incoming, err);
 	if (!rc)
 		rc = start_role(a, err);
+	if (!rc)
+		rc = seccomp_install(a->config.security.seccomp, err);
 	return rc;
 }
 
@@ -312,5 +318,6 @@ void agent_free(struct agent *a)
 	if (a->wait_fd >= 0)
 		close(a->wait_fd);
 	keeper_stop(a->keeper);
+	helper_stop();
 	bridge_taps_remove(a);
 }

@@ -41,6 +41,10 @@ enum config_source {
 enum config_nic_kind { CONFIG_NIC_BRIDGE, CONFIG_NIC_TAP, CONFIG_NIC_UDP };
 enum config_arbiter { CONFIG_ARBITER_NONE, CONFIG_ARBITER_FILE, CONFIG_ARBITER_ETCD };
 
+/* System calls that an agent has no use for: refused / allowed, and the kernel logs them / not
+ * looked at. */
+enum config_seccomp { CONFIG_SECCOMP_ON, CONFIG_SECCOMP_LOG, CONFIG_SECCOMP_OFF };
+
 struct config_list {
 	unsigned n;
 	char item[CONFIG_LIST_MAX][CONFIG_TEXT_MAX];
@@ -107,6 +111,9 @@ struct ft_config {
 					    bear one; none = whoever the CA signed */
 		bool insecure;		 /* plaintext transports are allowed */
 	} tls;
+	struct {
+		enum config_seccomp seccomp;
+	} security;
 	struct {
 		enum config_arbiter type;
 		enum ft_survivor survivor;

@@ -20,9 +20,13 @@ struct process {
 	bool child; /* ours to reap */
 };
 
-/* log: appended to. Returns when the program has been executed, not when it is ready. */
+/* log: appended to. Through the helper where there is one (helper.h). Returns when the program has
+ * been executed, not when it is ready. */
 int process_spawn(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
 		  const char *log, struct ft_err *err);
+/* The same, never through the helper (helper.h), with the log as a descriptor. */
+int process_spawn_here(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
+		       int log_fd, struct ft_err *err);
 /* A process that somebody else started. */
 int process_open(struct process *p, pid_t pid, struct ft_err *err);
 /* Has it ended? Waits at most within_ms. Reaps it. */
