@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <xxhash.h>
@@ -205,6 +206,8 @@ int main(int argc, char **argv)
 	const char *run_dir;
 	int report = -1;
 
+	/* Logs, sockets, what the guest's memory spills into: nobody else's. */
+	umask(077);
 	if (parse(argc, argv, &o))
 		return AGENT_BAD_CONFIG;
 	if (config_load(o.guest, o.sets, o.sets_n, &agent.config, &err)) {

@@ -51,9 +51,14 @@ static int check_set(const struct tls_files *files, struct ft_err *err)
 
 	if (missing)
 		return ft_err_set(err, EINVAL, "TLS: %s is not configured", missing);
-	if (files->peer && (!*files->peer || strlen(files->peer) > URI_HOST_MAX))
-		return ft_err_set(err, EINVAL, "TLS: peer: must have 1 to %d characters",
-				  URI_HOST_MAX);
+	for (unsigned i = 0; files->peers && files->peers[i]; i++) {
+		if (i == TLS_PEERS_MAX)
+			return ft_err_set(err, E2BIG, "TLS: peer: more than %d names",
+					  TLS_PEERS_MAX);
+		if (!*files->peers[i] || strlen(files->peers[i]) > URI_HOST_MAX)
+			return ft_err_set(err, EINVAL, "TLS: peer: must have 1 to %d characters",
+					  URI_HOST_MAX);
+	}
 	return 0;
 }
 
@@ -126,6 +131,16 @@ static int set_up(SSL_CTX *ctx)
 	return 0;
 }
 
+static int copy_peers(struct tls_config *config, const char *const *peers)
+{
+	for (; peers && *peers; peers++) {
+		config->peers[config->peers_n] = strdup(*peers);
+		if (!config->peers[config->peers_n++])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
 int tls_config_load(const struct tls_files *files, struct tls_config **out, struct ft_err *err)
 {
 	struct tls_config *config;
@@ -135,8 +150,10 @@ int tls_config_load(const struct tls_files *files, struct tls_config **out, stru
 		return r;
 	ERR_clear_error();
 	config = calloc(1, sizeof *config);
+	if (config)
+		config->users = 1;
 	if (!config || !(config->ctx = SSL_CTX_new(TLS_method())) || set_up(config->ctx) ||
-	    (files->peer && !(config->peer = strdup(files->peer)))) {
+	    copy_peers(config, files->peers)) {
 		ERR_clear_error();
 		r = ft_err_set(err, ENOMEM, "TLS: %s", strerror(ENOMEM));
 	} else {
@@ -152,9 +169,10 @@ int tls_config_load(const struct tls_files *files, struct tls_config **out, stru
 
 void tls_config_free(struct tls_config *config)
 {
-	if (!config)
+	if (!config || --config->users)
 		return;
 	SSL_CTX_free(config->ctx);
-	free(config->peer);
+	for (unsigned i = 0; i < config->peers_n; i++)
+		free(config->peers[i]);
 	free(config);
 }

@@ -296,18 +296,28 @@ static void env_generation(void *ctx, uint64_t generation)
 	assert(generation > 0);
 }
 
+/* After a takeover they are there still, passing through. */
+static int env_taps_out(void *ctx, struct ft_err *err)
+{
+	(void)ctx;
+	(void)err;
+	assert(w.resumed);
+	return 0;
+}
+
 static void env_changed(void *ctx)
 {
 	(void)ctx;
 }
 
-/* What only a primary needs is not there. */
+/* What only a primary that protects needs is not there. */
 const struct ft_env_ops world_env = {
 	.now_ns = env_now,
 	.wake_at = env_wake_at,
 	.random = env_random,
 	.dial = env_dial,
 	.hang_up = env_hang_up,
+	.taps_out = env_taps_out,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,

@@ -9,16 +9,20 @@
 // It also shares the thread-local storage of the thread that made it, errno among it. So it makes
 // system calls only, through syscall(2), which is no cancellation point and writes errno only when
 // a call fails; those here do not. All signals are blocked.
+//
+// Whoever got hold of the agent's memory has this process's stack too. So it has no more rights
+// than the agent, and the strictest filter there is: read(2) and exit(2), which is all that it
+// needs, for the end of a pipe tells it that the agent is dead.
 #include "tools/agent/afterlife.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <fcntl.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -29,7 +33,7 @@
 
 struct afterlife {
 	pid_t pid;
-	int agent; // pidfd of this process
+	int ends[2]; // a pipe: read there, held open here
 	_Alignas(16) uint8_t stack[STACK_BYTES];
 };
 
@@ -37,16 +41,18 @@ struct afterlife {
 __attribute__((no_sanitize("address", "thread", "undefined"))) static int outlive(void *arg)
 {
 	struct afterlife *l = arg;
-	struct pollfd p = {.fd = l->agent, .events = POLLIN};
+	int agent = l->ends[0];
+	char none;
 
 	(void)syscall(SYS_setsid);
 	(void)syscall(SYS_prctl, PR_SET_NAME, "ft-afterlife", 0, 0, 0);
-	if (l->agent > 0)
-		(void)syscall(SYS_close_range, 0, l->agent - 1, 0);
-	(void)syscall(SYS_close_range, l->agent + 1, FD_LAST, 0);
-	while (!p.revents)
-		(void)syscall(SYS_ppoll, &p, 1, NULL, NULL, 0);
-	syscall(SYS_exit_group, 0);
+	if (agent > 0)
+		(void)syscall(SYS_close_range, 0, agent - 1, 0);
+	(void)syscall(SYS_close_range, agent + 1, FD_LAST, 0);
+	(void)syscall(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0);
+	while (syscall(SYS_read, agent, &none, sizeof none) > 0)
+		;
+	syscall(SYS_exit, 0);
 	return 0;
 }
 
@@ -54,39 +60,36 @@ int afterlife_start(struct afterlife **out, struct ft_err *err)
 {
 	struct afterlife *l = calloc(1, sizeof *l);
 	sigset_t all, before;
-	int saved = ENOMEM;
+	int saved;
 
 	if (!l)
-		goto failed;
-	l->agent = pidfd_open(getpid(), 0);
-	if (l->agent >= 0) {
-		sigfillset(&all);
-		sigprocmask(SIG_BLOCK, &all, &before);
-		l->pid = clone(outlive, l->stack + STACK_BYTES, CLONE_VM | SIGCHLD, l);
+		return ft_err_set(err, ENOMEM, "afterlife: start: out of memory");
+	if (pipe2(l->ends, O_CLOEXEC)) {
 		saved = errno;
-		sigprocmask(SIG_SETMASK, &before, NULL);
-	} else {
-		saved = errno;
+		free(l);
+		return ft_err_set(err, saved, "afterlife: start: %s", strerror(saved));
 	}
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
+	l->pid = clone(outlive, l->stack + STACK_BYTES, CLONE_VM | SIGCHLD, l);
+	saved = errno;
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	close(l->ends[0]);
 	if (l->pid > 0) {
 		*out = l;
 		return 0;
 	}
-	if (l->agent >= 0)
-		close(l->agent);
+	close(l->ends[1]);
 	free(l);
-failed:
 	return ft_err_set(err, saved, "afterlife: start: %s", strerror(saved));
 }
 
 void afterlife_stop(struct afterlife *l)
 {
-	// Not reaped: the number is its own. An agent that gave up privileges may not kill it any
-	// more; then it goes when this process does.
-	if (!l || kill(l->pid, SIGKILL))
+	if (!l)
 		return;
+	close(l->ends[1]);
 	while (waitpid(l->pid, NULL, 0) < 0 && errno == EINTR)
 		;
-	close(l->agent);
 	free(l);
 }

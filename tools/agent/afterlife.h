@@ -9,9 +9,10 @@
 struct afterlife;
 
 /* Makes the process that keeps the memory; it goes by itself when this one is dead. To be called
- * before there are threads. -EAGAIN, -ENOMEM or what pidfd_open(2) says. */
+ * before there are threads, after rights were given up and before a system call filter. -EAGAIN,
+ * -EMFILE, -ENOMEM. */
 int afterlife_start(struct afterlife **out, struct ft_err *err);
-/* Ends and reaps it. Accepts NULL. */
+/* Waits for its end. Accepts NULL. */
 void afterlife_stop(struct afterlife *l);
 
 #endif

@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "ft/log.h"
+#include "tools/agent/privileges.h"
+#include "vmm-glue/helper.h"
 
 static void on_tick(evutil_socket_t fd, short what, void *ctx)
 {
@@ -75,11 +77,14 @@ static int make_arbiter(struct agent *a, struct ft_err *err)
 
 static int make_tls(struct agent *a, struct ft_err *err)
 {
+	const char *peers[CONFIG_LIST_MAX + 1] = {NULL};
 	struct tls_files files = {.ca = a->config.tls.ca,
 				  .cert = a->config.tls.cert,
 				  .key = a->config.tls.key,
-				  .peer = a->config.tls.peer[0] ? a->config.tls.peer : NULL};
+				  .peers = peers};
 
+	for (unsigned i = 0; i < a->config.tls.peer.n; i++)
+		peers[i] = a->config.tls.peer.item[i];
 	return files.ca[0] ? tls_config_load(&files, &a->tls, err) : 0;
 }
 
@@ -172,6 +177,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
 	if (!rc)
+		rc = privileges_drop(&a->config, err);
+	if (!rc)
 		rc = afterlife_start(&a->afterlife, err);
 	if (!rc)
 		rc = make_loop(a, err);
@@ -191,6 +198,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = peer_listen(a, incoming, err);
 	if (!rc)
 		rc = start_role(a, err);
+	if (!rc)
+		rc = seccomp_install(a->config.security.seccomp, err);
 	return rc;
 }
 
@@ -322,5 +331,6 @@ void agent_free(struct agent *a)
 		close(a->wait_fd);
 	afterlife_stop(a->afterlife);
 	keeper_stop(a->keeper);
+	helper_stop();
 	bridge_taps_remove(a);
 }

@@ -344,6 +344,8 @@ static const struct config_word durability_words[] = {{"memory", false}, {"disk"
 static const struct config_word arbiter_words[] = {{"none", CONFIG_ARBITER_NONE}, {"file", CONFIG_ARBITER_FILE}, {"etcd", CONFIG_ARBITER_ETCD}, {0}};
 static const struct config_word survivor_words[] = {{"standby", FT_SURVIVOR_STANDBY}, {"primary", FT_SURVIVOR_PRIMARY}, {"manual", FT_SURVIVOR_MANUAL}, {0}};
 
+static const struct config_word seccomp_words[] = {{"on", CONFIG_SECCOMP_ON}, {"log", CONFIG_SECCOMP_LOG}, {"off", CONFIG_SECCOMP_OFF}, {0}};
+
 #define AT(field)      .offset = offsetof(struct ft_config, field), .room = sizeof(((struct ft_config *)0)->field)
 #define AT_DISK(field) .offset = offsetof(struct config_disk, field), .room = sizeof(((struct config_disk *)0)->field)
 #define AT_NIC(field)  .offset = offsetof(struct config_nic, field), .room = sizeof(((struct config_nic *)0)->field)
@@ -395,8 +397,10 @@ const struct config_key config_keys[] = {
 	{"tls", "ca", parse_path, AT(tls.ca)},
 	{"tls", "cert", parse_path, AT(tls.cert)},
 	{"tls", "key", parse_path, AT(tls.key)},
-	{"tls", "peer", parse_string, AT(tls.peer)},
+	{"tls", "peer", parse_string, AT_LIST(tls.peer)},
 	{"tls", "insecure", parse_bool, AT(tls.insecure)},
+
+	{"security", "seccomp", parse_word, AT(security.seccomp), .words = seccomp_words},
 
 	{"arbiter", "type", parse_word, AT(arbiter.type), .words = arbiter_words},
 	{"arbiter", "survivor", parse_word, AT(arbiter.survivor), .words = survivor_words},

@@ -23,9 +23,10 @@
 
 #include "vmm-glue/qemu/internal.h"
 
-#define BINARY	"qemu-system-x86_64"
-#define MACHINE "pc"
-#define CPU	"max"
+#define BINARY	     "qemu-system-x86_64"
+#define MACHINE	     "pc"
+#define CPU	     "max"
+#define QEMU_SANDBOX "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 bool qemu_kvm_works(void)
 {
@@ -184,6 +185,9 @@ void qemu_common_argv(struct argv *a, enum qemu_purpose purpose, uint64_t memory
 		  "share", purpose != QEMU_TRIAL);
 	static_assert(QEMU_FD_RAM == 4, "mem-path above");
 	argv_add(a, "-no-user-config");
+	/* It was given all that it needs; a guest that breaks out into it gains no program and no
+	 * rights. */
+	argv_opt(a, "-sandbox", QEMU_SANDBOX);
 	argv_opt(a, "-display", "none");
 	argv_opt(a, "-vga", "none");
 	argv_opt(a, "-chardev", "socket,id=%sqmp,fd=%d,server=on,wait=off", QEMU_OURS, QEMU_FD_QMP);
