@@ -285,7 +285,7 @@ int helper_spawn(char *const argv[], int log_fd, const int *fds, unsigned fds_n,
 {
 	struct request r = {.what = REQUEST_SPAWN};
 	struct packet out = {.fds = {log_fd}, .fds_n = 1 + fds_n};
-	struct answer a;
+	struct answer a = {0};
 	size_t bytes = 0;
 	char *words;
 	int rc;
@@ -322,7 +322,7 @@ int helper_uffd(pid_t pid, int pidfd, int flags, int *uffd, struct ft_err *err)
 {
 	struct request r = {.what = REQUEST_UFFD, .pid = pid, .flags = flags};
 	struct packet out = {.iov = {{&r, sizeof r}}, .fds = {pidfd}, .fds_n = 1};
-	struct answer a;
+	struct answer a = {0};
 
 	assert(helper.here);
 	return ask(&r, &out, UFFD_MS_MAX, &a, uffd, err);
@@ -332,7 +332,7 @@ int helper_status(pid_t pid, int *status, struct ft_err *err)
 {
 	struct request r = {.what = REQUEST_STATUS, .pid = pid};
 	struct packet out = {.iov = {{&r, sizeof r}}};
-	struct answer a;
+	struct answer a = {0};
 	int rc;
 
 	assert(helper.here);
@@ -346,7 +346,7 @@ int helper_start(uint64_t keep, struct ft_err *err)
 {
 	struct request r = {.what = REQUEST_READY};
 	struct packet out = {.iov = {{&r, sizeof r}}};
-	struct answer a;
+	struct answer a = {0};
 	int sockets[2], rc;
 
 	assert(!helper.here);
