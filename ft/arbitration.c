@@ -36,6 +36,7 @@ static struct ft_grant_record want(struct ft_engine *e, uint64_t generation, boo
 static void set_generation(struct ft_engine *e, uint64_t generation)
 {
 	e->generation = generation;
+	memcpy(e->arbiter_holder, e->config.host_id, sizeof e->arbiter_holder);
 	e->env->generation(e->env_ctx, generation);
 }
 
@@ -51,12 +52,15 @@ static void ask(struct ft_engine *e, enum engine_question question)
 
 /* The answer is here. False: it belongs to a situation that is over; a generation that it granted
  * is ours all the same, and will be found in the record under our name. */
-static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer)
+static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer,
+		     const struct ft_grant_record *now)
 {
 	static const char *const words[] = {"held", "lost", "unreachable", "undecided"};
 
 	e->asking = QUESTION_NONE;
 	e->arbiter_state = words[answer];
+	if (answer == FT_ARBITER_GRANTED || answer == FT_ARBITER_LOST)
+		memcpy(e->arbiter_holder, now->holder, sizeof e->arbiter_holder);
 	return e->asked_in == e->situation;
 }
 
@@ -102,7 +106,7 @@ static void on_claim(void *ctx, enum ft_arbiter_answer answer, const struct ft_g
 {
 	struct ft_engine *e = ctx;
 
-	if (answered(e, answer)) {
+	if (answered(e, answer, now)) {
 		if (answer == FT_ARBITER_GRANTED)
 			set_generation(e, now->generation);
 		primary_claimed(e, answer, why);
@@ -160,7 +164,7 @@ static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft
 
 	bool again = e->primary.first_commit_done;
 
-	if (!answered(e, answer))
+	if (!answered(e, answer, now))
 		again = false;
 	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED &&
 		 now->generation > e->generation)
@@ -225,7 +229,7 @@ static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_gr
 {
 	struct ft_engine *e = ctx;
 
-	if (answered(e, answer))
+	if (answered(e, answer, now))
 		solo_answered(e, answer, now, why);
 	go_on(e);
 }
@@ -274,7 +278,7 @@ static void on_takeover(void *ctx, enum ft_arbiter_answer answer, const struct f
 {
 	struct ft_engine *e = ctx;
 
-	if (answered(e, answer))
+	if (answered(e, answer, now))
 		takeover_answered(e,
 				  ours_after_all(e, answer, now, e->standby.primary_generation + 1),
 				  now, why);

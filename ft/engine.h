@@ -185,10 +185,11 @@ struct ft_engine_status {
 	struct tap_stats taps;
 	double overhead;
 	uint64_t rounds;
-	const char *peer;	   /* "" = none */
-	const char *arbiter_state; /* "held" | "asked" | "undecided" | "unreachable" | "lost" |
-				      "unused" */
-	const char *last_error;	   /* "" = none */
+	const char *peer;	    /* "" = none */
+	const char *arbiter_state;  /* "held" | "asked" | "undecided" | "unreachable" | "lost" |
+				       "unused" */
+	const char *arbiter_holder; /* of the guest, as far as this host knows; "" = it does not */
+	const char *last_error;	    /* "" = none */
 };
 void ft_engine_status(struct ft_engine *e, struct ft_engine_status *status);
 /* The cheap part. */

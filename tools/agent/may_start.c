@@ -33,11 +33,14 @@ static void on_answer(void *ctx, enum ft_arbiter_answer answer, const struct ft_
 	snprintf(q->why, sizeof q->why, "%s", why);
 }
 
-/* An arbiter answers in time, always (ft/arbiter.h). */
-static void await(struct agent *a, const struct question *q)
+/* An arbiter answers in time, always (ft/arbiter.h). Other events have their turn too: who was
+ * stopped meanwhile starts nothing any more. */
+static int await(struct agent *a, const struct question *q, struct ft_err *err)
 {
-	while (!q->answered)
+	while (!q->answered && !a->stop_why[0])
 		event_base_loop(a->base, EVLOOP_ONCE);
+	return q->answered ? 0
+			   : ft_err_set(err, EINTR, "%s while the arbiter was asked", a->stop_why);
 }
 
 static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_err *err)
@@ -47,7 +50,8 @@ static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_e
 
 	snprintf(want.holder, sizeof want.holder, "%s", a->host_id);
 	a->arbiter->ops->swap(a->arbiter, now->generation, &want, on_answer, &q);
-	await(a, &q);
+	if (await(a, &q, err))
+		return -err->code;
 	if (q.answer == FT_ARBITER_GRANTED)
 		return 0;
 	return ft_err_set(err, EAGAIN, "arbiter %s: the guest cannot be claimed: %s",
@@ -60,7 +64,8 @@ static int ask_record(struct agent *a, bool elsewhere, struct ft_err *err)
 	struct question q = {0};
 
 	a->arbiter->ops->read(a->arbiter, on_answer, &q);
-	await(a, &q);
+	if (await(a, &q, err))
+		return -err->code;
 	if (q.answer != FT_ARBITER_GRANTED)
 		return ft_err_set(
 			err, EAGAIN,
