@@ -47,7 +47,9 @@ static void ask(struct ft_engine *e, enum engine_question question)
 	engine_ask_patience(e, FT_ARBITER_DEADLINE_MS + 500);
 	e->asking = question;
 	e->asked_in = e->situation;
-	e->arbiter_state = "asked";
+	/* Who is asked again and again is better known by how it failed. */
+	if (strcmp(e->arbiter_state, "unreachable") != 0)
+		e->arbiter_state = "asked";
 }
 
 /* The answer is here. False: it belongs to a situation that is over; a generation that it granted

@@ -39,7 +39,7 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--attach] [--keep]",
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--attach] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"

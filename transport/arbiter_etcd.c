@@ -114,7 +114,7 @@ static void on_deadline(evutil_socket_t fd, short what, void *ctx)
 
 	(void)fd, (void)what;
 	if (!a->why[a->endpoint][0])
-		snprintf(a->why[a->endpoint], sizeof a->why[0], "no answer");
+		snprintf(a->why[a->endpoint], sizeof a->why[0], "does not answer");
 	unreachable(a, "no answer within the deadline");
 }
 

@@ -45,6 +45,10 @@ static void finish(struct etcd_client *c, CURLcode code)
 
 	if (c->too_long)
 		reply.why = "the answer is too long";
+	else if (code == CURLE_COULDNT_CONNECT)
+		reply.why = "cannot be reached";
+	else if (code == CURLE_OPERATION_TIMEDOUT)
+		reply.why = "does not answer"; /* libcurl's text changes with each try */
 	else if (code != CURLE_OK && !c->error[0])
 		reply.why = curl_easy_strerror(code);
 	else if (code == CURLE_OK)
