@@ -52,6 +52,12 @@ static void ask(struct ft_engine *e, enum engine_question question)
 		e->arbiter_state = "asked";
 }
 
+/* A record that is gone was lost to nobody: it says nothing, as an arbiter that is out of reach. */
+static bool is_gone(enum ft_arbiter_answer answer, const struct ft_grant_record *now)
+{
+	return answer == FT_ARBITER_LOST && !now->generation;
+}
+
 /* The answer is here. False: it belongs to a situation that is over; a generation that it granted
  * is ours all the same, and will be found in the record under our name. */
 static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer,
@@ -60,20 +66,24 @@ static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer,
 	static const char *const words[] = {"held", "lost", "unreachable", "undecided"};
 
 	e->asking = QUESTION_NONE;
+	if (is_gone(answer, now))
+		answer = FT_ARBITER_UNREACHABLE;
 	e->arbiter_state = words[answer];
 	if (answer == FT_ARBITER_GRANTED || answer == FT_ARBITER_LOST)
 		memcpy(e->arbiter_holder, now->holder, sizeof e->arbiter_holder);
 	return e->asked_in == e->situation;
 }
 
-/* A swap whose answer was lost may have happened: nobody but our own swap writes our name under the
- * next generation. */
-static enum ft_arbiter_answer ours_after_all(struct ft_engine *e, enum ft_arbiter_answer answer,
-					     const struct ft_grant_record *now, uint64_t generation)
+/* What an answer to a swap to this generation means. A swap whose answer was lost may have
+ * happened: nobody but our own swap writes our name under the next generation. */
+static enum ft_arbiter_answer meaning(struct ft_engine *e, enum ft_arbiter_answer answer,
+				      const struct ft_grant_record *now, uint64_t generation)
 {
 	bool ours = answer == FT_ARBITER_LOST && now->generation == generation &&
 		    !strcmp(now->holder, e->config.host_id);
 
+	if (is_gone(answer, now))
+		return FT_ARBITER_UNREACHABLE;
 	return ours ? FT_ARBITER_GRANTED : answer;
 }
 
@@ -163,12 +173,13 @@ static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft
 		       const char *why)
 {
 	struct ft_engine *e = ctx;
-
 	bool again = e->primary.first_commit_done;
 
+	if (again && is_gone(answer, now))
+		answer = FT_ARBITER_UNREACHABLE;
 	if (!answered(e, answer, now))
 		again = false;
-	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED &&
+	else if (again && meaning(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED &&
 		 now->generation > e->generation)
 		solo_answered(
 			e, answer, now,
@@ -199,7 +210,7 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
 	char text[FT_REASON_MAX];
 
 	e->primary.solo_unsure |= answer == FT_ARBITER_UNREACHABLE;
-	switch (ours_after_all(e, answer, now, e->generation + 1)) {
+	switch (meaning(e, answer, now, e->generation + 1)) {
 	case FT_ARBITER_GRANTED:
 		set_generation(e, now->generation);
 		snprintf(text, sizeof text, "%.160s: goes on alone, granted by the arbiter",
@@ -281,8 +292,7 @@ static void on_takeover(void *ctx, enum ft_arbiter_answer answer, const struct f
 	struct ft_engine *e = ctx;
 
 	if (answered(e, answer, now))
-		takeover_answered(e,
-				  ours_after_all(e, answer, now, e->standby.primary_generation + 1),
+		takeover_answered(e, meaning(e, answer, now, e->standby.primary_generation + 1),
 				  now, why);
 	go_on(e);
 }
@@ -300,7 +310,8 @@ static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer,
 	if (now->generation != e->standby.primary_generation || !now->in_sync ||
 	    strcmp(now->partner, e->config.host_id)) {
 		on_takeover(e, FT_ARBITER_LOST, now,
-			    "the record does not name this host as in sync");
+			    now->generation ? "the record does not name this host as in sync"
+					    : "the arbiter has no record of this guest");
 		return;
 	}
 	w = want(e, now->generation + 1, false);
