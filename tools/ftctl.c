@@ -61,6 +61,11 @@ static const struct command commands[] = {
 	 "  link     the replication link is cut\n"
 	 "  standby  the standby host dies\n"
 	 "  switch   planned switch, roles are exchanged\n"
+	 "or a partition of primary, standby and an etcd cluster (--arbiter etcd):\n"
+	 "  partition:pair | deaf-primary | deaf-standby   the hosts lose each other, or one way\n"
+	 "  partition:primary | standby | all              these are alone\n"
+	 "  partition:primary-arbiter | standby-arbiter    these two lose each other\n"
+	 "  partition:arbiter                              it is alone; then the primary host dies\n"
 	 "Exit code 77: this machine lacks what was asked for, nothing was done.",
 	 run_drill, -1},
 	{"stop", "NAME", "shut the guest and its agent down", "",

@@ -269,26 +269,26 @@ static void on_txn(void *ctx, const struct etcd_reply *reply)
 	struct etcd_seen seen;
 	struct ft_err err;
 	bool done;
+	int rc;
 
 	/* From here on seen is history; only a new look is good for another transaction. */
 	a->q.looked = false;
 	if (!is_good(a, reply))
 		return;
-	if (etcd_txn_answer(reply->body, reply->len, a->key, &done, &seen, &err)) {
+	rc = etcd_txn_answer(reply->body, reply->len, a->key, &done, &seen, &err);
+	if (!rc && done)
+		seen.record = a->q.want;
+	else if (!rc && seen.revision == a->seen.revision)
+		rc = ft_err_set(&err, EBADMSG,
+				"the answer makes no sense: the record has not changed");
+	if (!rc)
+		rc = take(a, &seen, &err);
+	if (rc)
 		failed(a, err.text);
-	} else if (done) {
-		seen = (struct etcd_seen){.cluster = seen.cluster, .record = a->q.want};
-		if (take(a, &seen, &err))
-			failed(a, err.text);
-		else
-			granted(a);
-	} else if (seen.revision == a->seen.revision) {
-		failed(a, "the answer makes no sense: the record has not changed");
-	} else if (take(a, &seen, &err)) {
-		failed(a, err.text);
-	} else {
+	else if (done)
+		granted(a);
+	else
 		decide(a);
-	}
 }
 
 static unsigned request_ms(const struct arbiter_etcd *a)

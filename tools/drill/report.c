@@ -71,7 +71,7 @@ static void print_kinds(const struct round *rounds, unsigned n)
 			longest = gap > longest ? gap : longest;
 		}
 		if (struck)
-			printf("  %-14s %u times; gap %.0f ms on average, %.0f ms at most\n",
+			printf("  %-25s %u times; gap %.0f ms on average, %.0f ms at most\n",
 			       drill_kill_name((enum drill_kill)kill), struck, sum / struck,
 			       longest);
 	}
