@@ -417,18 +417,23 @@ static void test_other_cluster(void **state)
 /* Nothing is granted over what is not a grant record. */
 static void test_foreign_value(void **state)
 {
-	struct ft_arbiter *a = at_members(0, "foreign");
-	struct answer answer;
+	struct ft_arbiter *a = at_members(0, "foreign"), *b = at_members(1, "foreign");
+	struct ft_grant_record want = record(1, "a", false, "");
+	struct answer answers[2] = {{0}, {0}};
 
 	(void)state;
 	etcd_ctl(&cluster, "put /kemari-ft/foreign hello");
-	assert_answer(ask(a), FT_ARBITER_UNREACHABLE);
-	answer = swap(a, 0, record(1, "a", false, ""));
-	assert_answer(answer, FT_ARBITER_UNREACHABLE);
-	assert_non_null(strstr(answer.why, "not a grant record"));
+	a->ops->read(a, note, &answers[0]);
+	b->ops->swap(b, 0, &want, note, &answers[1]);
+	for (unsigned i = 0; i < 2; i++) {
+		await(&answers[i]);
+		assert_answer(answers[i], FT_ARBITER_UNREACHABLE);
+		assert_non_null(strstr(answers[i].why, "not a grant record"));
+	}
 	assert_string_equal(etcd_ctl(&cluster, "get --print-value-only /kemari-ft/foreign"),
 			    "hello\n");
 	a->ops->free(a);
+	b->ops->free(b);
 }
 
 /* ---- TLS and authentication ---- */
