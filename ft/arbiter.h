@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The arbiter keeps one record per guest and changes it by compare-and-swap on the generation. It
  * is asked only when the pair changes. Implementations: none (decides by the operator's word,
- * ft/arbiter_none.c), file (transport/arbiter_file.c), etcd later. */
+ * ft/arbiter_none.c), file (transport/arbiter_file.c), etcd (transport/arbiter_etcd.h). */
 #ifndef FT_ARBITER_H
 #define FT_ARBITER_H
 
@@ -18,6 +18,9 @@ struct ft_grant_record {
 	bool in_sync; /* the other side holds the last acknowledged checkpoint and may be granted */
 	char partner[FT_HOST_ID_MAX]; /* who that other side is; "" = nobody */
 };
+
+/* Whether both ids are one line of text: a partner's comes from the peer. */
+bool ft_grant_record_ok(const struct ft_grant_record *record);
 
 enum ft_arbiter_answer {
 	FT_ARBITER_GRANTED,	/* the swap happened (or the read worked); *now is the record */

@@ -36,6 +36,7 @@ static struct ft_grant_record want(struct ft_engine *e, uint64_t generation, boo
 static void set_generation(struct ft_engine *e, uint64_t generation)
 {
 	e->generation = generation;
+	memcpy(e->arbiter_holder, e->config.host_id, sizeof e->arbiter_holder);
 	e->env->generation(e->env_ctx, generation);
 }
 
@@ -46,28 +47,43 @@ static void ask(struct ft_engine *e, enum engine_question question)
 	engine_ask_patience(e, FT_ARBITER_DEADLINE_MS + 500);
 	e->asking = question;
 	e->asked_in = e->situation;
-	e->arbiter_state = "asked";
+	/* Who is asked again and again is better known by how it failed. */
+	if (strcmp(e->arbiter_state, "unreachable") != 0)
+		e->arbiter_state = "asked";
+}
+
+/* A record that is gone was lost to nobody: it says nothing, as an arbiter that is out of reach. */
+static bool is_gone(enum ft_arbiter_answer answer, const struct ft_grant_record *now)
+{
+	return answer == FT_ARBITER_LOST && !now->generation;
 }
 
 /* The answer is here. False: it belongs to a situation that is over; a generation that it granted
  * is ours all the same, and will be found in the record under our name. */
-static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer)
+static bool answered(struct ft_engine *e, enum ft_arbiter_answer answer,
+		     const struct ft_grant_record *now)
 {
 	static const char *const words[] = {"held", "lost", "unreachable", "undecided"};
 
 	e->asking = QUESTION_NONE;
+	if (is_gone(answer, now))
+		answer = FT_ARBITER_UNREACHABLE;
 	e->arbiter_state = words[answer];
+	if (answer == FT_ARBITER_GRANTED || answer == FT_ARBITER_LOST)
+		memcpy(e->arbiter_holder, now->holder, sizeof e->arbiter_holder);
 	return e->asked_in == e->situation;
 }
 
-/* A swap whose answer was lost may have happened: nobody but our own swap writes our name under the
- * next generation. */
-static enum ft_arbiter_answer ours_after_all(struct ft_engine *e, enum ft_arbiter_answer answer,
-					     const struct ft_grant_record *now, uint64_t generation)
+/* What an answer to a swap to this generation means. A swap whose answer was lost may have
+ * happened: nobody but our own swap writes our name under the next generation. */
+static enum ft_arbiter_answer meaning(struct ft_engine *e, enum ft_arbiter_answer answer,
+				      const struct ft_grant_record *now, uint64_t generation)
 {
 	bool ours = answer == FT_ARBITER_LOST && now->generation == generation &&
 		    !strcmp(now->holder, e->config.host_id);
 
+	if (is_gone(answer, now))
+		return FT_ARBITER_UNREACHABLE;
 	return ours ? FT_ARBITER_GRANTED : answer;
 }
 
@@ -102,7 +118,7 @@ static void on_claim(void *ctx, enum ft_arbiter_answer answer, const struct ft_g
 {
 	struct ft_engine *e = ctx;
 
-	if (answered(e, answer)) {
+	if (answered(e, answer, now)) {
 		if (answer == FT_ARBITER_GRANTED)
 			set_generation(e, now->generation);
 		primary_claimed(e, answer, why);
@@ -157,12 +173,13 @@ static void on_in_sync(void *ctx, enum ft_arbiter_answer answer, const struct ft
 		       const char *why)
 {
 	struct ft_engine *e = ctx;
-
 	bool again = e->primary.first_commit_done;
 
-	if (!answered(e, answer))
+	if (again && is_gone(answer, now))
+		answer = FT_ARBITER_UNREACHABLE;
+	if (!answered(e, answer, now))
 		again = false;
-	else if (again && ours_after_all(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED &&
+	else if (again && meaning(e, answer, now, e->generation + 1) == FT_ARBITER_GRANTED &&
 		 now->generation > e->generation)
 		solo_answered(
 			e, answer, now,
@@ -193,7 +210,7 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
 	char text[FT_REASON_MAX];
 
 	e->primary.solo_unsure |= answer == FT_ARBITER_UNREACHABLE;
-	switch (ours_after_all(e, answer, now, e->generation + 1)) {
+	switch (meaning(e, answer, now, e->generation + 1)) {
 	case FT_ARBITER_GRANTED:
 		set_generation(e, now->generation);
 		snprintf(text, sizeof text, "%.160s: goes on alone, granted by the arbiter",
@@ -225,7 +242,7 @@ static void on_solo(void *ctx, enum ft_arbiter_answer answer, const struct ft_gr
 {
 	struct ft_engine *e = ctx;
 
-	if (answered(e, answer))
+	if (answered(e, answer, now))
 		solo_answered(e, answer, now, why);
 	go_on(e);
 }
@@ -274,9 +291,8 @@ static void on_takeover(void *ctx, enum ft_arbiter_answer answer, const struct f
 {
 	struct ft_engine *e = ctx;
 
-	if (answered(e, answer))
-		takeover_answered(e,
-				  ours_after_all(e, answer, now, e->standby.primary_generation + 1),
+	if (answered(e, answer, now))
+		takeover_answered(e, meaning(e, answer, now, e->standby.primary_generation + 1),
 				  now, why);
 	go_on(e);
 }
@@ -294,7 +310,8 @@ static void on_takeover_read(void *ctx, enum ft_arbiter_answer answer,
 	if (now->generation != e->standby.primary_generation || !now->in_sync ||
 	    strcmp(now->partner, e->config.host_id)) {
 		on_takeover(e, FT_ARBITER_LOST, now,
-			    "the record does not name this host as in sync");
+			    now->generation ? "the record does not name this host as in sync"
+					    : "the arbiter has no record of this guest");
 		return;
 	}
 	w = want(e, now->generation + 1, false);

@@ -144,9 +144,8 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed,
 		return ft_err_set(err, EBUSY,
 				  "hello: both sides are standby: nobody runs the guest");
 	if (!to_standby && hello->role == FT__ROLE__ROLE_PRIMARY)
-		return ft_err_set(err, EBUSY,
-				  "hello: this side runs the guest under generation %llu",
-				  (unsigned long long)e->generation);
+		return ft_err_set(err, EBUSY, "hello: host %s runs the guest under generation %llu",
+				  e->config.host_id, (unsigned long long)e->generation);
 	if (to_standby && hello->generation < e->generation)
 		return ft_err_set(
 			err, ESTALE, "hello: generation %llu: this side knows %llu already",

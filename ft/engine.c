@@ -259,6 +259,8 @@ void engine_fence(struct ft_engine *e, const char *why)
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
 	primary_abort_checkpoint(e, why);
+	if (!strcmp(e->arbiter_holder, e->config.host_id))
+		e->arbiter_holder[0] = '\0'; /* the peer said that it is not so any more */
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed =
 		e->primary.first_commit_done = false;
@@ -296,6 +298,15 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 	e->stopped = true;
 }
 
+/* What the arbiter said last; else a guest that runs is its host's, and a standby has it from its
+ * primary. */
+static const char *holder(const struct ft_engine *e)
+{
+	if (e->arbiter_holder[0] || e->state.now == FT_FENCED)
+		return e->arbiter_holder;
+	return engine_is_standby(e) ? e->standby.primary_host : e->config.host_id;
+}
+
 void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 {
 	uint64_t now = engine_now(e);
@@ -325,6 +336,7 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	s->home = e->home;
 	s->peer = engine_data(e) ? engine_data(e)->peer : "";
 	s->arbiter_state = e->arbiter_state;
+	s->arbiter_holder = holder(e);
 	s->last_error = e->last_error;
 }
 

@@ -223,11 +223,12 @@ struct ft_engine_status {
 	uint64_t rounds;
 	/* of the initial copy: what the standby had already, and what was sent */
 	uint64_t disk_bytes_alike, disk_bytes_copied;
-	const char *home;	   /* "" = not known */
-	const char *peer;	   /* "" = none */
-	const char *arbiter_state; /* "held" | "asked" | "undecided" | "unreachable" | "lost" |
-				      "unused" */
-	const char *last_error;	   /* "" = none */
+	const char *home;	    /* "" = not known */
+	const char *peer;	    /* "" = none */
+	const char *arbiter_state;  /* "held" | "asked" | "undecided" | "unreachable" | "lost" |
+				       "unused" */
+	const char *arbiter_holder; /* of the guest, as far as this host knows; "" = it does not */
+	const char *last_error;	    /* "" = none */
 };
 void ft_engine_status(struct ft_engine *e, struct ft_engine_status *status);
 /* The cheap part. */

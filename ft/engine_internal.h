@@ -211,6 +211,8 @@ struct ft_engine {
 		ask_next; /* the arbiter request that is out; the one that waits for it */
 	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
 	const char *arbiter_state;
+	char arbiter_holder[FT_HOST_ID_MAX]; /* as it said last; "": it was not asked in this role
+					      */
 	char peer_host[FT_HOST_ID_MAX];
 	char home[FT_HOST_ID_MAX];
 	uint64_t untap_ns; /* when to take the taps out after a takeover, 0 = no */

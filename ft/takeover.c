@@ -247,6 +247,7 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 	engine_watch(e, false);
 	standby_unstage(e);
 	e->situation++;
+	memcpy(e->arbiter_holder, e->config.host_id, sizeof e->arbiter_holder);
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
 	s->takeover_ns = s->tell_ns = engine_now(e);
@@ -388,6 +389,7 @@ void switch_handed(struct ft_engine *e, uint64_t generation)
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
 	standby_reset(e);
+	e->arbiter_holder[0] = '\0';
 	e->standby.offering = true;
 	e->standby.offer_ms = FT_RETRY_MS;
 	e->standby.retry_ns = engine_now(e);

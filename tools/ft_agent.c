@@ -228,9 +228,9 @@ int main(int argc, char **argv)
 	}
 	if (agent_start(&agent, o.incoming, &err)) {
 		ft_error("%s: cannot start: %s", agent.config.name, err.text);
-		agent.exit_code = AGENT_NO_START;
+		agent.exit_code = agent.stop_why[0] ? AGENT_OK : AGENT_NO_START;
 		agent_free(&agent);
-		return AGENT_NO_START;
+		return (int)agent.exit_code;
 	}
 	if (report >= 0)
 		detached(report, &agent);

@@ -44,7 +44,7 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
@@ -68,6 +68,11 @@ static const struct command commands[] = {
 	 "  link     the replication link is cut\n"
 	 "  standby  the standby host dies\n"
 	 "  switch   planned switch, roles are exchanged\n"
+	 "or a partition of primary, standby and an etcd cluster (--arbiter etcd):\n"
+	 "  partition:pair | deaf-primary | deaf-standby   the hosts lose each other, or one way\n"
+	 "  partition:primary | standby | all              these are alone\n"
+	 "  partition:primary-arbiter | standby-arbiter    these two lose each other\n"
+	 "  partition:arbiter                              it is alone; then the primary host dies\n"
 	 "Exit code 77: this machine lacks what was asked for, nothing was done.",
 	 run_drill, -1},
 	{"stop", "NAME", "shut the guest and its agent down", "",

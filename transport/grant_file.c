@@ -19,7 +19,6 @@
 #include "transport/grant_file.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -101,18 +100,6 @@ static bool record_parse(const char *text, size_t len, struct ft_grant_record *r
 	/* Whatever was read loosely, the version and the check too, is held against what we would
 	 * have written. */
 	return record_format(rec, canonical) == len && !memcmp(canonical, text, len);
-}
-
-/* Ids are one line of text; a partner's comes from the peer. */
-static bool id_valid(const char id[FT_HOST_ID_MAX])
-{
-	for (size_t i = 0; i < FT_HOST_ID_MAX; i++) {
-		if (id[i] == '\0')
-			return true;
-		if (iscntrl((unsigned char)id[i]))
-			return false;
-	}
-	return false;
 }
 
 /* ---- names ---- */
@@ -397,7 +384,7 @@ enum ft_arbiter_answer grant_file_swap(const char *dir, const char *guest, uint6
 
 	assert(want->generation >= expected);
 	assert(want->generation - expected <= 1);
-	if (!id_valid(want->holder) || !id_valid(want->partner)) {
+	if (!ft_grant_record_ok(want)) {
 		ft_err_set(why, EINVAL, "arbiter file: %s: a host id is not one line of text",
 			   guest);
 		return FT_ARBITER_UNREACHABLE;

@@ -230,7 +230,7 @@ static void certificates(void **state)
 	host_one_error(&a, "bad.pem");
 }
 
-static void qemu_and_arbiter(void **state)
+static void qemu(void **state)
 {
 	(void)state;
 	write_file(at("g.conf"),
@@ -247,10 +247,6 @@ static void qemu_and_arbiter(void **state)
 		   "name = \"g\"\nmemory = \"64M\"\nnic n { attach = \"bridge:nobridge\" }\n" DISK);
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 	host_one_error(&a, "nobridge");
-	write_file(at("g.conf"), POCKET DISK
-		   "arbiter { type = \"etcd\" endpoints = {\"http://127.0.0.1:1\"} }\n");
-	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
-	host_one_error(&a, "etcd");
 	assert_int_equal(children(), 0);
 }
 
@@ -280,7 +276,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(run_directory, setup, place_clear),
 		cmocka_unit_test_setup_teardown(images, setup, place_clear),
 		cmocka_unit_test_setup_teardown(certificates, setup, place_clear),
-		cmocka_unit_test_setup_teardown(qemu_and_arbiter, setup, place_clear),
+		cmocka_unit_test_setup_teardown(qemu, setup, place_clear),
 		cmocka_unit_test_setup_teardown(image_locked, setup, place_clear),
 	};
 	int failed;

@@ -121,6 +121,7 @@ static const char full[] =
 	"\"192.0.2.1\"} "
 	"insecure = yes }\n"
 	"arbiter   { type = \"etcd\" endpoints = {\"http://a:2379\", 'https://b:2379'}\n"
+	"            user = ft password_file = secret prefix = \"/vms/\"\n"
 	"            survivor = \"manual\" dir = gen fence = \"fence.sh\" fence_timeout_ms = 5000 "
 	"}\n";
 
@@ -166,6 +167,9 @@ static void test_full(void **state)
 	assert_int_equal(config.arbiter.type, CONFIG_ARBITER_ETCD);
 	assert_int_equal(config.arbiter.endpoints.n, 2);
 	assert_string_equal(config.arbiter.endpoints.item[1], "https://b:2379");
+	assert_string_equal(config.arbiter.user, "ft");
+	assert_string_equal(config.arbiter.password_file, in_dir("secret"));
+	assert_string_equal(config.arbiter.prefix, "/vms/");
 	assert_int_equal(config.arbiter.survivor, FT_SURVIVOR_MANUAL);
 	assert_int_equal(config.ft.lease_ms, 150);
 	assert_string_equal(config.arbiter.fence, in_dir("fence.sh"));
@@ -348,6 +352,13 @@ static const struct {
 	 "web1.conf:2: arbiter.endpoints: missing, arbiter.type needs it"},
 	{"name = a\narbiter {\n type = none\n key = x }\n",
 	 "web1.conf:4: arbiter.ca: missing, arbiter.key needs it"},
+	{"name = a\narbiter {\n type = etcd endpoints = {'http://a'}\n user = x }\n",
+	 "web1.conf:4: arbiter.password_file: missing, arbiter.user needs it"},
+	{"name = a\narbiter {\n type = etcd endpoints = {'http://a'}\n password_file = x }\n",
+	 "web1.conf:4: arbiter.user: missing, arbiter.password_file needs it"},
+	{"name = a\narbiter { type = etcd endpoints = {'http://1', 'http://2', 'http://3',\n"
+	 "'http://4', 'http://5', 'http://6', 'http://7', 'http://8', 'http://9'} }\n",
+	 "web1.conf:3: arbiter.endpoints: more than 8"},
 };
 
 static void test_mistakes(void **state)

@@ -7,11 +7,13 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "ft/log.h"
 #include "tools/agent/privileges.h"
+#include "transport/arbiter_etcd.h"
 #include "vmm-glue/helper.h"
 
 static void on_tick(evutil_socket_t fd, short what, void *ctx)
@@ -58,6 +60,23 @@ static int make_loop(struct agent *a, struct ft_err *err)
 	return a->tick && a->leaving ? 0 : ft_err_set(err, ENOMEM, "event loop: out of memory");
 }
 
+static int make_arbiter_etcd(struct agent *a, struct ft_err *err)
+{
+	const struct ft_config *c = &a->config;
+	struct arbiter_etcd_config etcd = {.servers = {.n = c->arbiter.endpoints.n,
+						       .ca = c->arbiter.ca,
+						       .cert = c->arbiter.cert,
+						       .key = c->arbiter.key},
+					   .prefix = c->arbiter.prefix,
+					   .user = c->arbiter.user,
+					   .password_file = c->arbiter.password_file};
+
+	for (unsigned i = 0; i < etcd.servers.n; i++)
+		etcd.servers.endpoints[i] = c->arbiter.endpoints.item[i];
+	a->arbiter = arbiter_etcd_new(a->base, &etcd, c->name, err);
+	return a->arbiter ? 0 : -err->code;
+}
+
 static int make_arbiter(struct agent *a, struct ft_err *err)
 {
 	switch (a->config.arbiter.type) {
@@ -69,10 +88,9 @@ static int make_arbiter(struct agent *a, struct ft_err *err)
 		a->arbiter = ft_arbiter_file_new(a->config.arbiter.dir, a->config.name, err);
 		return a->arbiter ? 0 : -err->code;
 	case CONFIG_ARBITER_ETCD:
-		break;
+		return make_arbiter_etcd(a, err);
 	}
-	return ft_err_set(err, ENOTSUP,
-			  "arbiter etcd: not available in this version: none and file are");
+	abort();
 }
 
 static int make_tls(struct agent *a, struct ft_err *err)

@@ -18,6 +18,8 @@
 #include "ft/err.h"
 #include "ft/policy.h"
 #include "tools/ctl/ctl.h"
+#include "transport/arbiter_etcd.h"
+#include "transport/etcd_kv.h"
 #include "vmm-glue/vmm.h"
 
 #define CONFIG_FILE_MAX	  (256u << 10) /* bytes of a guest file */
@@ -122,10 +124,12 @@ struct ft_config {
 		enum config_arbiter type;
 		enum ft_survivor survivor;
 		char dir[CONFIG_PATH_MAX];
-		struct config_list endpoints; /* URLs */
 		char fence[CONFIG_PATH_MAX];  /* program; "" = none */
 		unsigned fence_timeout_ms;
+		struct config_list endpoints; /* URLs, at most ETCD_ENDPOINTS_MAX */
 		char ca[CONFIG_PATH_MAX], cert[CONFIG_PATH_MAX], key[CONFIG_PATH_MAX];
+		char user[ETCD_PASSWORD_MAX - 1], password_file[CONFIG_PATH_MAX];
+		char prefix[ETCD_KEY_MAX - CTL_NAME_MAX];
 	} arbiter;
 };
 

@@ -189,6 +189,12 @@ static int check_services(const struct check *c)
 		return missing(c, "arbiter", "dir", "type");
 	if (config->arbiter.type == CONFIG_ARBITER_ETCD && !config->arbiter.endpoints.n)
 		return missing(c, "arbiter", "endpoints", "type");
+	if (config->arbiter.endpoints.n > ETCD_ENDPOINTS_MAX)
+		return bad(c, "arbiter", "endpoints", "more than %d", ETCD_ENDPOINTS_MAX);
+	if (*config->arbiter.user && !*config->arbiter.password_file)
+		return missing(c, "arbiter", "password_file", "user");
+	if (!*config->arbiter.user && *config->arbiter.password_file)
+		return missing(c, "arbiter", "user", "password_file");
 	/* A server's certificate may be checked without having one. */
 	if (*config->arbiter.cert || *config->arbiter.key)
 		return check_certificate(c, "arbiter", config->arbiter.ca, config->arbiter.cert,

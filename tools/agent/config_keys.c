@@ -411,6 +411,9 @@ const struct config_key config_keys[] = {
 	{"arbiter", "ca", parse_path, AT(arbiter.ca)},
 	{"arbiter", "cert", parse_path, AT(arbiter.cert)},
 	{"arbiter", "key", parse_path, AT(arbiter.key)},
+	{"arbiter", "user", parse_string, AT(arbiter.user)},
+	{"arbiter", "password_file", parse_path, AT(arbiter.password_file)},
+	{"arbiter", "prefix", parse_string, AT(arbiter.prefix)},
 };
 /* clang-format on */
 

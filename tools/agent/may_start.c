@@ -33,11 +33,14 @@ static void on_answer(void *ctx, enum ft_arbiter_answer answer, const struct ft_
 	snprintf(q->why, sizeof q->why, "%s", why);
 }
 
-/* An arbiter answers in time, always (ft/arbiter.h). */
-static void await(struct agent *a, const struct question *q)
+/* An arbiter answers in time, always (ft/arbiter.h). Other events have their turn too: who was
+ * stopped meanwhile starts nothing any more. */
+static int await(struct agent *a, const struct question *q, struct ft_err *err)
 {
-	while (!q->answered)
+	while (!q->answered && !a->stop_why[0])
 		event_base_loop(a->base, EVLOOP_ONCE);
+	return q->answered ? 0
+			   : ft_err_set(err, EINTR, "%s while the arbiter was asked", a->stop_why);
 }
 
 static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_err *err)
@@ -47,7 +50,8 @@ static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_e
 
 	snprintf(want.holder, sizeof want.holder, "%s", a->host_id);
 	a->arbiter->ops->swap(a->arbiter, now->generation, &want, on_answer, &q);
-	await(a, &q);
+	if (await(a, &q, err))
+		return -err->code;
 	if (q.answer == FT_ARBITER_GRANTED)
 		return 0;
 	return ft_err_set(err, EAGAIN, "arbiter %s: the guest cannot be claimed: %s",
@@ -57,7 +61,8 @@ static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_e
 static int read_record(struct agent *a, struct question *q, struct ft_err *err)
 {
 	a->arbiter->ops->read(a->arbiter, on_answer, q);
-	await(a, q);
+	if (await(a, q, err))
+		return -err->code;
 	if (q->answer == FT_ARBITER_GRANTED)
 		return 0;
 	return ft_err_set(err, EAGAIN,
@@ -150,6 +155,8 @@ static int force(struct agent *a, const struct memory *m, struct ft_err *err)
 	if (a->config.arbiter.type == CONFIG_ARBITER_NONE)
 		return 0;
 	if (read_record(a, &q, err)) {
+		if (err->code == EINTR)
+			return -EINTR;
 		ft_warn("%s: forced: %s", a->config.name, err->text);
 		return 0;
 	}

@@ -100,7 +100,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.home = (char *)(uintptr_t)s.home;
 	arbiter.type = (char *)(uintptr_t)arbiters[a->config.arbiter.type];
 	arbiter.state = (char *)(uintptr_t)s.arbiter_state;
-	arbiter.holder = s.is_primary ? a->host_id : (char *)(uintptr_t) "";
+	arbiter.holder = (char *)(uintptr_t)s.arbiter_holder;
 	out.arbiter = &arbiter;
 	vmm.kind = (char *)(uintptr_t)(a->config.vmm == CONFIG_VMM_POCKET ? "pocket" : "qemu");
 	vmm.pid = a->vmm ? a->vm_info.pid : 0;

@@ -30,6 +30,7 @@ static void copy_seen(struct seen *seen, const Ctl__Status *s)
 	seen->commit_p50_us = s->commit_us ? s->commit_us->p50 : 0;
 	seen->vmm_pid = s->vmm ? (pid_t)s->vmm->pid : 0;
 	seen->deciding = s->deciding;
+	snprintf(seen->arbiter, sizeof seen->arbiter, "%s", s->arbiter ? s->arbiter->state : "");
 }
 
 bool ask_seen(struct drill *d, unsigned which, struct seen *seen)
@@ -159,6 +160,16 @@ int wait_state(struct drill *d, unsigned which, const char *state, int timeout_m
 				  timeout_ms / 1000);
 	if (!rc && w.failed)
 		return ft_err_set(err, EIO, "%s: failed: %s", d->hosts[which].id, w.seen.reason);
+	return rc;
+}
+
+int wait_fenced(struct drill *d, unsigned which, struct ft_err *err)
+{
+	struct seen seen;
+	int rc = wait_state(d, which, "fenced", DRILL_TAKEOVER_MS, err);
+
+	if (!rc && ask_seen(d, which, &seen))
+		say(d, "%s is fenced: %s", d->hosts[which].id, seen.reason);
 	return rc;
 }
 

@@ -13,9 +13,22 @@
 #define CALM_MS 700 /* of protection that the picture shows before the strike */
 
 static const char *const kill_names[DRILL_KILLS_N] = {
-	[DRILL_HOST] = "host",	   [DRILL_AGENT] = "agent", [DRILL_VMM] = "vmm",
-	[DRILL_FREEZE] = "freeze", [DRILL_LINK] = "link",   [DRILL_STANDBY] = "standby",
-	[DRILL_SWITCH] = "switch"};
+	[DRILL_HOST] = "host",
+	[DRILL_AGENT] = "agent",
+	[DRILL_VMM] = "vmm",
+	[DRILL_FREEZE] = "freeze",
+	[DRILL_LINK] = "link",
+	[DRILL_STANDBY] = "standby",
+	[DRILL_SWITCH] = "switch",
+	[DRILL_PART_PAIR] = "partition:pair",
+	[DRILL_PART_DEAF_PRIMARY] = "partition:deaf-primary",
+	[DRILL_PART_DEAF_STANDBY] = "partition:deaf-standby",
+	[DRILL_PART_PRIMARY] = "partition:primary",
+	[DRILL_PART_STANDBY] = "partition:standby",
+	[DRILL_PART_ALL] = "partition:all",
+	[DRILL_PART_PRIMARY_ARBITER] = "partition:primary-arbiter",
+	[DRILL_PART_STANDBY_ARBITER] = "partition:standby-arbiter",
+	[DRILL_PART_ARBITER] = "partition:arbiter"};
 
 static const char *const strikes[DRILL_KILLS_N] = {
 	[DRILL_HOST] = "host lost: agent, VMM and keeper killed, links down",
@@ -24,11 +37,27 @@ static const char *const strikes[DRILL_KILLS_N] = {
 	[DRILL_FREEZE] = "host frozen",
 	[DRILL_LINK] = "replication link cut",
 	[DRILL_STANDBY] = "standby host lost",
-	[DRILL_SWITCH] = "planned switch"};
+	[DRILL_SWITCH] = "planned switch",
+	[DRILL_PART_PAIR] = "cut off from its standby",
+	[DRILL_PART_DEAF_PRIMARY] = "does not hear its standby any more",
+	[DRILL_PART_DEAF_STANDBY] = "is not heard by its standby any more",
+	[DRILL_PART_PRIMARY] = "cut off from its standby and from the arbiter",
+	[DRILL_PART_STANDBY] = "cut off from its primary and from the arbiter",
+	[DRILL_PART_ALL] = "host-a, host-b and the arbiter cut off from one another",
+	[DRILL_PART_PRIMARY_ARBITER] = "cut off from the arbiter",
+	[DRILL_PART_STANDBY_ARBITER] = "cut off from the arbiter",
+	[DRILL_PART_ARBITER] = "the arbiter is cut off from both hosts"};
 
 const char *drill_kill_name(enum drill_kill kill)
 {
 	return kill_names[kill];
+}
+
+const char *drill_arbiter_name(enum drill_arbiter arbiter)
+{
+	static const char *const names[] = {"none", "file", "etcd"};
+
+	return names[arbiter];
 }
 
 int drill_kill_parse(const char *name)
@@ -98,6 +127,12 @@ static int verify(struct drill *d, struct round *r, struct ft_err *err)
 	return 0;
 }
 
+static bool strikes_standby(enum drill_kill kill)
+{
+	return kill == DRILL_STANDBY || kill == DRILL_PART_STANDBY ||
+	       kill == DRILL_PART_STANDBY_ARBITER;
+}
+
 static bool is_protected(struct drill *d)
 {
 	struct seen seen;
@@ -127,9 +162,9 @@ int run_round(struct drill *d, struct round *r, struct ft_err *err)
 	rc = look_calm(d, r, err);
 	if (rc)
 		return rc;
-	say(d, "strike: %s: %s", d->hosts[r->kill == DRILL_STANDBY ? !d->primary : d->primary].id,
+	say(d, "strike: %s: %s", d->hosts[strikes_standby(r->kill) ? !d->primary : d->primary].id,
 	    strikes[r->kill]);
-	rc = strike(d, r, err);
+	rc = (r->kill >= DRILL_PART_FIRST ? partition : strike)(d, r, err);
 	d->round = NULL;
 	if (!rc)
 		report_round(d, r);

@@ -9,10 +9,11 @@
  *   attach.c   a QEMU of somebody else
  *   drill.c    the sequence          soak.c    random strikes for a given time
  *   host.c     a host: namespaces, agent, strikes
- *   pair.c     guest files, agents    field.c    the network between hosts
- *   strike.c   the faults            client.c   the client; talk_ledger.c and talk_kv.c what it
- * says ask.c      asking agents         picture.c  the timeline; report.c the outcome rehearse.c on
- * an operator's pair */
+ *   pair.c     guest file, agents    field.c    the network between hosts
+ *   strike.c   the faults            client.c   the client; talk_ledger.c, talk_kv.c: what it says
+ *   partition.c  cuts between hosts and arbiter    picture.c  the timeline; report.c the outcome
+ *   cluster.c  the arbiter: etcd     rehearse.c on an operator's pair
+ *   ask.c      asking agents */
 #ifndef TOOLS_DRILL_DRILL_H
 #define TOOLS_DRILL_DRILL_H
 
@@ -29,12 +30,30 @@ enum drill_kill {
 	DRILL_LINK,    /* the replication link is cut */
 	DRILL_STANDBY, /* the standby host dies */
 	DRILL_SWITCH,  /* planned switch: roles are exchanged */
+	/* Partitions of primary, standby and arbiter (etcd); the guest's network stays whole. */
+	DRILL_PART_PAIR,	 /* primary and standby lose each other; both reach the arbiter */
+	DRILL_PART_DEAF_PRIMARY, /* what the standby sends to the primary is lost */
+	DRILL_PART_DEAF_STANDBY, /* what the primary sends to the standby is lost */
+	DRILL_PART_PRIMARY,	 /* the primary is alone */
+	DRILL_PART_STANDBY,	 /* the standby is alone */
+	DRILL_PART_ALL,		 /* each is alone */
+	DRILL_PART_PRIMARY_ARBITER, /* these two lose each other */
+	DRILL_PART_STANDBY_ARBITER,
+	DRILL_PART_ARBITER, /* the arbiter is alone; then the primary host dies */
 	DRILL_KILLS_N
 };
+#define DRILL_PART_FIRST DRILL_PART_PAIR
 const char *drill_kill_name(enum drill_kill kill);
 /* -EINVAL: none of them. */
 int drill_kill_parse(const char *name);
-#define DRILL_KILL_NAMES "host, agent, vmm, freeze, link, standby, switch"
+#define DRILL_KILL_NAMES                                                                           \
+	"host, agent, vmm, freeze, link, standby, switch, partition:pair, "                        \
+	"partition:deaf-primary, "                                                                 \
+	"partition:deaf-standby, partition:primary, partition:standby, partition:all, "            \
+	"partition:primary-arbiter, partition:standby-arbiter, partition:arbiter"
+
+enum drill_arbiter { DRILL_ARBITER_NONE, DRILL_ARBITER_FILE, DRILL_ARBITER_ETCD };
+const char *drill_arbiter_name(enum drill_arbiter arbiter);
 
 enum drill_vmm { DRILL_VMM_AUTO, DRILL_VMM_QEMU, DRILL_VMM_POCKET };
 
@@ -48,12 +67,14 @@ struct drill_options {
 	enum drill_kill kill;
 	bool kill_given;
 	unsigned rounds; /* 1 to DRILL_ROUNDS_MAX */
-	unsigned soak_s; /* random strikes for so long, under arbiter file; 0: rounds of `kill` */
+	unsigned soak_s; /* random strikes for so long, under arbiter file or etcd; 0: rounds of
+			    `kill` */
 	uint64_t seed;	 /* what the soak draws from */
 	enum drill_vmm vmm;
-	unsigned takeover_ms; /* of silence; 0: the product's default */
-	bool arbiter_file;    /* else none, with the survivor that the fault asks for */
-	bool attach;	      /* to a QEMU that was started without us */
+	unsigned takeover_ms;	    /* of silence; 0: the product's default */
+	enum drill_arbiter arbiter; /* none: with the survivor that the fault asks for. Partitions
+				       need etcd. */
+	bool attach;		    /* to a QEMU that was started without us */
 	bool shared_disk;
 	bool durable;	/* the standby syncs before it acknowledges */
 	bool give_back; /* after the takeover the lost host returns, and the guest goes home */

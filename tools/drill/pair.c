@@ -29,15 +29,14 @@ const char *host_name(unsigned which)
 
 /* ---- what the machine has ---- */
 
-static bool in_path(const char *program)
+bool drill_in_path(const char *program, char file[HOST_PATH_MAX])
 {
 	const char *path = getenv("PATH");
-	char file[512];
 
 	for (const char *at = path ? path : "/usr/sbin:/usr/bin:/sbin:/bin"; *at;) {
 		size_t len = strcspn(at, ":");
 
-		snprintf(file, sizeof file, "%.*s/%s", (int)len, at, program);
+		snprintf(file, HOST_PATH_MAX, "%.*s/%s", (int)len, at, program);
 		if (!access(file, X_OK))
 			return true;
 		at += len + (at[len] == ':');
@@ -66,11 +65,12 @@ static bool find_guest(struct drill *d)
 
 static const char *why_not_qemu(struct drill *d)
 {
+	char file[HOST_PATH_MAX];
 	struct ft_err err;
 
-	if (!in_path(QEMU_BINARY))
+	if (!drill_in_path(QEMU_BINARY, file))
 		return QEMU_BINARY " is not installed";
-	if (!in_path("ip"))
+	if (!drill_in_path("ip", file))
 		return "ip is not installed (package iproute2)";
 	if (!find_guest(d))
 		return "there is no test guest: tests/guest/build makes one";
@@ -85,6 +85,7 @@ static const char *why_not_qemu(struct drill *d)
 static int choose_vmm(struct drill *d, struct ft_err *err)
 {
 	const char *why = d->o->vmm == DRILL_VMM_POCKET ? NULL : why_not_qemu(d);
+	char etcd[HOST_PATH_MAX];
 
 	d->vmm = d->o->vmm == DRILL_VMM_POCKET || why ? DRILL_VMM_POCKET : DRILL_VMM_QEMU;
 	d->isolated = d->vmm == DRILL_VMM_QEMU;
@@ -96,7 +97,10 @@ static int choose_vmm(struct drill *d, struct ft_err *err)
 	if (!d->isolated && d->o->kill == DRILL_LINK)
 		return ft_err_set(err, ENOTSUP,
 				  "pocket runs over loopback, which has no link to cut");
-	return 0;
+	if (!d->isolated && d->o->arbiter == DRILL_ARBITER_ETCD)
+		return ft_err_set(err, ENOTSUP,
+				  "the arbiter etcd needs the namespaces that QEMU has");
+	return d->o->arbiter == DRILL_ARBITER_ETCD ? cluster_find(etcd, err) : 0;
 }
 
 /* Beside ourselves, as built and as installed. */
@@ -167,7 +171,9 @@ static int write_guest_file(struct drill *d, const char *name, unsigned which, m
 	if (d->o->takeover_ms)
 		fprintf(f, " takeover_ms = %u", d->o->takeover_ms);
 	fprintf(f, " }\n");
-	if (d->o->arbiter_file)
+	if (d->o->arbiter == DRILL_ARBITER_ETCD)
+		cluster_write(f);
+	else if (d->o->arbiter == DRILL_ARBITER_FILE)
 		fprintf(f, "arbiter { type = \"file\" dir = \"arbiter\" }\n");
 	else
 		fprintf(f, "arbiter { type = \"none\" survivor = \"%s\" }\n", survivor(d));
@@ -282,6 +288,8 @@ int pair_prepare(struct drill *d, struct ft_err *err)
 		rc = make_files(d, err);
 	if (!rc && d->isolated)
 		rc = field_up(&d->field, err);
+	if (!rc && d->o->arbiter == DRILL_ARBITER_ETCD)
+		rc = cluster_up(d, err);
 	d->talk_ops = d->vmm == DRILL_VMM_QEMU ? &talk_ledger : &talk_kv;
 	d->talk = d->vmm == DRILL_VMM_QEMU ? talk_ledger_new() : talk_kv_new();
 	return rc || d->talk ? rc : ft_err_set(err, ENOMEM, "out of memory");

@@ -16,10 +16,11 @@
 
 #include "tools/drill/scene.h"
 
-#define LABEL	    9 /* columns in front */
-#define COLUMNS_MIN 40
-#define COLUMNS_MAX 100
-#define AROUND_NS   250000000ull /* shown before the strike and after the first answer, at least */
+#define LABEL	      9 /* columns in front */
+#define COLUMNS_MIN   40
+#define COLUMNS_MAX   100
+#define AROUND_NS     250000000ull /* shown before the strike and after the first answer, at least */
+#define AROUND_MAX_NS 2000000000ull
 
 enum sign { NOTHING, RUNS, CHECKPOINT, STRIKE, WAITS, TAKES_OVER, ANSWER, SIGNS_N };
 
@@ -54,6 +55,8 @@ uint64_t picture_around_ns(const struct round *r)
 {
 	uint64_t gap = r->gap_end_ns - r->gap_start_ns;
 
+	if (gap > AROUND_MAX_NS)
+		return AROUND_MAX_NS;
 	return gap > AROUND_NS ? gap : AROUND_NS;
 }
 

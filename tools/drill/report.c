@@ -71,7 +71,7 @@ static void print_kinds(const struct round *rounds, unsigned n)
 			longest = gap > longest ? gap : longest;
 		}
 		if (struck)
-			printf("  %-14s %u times; gap %.0f ms on average, %.0f ms at most\n",
+			printf("  %-25s %u times; gap %.0f ms on average, %.0f ms at most\n",
 			       drill_kill_name((enum drill_kill)kill), struck, sum / struck,
 			       longest);
 	}
@@ -146,7 +146,7 @@ void report_json(struct drill *d, const struct round *rounds, unsigned n, bool o
 	out = json_pack("{s:b, s:s, s:s, s:s, s:s, s:o, s:I, s:I, s:I, s:b, s:i, s:I}", "ok", ok,
 			"vmm", d->vmm == DRILL_VMM_QEMU ? "qemu" : "pocket", "kill",
 			d->o->soak_s ? "soak" : drill_kill_name(d->o->kill), "arbiter",
-			d->o->arbiter_file ? "file" : "none", "disk",
+			drill_arbiter_name(d->o->arbiter), "disk",
 			d->o->shared_disk ? "shared" : "replicated", "rounds", list, "answers",
 			(json_int_t)c.answers, "lost", (json_int_t)lost(&c), "wrong",
 			(json_int_t)c.wrong, "connection_kept", !c.lost && c.answers > 0,

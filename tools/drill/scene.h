@@ -30,6 +30,7 @@ struct seen {
 	uint64_t committed, checkpoints, pause_p50_us, commit_p50_us;
 	pid_t vmm_pid; /* as the host numbers it */
 	bool deciding;
+	char arbiter[DRILL_STATE_MAX]; /* what the agent knows of it */
 };
 
 /* A moment that the picture shows. */
@@ -101,6 +102,8 @@ int drill_wait(struct drill *d, bool (*done)(struct drill *d, void *ctx), void *
 /* Until host `which` says that it is in this state; "failed" ends it early. */
 int wait_state(struct drill *d, unsigned which, const char *state, int timeout_ms,
 	       struct ft_err *err);
+/* Until the host says that it is fenced, and by whom. */
+int wait_fenced(struct drill *d, unsigned which, struct ft_err *err);
 /* Until there are n more answers than `since`. */
 int wait_answers(struct drill *d, uint64_t since, unsigned n, int timeout_ms, struct ft_err *err);
 uint64_t answers(struct drill *d);
@@ -113,7 +116,19 @@ int run_round(struct drill *d, struct round *r, struct ft_err *err);
 /* Rounds as the seed draws them, until the time is over. *done: how many were right. */
 int soak(struct drill *d, struct round *rounds, unsigned *done, struct ft_err *err);
 
+/* ---- cluster.c: the arbiter etcd ---- */
+
+/* -ENOTSUP: it is not installed. */
+int cluster_find(char path[HOST_PATH_MAX], struct ft_err *err);
+/* Starts it, on a host of its own, and waits until it serves. */
+int cluster_up(struct drill *d, struct ft_err *err);
+/* Its section of the guest file. */
+void cluster_write(FILE *f);
+
 /* ---- pair.c ---- */
+
+/* file: where it is. */
+bool drill_in_path(const char *program, char file[HOST_PATH_MAX]);
 
 int pair_prepare(struct drill *d, struct ft_err *err);
 int pair_start_primary(struct drill *d, struct ft_err *err);
@@ -148,6 +163,17 @@ int homecoming(struct drill *d, struct round *r, struct ft_err *err);
 
 /* Strikes, waits until the guest goes on, and sees to it that nothing of the old one is heard. */
 int strike(struct drill *d, struct round *r, struct ft_err *err);
+/* Links first: a host that dies says no good-bye, while a process that dies closes its sockets. */
+void strike_host(struct drill *d, unsigned which);
+/* It lets outputs of the guest out, or would. */
+bool strike_leads(const struct seen *s);
+/* The winner is known: waits for answers, measures the gap, and shows a while of what follows. */
+int strike_settle(struct drill *d, struct round *r, struct ft_err *err);
+
+/* ---- partition.c ---- */
+
+/* Cuts, sees who goes on, heals, and sees what becomes of the other one. */
+int partition(struct drill *d, struct round *r, struct ft_err *err);
 
 /* ---- report.c, picture.c ---- */
 

@@ -16,7 +16,8 @@ static uint64_t draw(uint64_t seed, unsigned round, unsigned what)
 
 static enum drill_kill draw_kill(const struct drill *d, unsigned round)
 {
-	enum drill_kill kill = (enum drill_kill)(draw(d->o->seed, round, 0) % DRILL_KILLS_N);
+	unsigned kinds = d->o->arbiter == DRILL_ARBITER_ETCD ? DRILL_KILLS_N : DRILL_PART_FIRST;
+	enum drill_kill kill = (enum drill_kill)(draw(d->o->seed, round, 0) % kinds);
 
 	/* Loopback has no link to cut. */
 	return kill == DRILL_LINK && !d->isolated ? DRILL_HOST : kill;

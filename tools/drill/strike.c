@@ -25,8 +25,7 @@ static int kill_vmm(struct drill *d, unsigned which, struct ft_err *err)
 	return 0;
 }
 
-/* Links first: a host that dies says no good-bye, while a process that dies closes its sockets. */
-static void kill_host(struct drill *d, unsigned which)
+void strike_host(struct drill *d, unsigned which)
 {
 	struct host *h = &d->hosts[which];
 
@@ -47,7 +46,7 @@ static int do_it(struct drill *d, struct round *r, struct ft_err *err)
 	r->strike_ns = drill_now_ns();
 	switch (r->kill) {
 	case DRILL_HOST:
-		kill_host(d, primary);
+		strike_host(d, primary);
 		break;
 	case DRILL_AGENT:
 		kill(h->agent, SIGKILL);
@@ -63,12 +62,12 @@ static int do_it(struct drill *d, struct round *r, struct ft_err *err)
 		d->must_live[!primary] = false; /* it has lost, and may end */
 		break;
 	case DRILL_STANDBY:
-		kill_host(d, !primary);
+		strike_host(d, !primary);
 		break;
 	case DRILL_SWITCH:
 		rc = ask_agent(d, primary, "failover", NULL, DRILL_TAKEOVER_MS, NULL, err);
 		break;
-	case DRILL_KILLS_N:
+	default: /* partition.c */
 		abort();
 	}
 	return rc;
@@ -76,7 +75,7 @@ static int do_it(struct drill *d, struct round *r, struct ft_err *err)
 
 /* ---- what comes of it ---- */
 
-static bool leads(const struct seen *s)
+bool strike_leads(const struct seen *s)
 {
 	return !strcmp(s->role, "primary") && !s->deciding &&
 	       (!strcmp(s->state, "solo") || !strcmp(s->state, "protected"));
@@ -96,7 +95,7 @@ static bool decided(struct drill *d, void *ctx)
 
 	for (unsigned i = 0; i < 2; i++)
 		lead[i] = (d->must_live[i] || i != r->old_primary) && ask_seen(d, i, &seen[i]) &&
-			  leads(&seen[i]);
+			  strike_leads(&seen[i]);
 	if (lead[0] == lead[1])
 		return false;
 	/* Protected by a standby that is cut off or dead: it has not noticed yet. */
@@ -149,7 +148,7 @@ static int fence(struct drill *d, struct round *r, struct ft_err *err)
 	if (rc)
 		return rc;
 	say(d, "shared disk: %s is fenced (switched off)", d->hosts[r->old_primary].id);
-	kill_host(d, r->old_primary);
+	strike_host(d, r->old_primary);
 	return 0;
 }
 
@@ -165,29 +164,20 @@ static int thaw(struct drill *d, struct round *r, struct ft_err *err)
 	r->thawed_ns = drill_now_ns();
 	host_thaw(&d->hosts[r->old_primary]);
 	rc = wait_answers(d, since, DRILL_ANSWERS, DRILL_TAKEOVER_MS, err);
-	if (!rc && ask_seen(d, r->old_primary, &seen) && leads(&seen))
+	if (!rc && ask_seen(d, r->old_primary, &seen) && strike_leads(&seen))
 		return ft_err_set(err, EILSEQ, "%s woke up and leads the guest too (%s)",
 				  d->hosts[r->old_primary].id, seen.state);
+	/* An arbiter tells it why. */
+	if (!rc && d->o->arbiter != DRILL_ARBITER_NONE)
+		rc = wait_fenced(d, r->old_primary, err);
 	return rc;
 }
 
-int strike(struct drill *d, struct round *r, struct ft_err *err)
+int strike_settle(struct drill *d, struct round *r, struct ft_err *err)
 {
-	bool fenced = r->kill == DRILL_FREEZE && d->o->shared_disk;
 	uint64_t until;
 	int rc;
 
-	rc = do_it(d, r, err);
-	if (!rc && fenced)
-		rc = fence(d, r, err);
-	if (!rc)
-		rc = drill_wait(d, decided, r, DRILL_TAKEOVER_MS, "one host goes on with the guest",
-				err);
-	if (!rc && !d->o->arbiter_file && r->winner != r->old_primary && !must_win_standby(r))
-		rc = ft_err_set(err, EILSEQ, "%s goes on, not %s", d->hosts[r->winner].id,
-				d->hosts[!r->winner].id);
-	if (rc)
-		return rc;
 	d->primary = r->winner;
 	rc = wait_answers(d, answers(d), DRILL_ANSWERS, DRILL_TAKEOVER_MS, err);
 	if (rc)
@@ -197,6 +187,26 @@ int strike(struct drill *d, struct round *r, struct ft_err *err)
 	until = r->gap_end_ns + picture_around_ns(r);
 	rc = drill_wait(d, shown, &until, DRILL_TAKEOVER_MS, "the picture", err);
 	r->after = answers(d) - r->before;
+	return rc;
+}
+
+int strike(struct drill *d, struct round *r, struct ft_err *err)
+{
+	bool fenced = r->kill == DRILL_FREEZE && d->o->shared_disk;
+	int rc;
+
+	rc = do_it(d, r, err);
+	if (!rc && fenced)
+		rc = fence(d, r, err);
+	if (!rc)
+		rc = drill_wait(d, decided, r, DRILL_TAKEOVER_MS, "one host goes on with the guest",
+				err);
+	if (!rc && d->o->arbiter == DRILL_ARBITER_NONE && r->winner != r->old_primary &&
+	    !must_win_standby(r))
+		rc = ft_err_set(err, EILSEQ, "%s goes on, not %s", d->hosts[r->winner].id,
+				d->hosts[!r->winner].id);
+	if (!rc)
+		rc = strike_settle(d, r, err);
 	/* A switch is complete when the guest is protected the other way round. */
 	if (!rc && r->kill == DRILL_SWITCH)
 		rc = wait_state(d, d->primary, "protected", DRILL_PROTECT_MS, err);

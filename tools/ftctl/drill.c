@@ -27,7 +27,7 @@ enum {
 };
 
 /* 0, or what is wrong with the option's value. */
-static const char *take_option(struct drill_options *o, int opt, const char *value)
+static const char *take_option(struct drill_options *o, int *arbiter, int opt, const char *value)
 {
 	char *end;
 	int kill;
@@ -48,9 +48,10 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 		return strcmp(value, "pocket") && strcmp(value, "qemu") ? "--vmm is qemu or pocket"
 									: NULL;
 	case OPT_ARBITER:
-		o->arbiter_file = !strcmp(value, "file");
-		return strcmp(value, "file") && strcmp(value, "none") ? "--arbiter is none or file"
-								      : NULL;
+		for (int i = DRILL_ARBITER_NONE; i <= DRILL_ARBITER_ETCD; i++)
+			if (!strcmp(value, drill_arbiter_name((enum drill_arbiter)i)))
+				*arbiter = i;
+		return *arbiter < 0 ? "--arbiter is none, file or etcd" : NULL;
 	case OPT_DISK:
 		o->shared_disk = !strcmp(value, "shared");
 		return strcmp(value, "shared") && strcmp(value, "replicated")
@@ -64,7 +65,6 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 			       : NULL;
 	case OPT_SOAK:
 		o->soak_s = (unsigned)strtoul(value, &end, 10);
-		o->arbiter_file = true; /* each side must be able to win */
 		return *end || end == value || !o->soak_s || o->soak_s > SOAK_S_MAX
 			       ? "--soak is a number of seconds from 1 to 86400"
 			       : NULL;
@@ -90,6 +90,13 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 	}
 }
 
+static int default_arbiter(const struct drill_options *o)
+{
+	if (o->soak_s)
+		return DRILL_ARBITER_FILE;
+	return o->kill >= DRILL_PART_FIRST ? DRILL_ARBITER_ETCD : DRILL_ARBITER_NONE;
+}
+
 int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
 	static const struct option longs[] = {
@@ -110,11 +117,11 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	struct ft_err err = {0};
 	const char *mistake;
 	bool reported;
-	int opt, ret;
+	int opt, ret, arbiter = -1; /* -1: as the fault needs it */
 
 	opterr = 0;
 	while ((opt = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-		mistake = take_option(&o, opt, optarg);
+		mistake = take_option(&o, &arbiter, opt, optarg);
 		if (mistake)
 			return fail_usage(ctl, command, "%s", mistake);
 	}
@@ -130,6 +137,16 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 				  "--return goes with --kill host, agent, vmm or freeze only");
 	if (o.soak_s && (o.name || o.kill_given))
 		return fail_usage(ctl, command, "--soak goes with neither a name nor --kill");
+	if (arbiter < 0)
+		arbiter = default_arbiter(&o);
+	o.arbiter = (enum drill_arbiter)arbiter;
+	if (o.soak_s && o.arbiter == DRILL_ARBITER_NONE)
+		return fail_usage(ctl, command,
+				  "--soak needs an arbiter by which each side can win");
+	if (o.kill >= DRILL_PART_FIRST && (o.arbiter != DRILL_ARBITER_ETCD || o.name))
+		return fail_usage(ctl, command,
+				  "partitions are drilled with --arbiter etcd, on a pair of "
+				  "the drill's own");
 	ret = drill_run(&o, &reported, &err);
 	/* With --json a drill that ran has told its error in its own object. */
 	if (ret != DRILL_OK && !reported)
