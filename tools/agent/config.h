@@ -124,7 +124,7 @@ struct ft_config {
 		enum config_arbiter type;
 		enum ft_survivor survivor;
 		char dir[CONFIG_PATH_MAX];
-		char fence[CONFIG_PATH_MAX];  /* program; "" = none */
+		char fence[CONFIG_PATH_MAX]; /* program; "" = none */
 		unsigned fence_timeout_ms;
 		struct config_list endpoints; /* URLs, at most ETCD_ENDPOINTS_MAX */
 		char ca[CONFIG_PATH_MAX], cert[CONFIG_PATH_MAX], key[CONFIG_PATH_MAX];
