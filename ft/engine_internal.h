@@ -114,7 +114,9 @@ struct ft_primary {
 	uint64_t resumed_ns, last_pause_ns, output_ns;
 	uint64_t release_ns; /* a release failed: tried again then, 0 = none is owed */
 	bool pressure, requested, want_digest, want_switch;
-	bool stopped;	   /* the guest stands still for a planned switch */
+	bool stopped;	   /* the guest stands still, its shared disks are given up ... */
+	bool stepped_back; /* ... not for a planned switch, but because the peer may have them */
+	bool shared;	   /* it has some */
 	bool vm_dead;	   /* the VM died under protection: only the hand-over is left to do */
 	unsigned failures; /* checkpoints in a row */
 	struct ft_lease lease;
@@ -306,6 +308,12 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped);
 void primary_committed(struct ft_engine *e, uint64_t epoch);
 /* Lets go what is committed; if a disk does not take it, again later. */
 bool primary_release(struct ft_engine *e);
+bool setup_has_shared_disk(const Ft__Setup *setup);
+/* PRIMARY_LOST: returns when to be called again. */
+uint64_t primary_lost_tick(struct ft_engine *e, uint64_t now);
+/* The guest that stands still runs again, with its shared disks: -errno: the other host has them.
+ */
+int primary_step_forward(struct ft_engine *e, struct ft_err *err);
 void primary_acked(struct ft_engine *e, const struct ft_msg *msg);
 /* The capture in flight will not arrive: its pages stay owed. */
 void primary_abort_checkpoint(struct ft_engine *e, const char *why);

@@ -110,6 +110,7 @@ int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 
 	if (rc)
 		return rc;
+	e->primary.shared = setup_has_shared_disk(&setup);
 	setup.session = e->primary.session;
 	setup.resume = resume;
 	setup.heartbeat_ms = e->config.heartbeat_ms;
@@ -219,7 +220,10 @@ static void resumed(struct ft_engine *e, const Ft__Ready *ready)
 	engine_set_state(e, FT_PROTECTED, "the link is back: nothing was lost");
 	p->retry_ns = engine_now(e);
 	p->lease_due_ns = p->retry_ns + FT_ACK_MAX_MS * NS_PER_MS;
-	if (p->stopped) {
+	if (p->stepped_back) {
+		if (primary_step_forward(e, &err))
+			primary_peer_lost(e, err.text);
+	} else if (p->stopped) {
 		ft_err_set(&err, ENOTCONN, "failover: the connection was lost meanwhile");
 		switch_undone(e, &err);
 	}
@@ -457,13 +461,7 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 		}
 		return p->deadline_ns;
 	case PRIMARY_LOST:
-		if (late) {
-			p->deadline_ns = now + FT_RETRY_MS * NS_PER_MS;
-			arbitrate_primary_lost_peer(e);
-			if (p->phase == PRIMARY_LOST && !engine_data(e))
-				e->env->dial(e->env_ctx, false);
-		}
-		return p->deadline_ns;
+		return primary_lost_tick(e, now);
 	case PRIMARY_RETRY:
 		if (late)
 			primary_start_dial(e);

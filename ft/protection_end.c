@@ -74,7 +74,7 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	tap_chain_set_mode(&e->chain, TAP_PASS);
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
-	p->stopped = false;
+	p->stopped = p->stepped_back = false;
 	if (p->tracking)
 		vmm_track_stop(e->vmm);
 	p->tracking = false;
@@ -173,6 +173,62 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 	ft_engine_tick(e);
 }
 
+/* Shared disks: without a lease this host writes nothing any more, and a standby that is granted
+ * the guest waits for their locks, perhaps for as long as the two cannot hear each other. So they
+ * are given up, and the guest, which must not read what somebody else writes, stands still until it
+ * is decided whose it is. */
+static void step_back(struct ft_engine *e)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+	int rc;
+
+	e->env->firing(e->env_ctx, true);
+	rc = vmm_stop(e->vmm, &err);
+	e->env->firing(e->env_ctx, false);
+	if (rc) {
+		engine_note_error(e, &err);
+		return; /* with the next tick */
+	}
+	p->stopped = p->stepped_back = true;
+	e->env->disks_yield(e->env_ctx);
+	engine_set_state(e, e->state.now,
+			 "%.200s: the guest stands still, its shared disks are free", p->why);
+}
+
+int primary_step_forward(struct ft_engine *e, struct ft_err *err)
+{
+	struct ft_primary *p = &e->primary;
+	int rc = e->env->disks_reclaim(e->env_ctx, err);
+
+	if (rc)
+		return rc;
+	p->stopped = p->stepped_back = false;
+	(void)primary_release(e);
+	if (vmm_cont(e->vmm, err))
+		engine_note_error(e, err);
+	return 0;
+}
+
+uint64_t primary_lost_tick(struct ft_engine *e, uint64_t now)
+{
+	struct ft_primary *p = &e->primary;
+	bool may_step_back = p->shared && !p->stopped && e->vmm;
+
+	if (may_step_back && now >= p->lease.until_ns)
+		step_back(e);
+	if (now < p->deadline_ns)
+		return may_step_back && p->lease.until_ns > now &&
+				       p->lease.until_ns < p->deadline_ns
+			       ? p->lease.until_ns
+			       : p->deadline_ns;
+	p->deadline_ns = now + FT_RETRY_MS * NS_PER_MS;
+	arbitrate_primary_lost_peer(e);
+	if (p->phase == PRIMARY_LOST && !engine_data(e))
+		e->env->dial(e->env_ctx, false);
+	return p->deadline_ns;
+}
+
 int ft_engine_cancel(struct ft_engine *e, struct ft_err *err)
 {
 	struct ft_primary *p = &e->primary;
@@ -253,7 +309,7 @@ void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
 	case FT_PROTECTED:
 		if (p->vm_dead || p->vm_off)
 			return;
-		p->stopped = false;
+		p->stopped = p->stepped_back = false;
 		if (!by_guest && p->phase == PRIMARY_RUNNING && p->first_commit_done) {
 			vm_lost_protected(e, why);
 			break;

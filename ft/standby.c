@@ -129,7 +129,7 @@ static void send_ready(struct ft_engine *e)
 	(void)engine_send(e, FT_MSG_READY, e->standby.committed, &ready.base, NULL, 0);
 }
 
-static bool has_shared_disk(const Ft__Setup *setup)
+bool setup_has_shared_disk(const Ft__Setup *setup)
 {
 	bool shared = false;
 
@@ -206,7 +206,7 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	} else {
 		s->armed = true;
 		s->session = setup->session;
-		s->shared = has_shared_disk(setup);
+		s->shared = setup_has_shared_disk(setup);
 		s->comparing = setup->compare;
 		engine_watch(
 			e,

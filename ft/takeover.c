@@ -309,7 +309,7 @@ static void takeover_continue(struct ft_engine *e)
 	e->primary.deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	e->primary.taps_in =
 		true; /* passing through; taken out when the replayed outputs are surely gone */
-	e->primary.vm_dead = e->primary.stopped = false;
+	e->primary.vm_dead = e->primary.stopped = e->primary.stepped_back = false;
 	e->untap_ns = engine_now(e) + FT_PASS_SETTLE_MS * NS_PER_MS;
 	ft_overhead_start(&e->overhead, engine_now(e));
 	engine_set_state(e, FT_SOLO, "took over from %s at epoch %llu in %llu ms", s->primary_host,
@@ -382,7 +382,7 @@ void switch_handed(struct ft_engine *e, uint64_t generation)
 	engine_hang_up(e);
 	primary_abort_checkpoint(e, "handed over");
 	p->phase = PRIMARY_IDLE;
-	p->tracking = p->taps_in = p->stopped = p->vm_dead = false;
+	p->tracking = p->taps_in = p->stopped = p->stepped_back = p->vm_dead = false;
 	p->first_commit_done = p->sync_claimed = p->gave_away = false;
 	p->session = 0;
 	e->env->vm_end(e->env_ctx);
