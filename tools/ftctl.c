@@ -39,6 +39,21 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
+	{"snapshot", "NAME file:PATH [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
+	 "save a running guest's memory and devices to a file",
+	 "The guest is paused for its device state only; the file holds its memory as it was\n"
+	 "in that pause. QEMU 9 and later can restore it too (-incoming file:PATH with the\n"
+	 "capability mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the\n"
+	 "command, or ftctl cancel NAME, leaves the guest running and no file.\n"
+	 "\n"
+	 "  --direct               past the page cache\n"
+	 "  --jobs N               threads that write (default 2, at most 16)\n"
+	 "  --max-bandwidth BYTES  a second; with K, M or G at its end (pages that the guest\n"
+	 "                         overwrites meanwhile count, but do not wait)\n"
+	 "  --no-disks             leave the guest's disks out; needed if it has any\n"
+	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
+	 "                         per GiB, and compare the file with that",
+	 run_snapshot, -1},
 	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--attach] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"

@@ -15,8 +15,6 @@
 #include <endian.h>
 #include <xxhash.h>
 
-#include "vmm-glue/vmm.h"
-
 #define PIECE_PAGES 256 /* read at a time: 1 MiB */
 
 static int read_all(int fd, uint64_t at, void *to, size_t bytes)
@@ -200,6 +198,15 @@ int source_digest(const struct source *s, uint64_t *digest, struct ft_err *err)
 	free(buffer);
 	free(zeroes);
 	return rc ? ft_err_set(err, -rc, "snapshot %s: %s", s->path, strerror(-rc)) : 0;
+}
+
+int source_empty(const struct vmm_ram *ram, struct ft_err *err)
+{
+	assert(ram->fd >= 0);
+	if (!fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)ram->offset,
+		       (off_t)ram->bytes))
+		return 0;
+	return ft_err_set(err, errno, "restore: emptying RAM: %s", strerror(errno));
 }
 
 // ---- all of it, by several threads

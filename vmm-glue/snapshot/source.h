@@ -11,6 +11,7 @@
 
 #include "ft/err.h"
 #include "ft/snapshot/mapped_ram.h"
+#include "vmm-glue/vmm.h"
 
 #define SOURCE_JOBS_MAX 16
 
@@ -42,7 +43,9 @@ int source_state(const struct source *s, const char *kind, uint8_t *state, size_
 		 struct ft_err *err);
 /* XXH3-64 over RAM, page after page, as vmm_ram_digest(). */
 int source_digest(const struct source *s, uint64_t *digest, struct ft_err *err);
-/* All pages of RAM into an image that is zeroes, by so many threads. */
+/* Makes the RAM of a VM that waits all zeroes, without room: what its firmware left there goes. */
+int source_empty(const struct vmm_ram *ram, struct ft_err *err);
+/* All pages of RAM into an image that is empty, by so many threads. */
 int source_restore(const struct source *s, uint8_t *image, unsigned jobs, struct ft_err *err);
 
 #endif
