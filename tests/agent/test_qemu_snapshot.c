@@ -45,7 +45,7 @@ static void every_round_is_the_pause(void **state)
 	qemu_start(&a, at("g.conf"));
 	for (unsigned round = 0; round < ROUNDS; round++)
 		/* Every fourth at a pace at which the guest writes most of its pages first. */
-		snapshot(&a, "s", round % 4 == 3 ? 64u << 20 : 0);
+		snapshot(&a, "s", round % 4 == 3 ? 128u << 20 : 0);
 	ticks_on(&a);
 	host_stop(&a);
 }

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,6 +27,7 @@
 #include "vmm-glue/uffd_abi.h"
 
 #define FAULTS_AT_ONCE 32
+#define FAULT_NICE     -10
 #define THAW_STEP      (64ull << 20)
 #define NEAR_PAGES     16 /* protecting so many more costs less than another call */
 #define FEATURES                                                                                   \
@@ -103,6 +105,8 @@ static void *run(void *ctx)
 	struct frozen *f = ctx;
 	uint64_t faults[FAULTS_AT_ONCE], alive_at = 0;
 
+	/* Who waits for it is the guest; without the right to it, it waits in turn. */
+	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), FAULT_NICE);
 	for (;;) {
 		struct pollfd p[2] = {{.fd = f->uffd, .events = POLLIN},
 				      {.fd = f->stop_fd, .events = POLLIN}};

@@ -17,7 +17,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <endian.h>
 #include <xxhash.h>
@@ -34,6 +36,7 @@
 #define BURST_NS     (NS_PER_S / 10) /* what a limited rate may catch up after a wait */
 #define CHUNK_BYTES  (CLAIMS_WORD_PAGES * (size_t)VMM_PAGE_BYTES)
 #define BITMAP_WORDS 512 /* written at a time */
+#define WORKER_NICE  5
 
 struct snapshot {
 	/* set at begin */
@@ -50,7 +53,6 @@ struct snapshot {
 	pthread_t thread;
 	/* counts */
 	_Atomic uint64_t done, written;
-	atomic_bool held;   /* the guest is held by the VM's thread, not by us */
 	atomic_bool failed; /* err is set: everybody stops */
 	/* under lock */
 	pthread_mutex_t lock;
@@ -170,8 +172,8 @@ static void on_alive(void *ctx)
 {
 	struct snapshot *s = ctx;
 
-	if (s->config.keeper && !s->held)
-		keeper_hold_begin(s->config.keeper);
+	if (s->config.keeper)
+		keeper_serving(s->config.keeper);
 }
 
 // ---- workers
@@ -308,6 +310,8 @@ static void *worker(void *ctx)
 	uint8_t *buffer = aligned_alloc(VMM_PAGE_BYTES, CHUNK_BYTES);
 	enum work work;
 
+	/* The guest's CPUs, and the thread that they wait for, come first. */
+	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 	if (!buffer)
 		give_up_for(s, ENOMEM, "a worker's buffer");
 	while ((work = next_work(s, &page)) != WORK_NONE) {
@@ -440,9 +444,7 @@ static int take_state(struct snapshot *s, struct vmm *vmm, struct ft_err *err)
 		return ft_err_set(err, ENOMEM, "device state: out of memory");
 	}
 	vmm_info(vmm, &info);
-	s->held = true;
 	rc = vmm_save(vmm, &capture, on_held, &moment, err);
-	s->held = false;
 	if (!rc) {
 		s->tail_len =
 			mapped_ram_pack_state(info.kind, capture.state, capture.state_len, s->tail);
@@ -502,7 +504,7 @@ static void snapshot_free(struct snapshot *s)
 {
 	frozen_close(s->frozen);
 	if (s->config.keeper)
-		keeper_hold_end(s->config.keeper);
+		keeper_serving_end(s->config.keeper);
 	out_file_discard(&s->file);
 	claims_free(&s->claims);
 	pool_free(&s->pool);
@@ -534,6 +536,9 @@ int snapshot_begin(const struct snapshot_config *config, struct vmm *vmm, struct
 	if (!rc)
 		rc = out_file_open(&s->file, config->path, s->layout.state_offset, config->direct,
 				   err);
+	/* From now on the guest may wait for us. */
+	if (!rc && config->keeper)
+		keeper_serving(config->keeper);
 	if (!rc)
 		rc = frozen_open(&ram, &ops, &s->frozen, err);
 	if (!rc)
