@@ -130,7 +130,7 @@ static void every_round_is_the_pause(void **state)
 		config.jobs = 1 + round % 4;
 		config.direct = round % 5 == 4 && fixture_has_direct();
 		/* Slow enough for the guest to write most of its memory meanwhile. */
-		config.bytes_per_s = round % 2 ? 40ull << 20 : 0;
+		config.bytes_per_s = round % 2 ? 100ull << 20 : 0;
 		take(&config, &p);
 		assert_int_equal(p.pages_done, p.pages);
 		restore_and_compare(config.path, p.digest);
@@ -227,14 +227,35 @@ static void old_file_stays_until_the_new_is_whole(void **state)
 	assert_int_equal(fixture_files(), 1);
 }
 
-/* A writer is killed in the middle: the next one takes over what it left. The machine and its
- * faults are in that process, too. */
+/* The program that is killed: a machine of its own, and a snapshot that takes long. */
+static int write_until_killed(const char *path)
+{
+	struct snapshot_config config = config_of(path);
+	struct ft_err error = {0};
+	struct snapshot *s;
+
+	if (pocket_start(&(struct pocket_config){.name = "k",
+						 .uuid = FIXTURE_UUID,
+						 .memory_bytes = MEMORY,
+						 .program = POCKET_DIRTY,
+						 .dirty_pages_per_s = PAGES_PER_S},
+			 &vmm, &error))
+		return 1;
+	fixture_wait_dirtied(vmm, MEMORY / VMM_PAGE_BYTES / 2);
+	config.bytes_per_s = 1 << 20;
+	if (snapshot_begin(&config, vmm, &s, &error))
+		return 1;
+	wait_progress(s, 200);
+	(void)!write(STDOUT_FILENO, "r", 1);
+	for (;;)
+		pause();
+}
+
+/* The next one takes over what it left. */
 static void killed_writer_leaves_the_old_file(void **state)
 {
 	struct snapshot_config config = config_of(fixture_path("kept.snap"));
 	struct snapshot_progress p;
-	struct ft_err error = {0};
-	struct snapshot *s;
 	int ready[2], status;
 	pid_t pid;
 	char byte;
@@ -244,21 +265,9 @@ static void killed_writer_leaves_the_old_file(void **state)
 	assert_int_equal(pipe(ready), 0);
 	pid = fork();
 	if (pid == 0) {
-		struct pocket_config other = {.name = "k",
-					      .uuid = FIXTURE_UUID,
-					      .memory_bytes = MEMORY,
-					      .program = POCKET_DIRTY,
-					      .dirty_pages_per_s = PAGES_PER_S};
-		struct vmm *child;
-
-		config.bytes_per_s = 10 << 20;
-		if (pocket_start(&other, &child, &error) ||
-		    snapshot_begin(&config, child, &s, &error))
-			_exit(1);
-		wait_progress(s, 200);
-		(void)!write(ready[1], "r", 1);
-		for (;;)
-			pause();
+		dup2(ready[1], STDOUT_FILENO);
+		execl("/proc/self/exe", "writer", config.path, NULL);
+		_exit(1);
 	}
 	close(ready[1]);
 	assert_int_equal(read(ready[0], &byte, 1), 1);
@@ -280,7 +289,7 @@ static void small_pool(void **state)
 
 	(void)state;
 	config.pool_pages = 1;
-	config.bytes_per_s = 40ull << 20;
+	config.bytes_per_s = 100ull << 20;
 	take(&config, &p);
 	restore_and_compare(config.path, p.digest);
 }
@@ -324,7 +333,7 @@ static void refusals(void **state)
 	fixture_wait_dirtied(vmm, 1000);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(every_round_is_the_pause, setup, teardown),
@@ -338,5 +347,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(refusals, setup, teardown),
 	};
 
+	if (argc == 2)
+		return write_until_killed(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
