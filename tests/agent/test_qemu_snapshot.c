@@ -13,15 +13,16 @@
 #include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/vmm.h"
 
-#define MACHINE	    "machine = \"pc-i440fx-7.2\"\n"
-#define NIC	    "nic net0 { mac = \"52:54:00:12:34:56\" attach = \"tap:tapb\" }\n"
-#define DIRTY	    "ft.dirty=20000:100"
-#define ROUNDS	    20
-#define SLOW	    (4u << 20) /* bytes a second */
-#define SLACK_MS    6000       /* a process that is killed waits for its writes to the disk first */
-#define MIGRATED_MS 60000
+#define MACHINE	       "machine = \"pc-i440fx-7.2\"\n"
+#define NIC	       "nic net0 { mac = \"52:54:00:12:34:56\" attach = \"tap:tapb\" }\n"
+#define DIRTY	       "ft.dirty=20000:100"
+#define STANDBY_ROUNDS 4
+#define ROUNDS	       20
+#define SLOW	       (4u << 20) /* bytes a second */
+#define SLACK_MS       6000 /* a process that is killed waits for its writes to the disk first */
+#define MIGRATED_MS    60000
 
-static struct host a;
+static struct host a, b;
 static char qemu10[200];
 
 static int setup(void **state)
@@ -129,6 +130,39 @@ static void agent_frozen(void **state)
 	host_start(&a, at("g.conf"), NULL);
 	wait_state(&a, "solo", START_MS);
 	snapshot(&a, "s", 0);
+	host_stop(&a);
+}
+
+/* The guest is protected and does not notice: its standby saves the last committed checkpoint. */
+static void from_the_standby(void **state)
+{
+	int tick, fd;
+
+	(void)state;
+	qemu_conf(at("g.conf"), DIRTY, "", MACHINE);
+	qemu_start(&a, at("g.conf"));
+	b = host_make("B");
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	for (unsigned round = 0; round < STANDBY_ROUNDS; round++) {
+		snapshot(&b, "s", 0);
+		assert_state(&a, "protected");
+	}
+	ask_ok(&a, "verify", NULL);
+	/* It takes over in the middle of one. */
+	fd = snapshot_begin_slow(&b, "t", SLOW);
+	tick = last_tick(&a);
+	host_kill(&a);
+	wait_tick(&b, tick, GOES_ON_MS);
+	close(fd);
+	host_stop(&b);
+	assert_int_equal(access(at("t"), F_OK), -1);
+	shell("rm -f %s %s/A/*.memory", at("A.console"), place);
+	restore("s", NULL, "cpus=1");
+	wait_tick(&a, 0, GOES_ON_MS);
 	host_stop(&a);
 }
 
@@ -283,6 +317,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(goes_on_from_it, setup, place_clear),
 		cmocka_unit_test_setup_teardown(agent_killed, setup, place_clear),
 		cmocka_unit_test_setup_teardown(agent_frozen, setup, place_clear),
+		cmocka_unit_test_setup_teardown(from_the_standby, setup, place_clear),
 		cmocka_unit_test_setup_teardown(with_qemu_10, setup, place_clear),
 	};
 	const char *source = getenv("FT_SOURCE_DIR");

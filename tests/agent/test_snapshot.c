@@ -7,6 +7,8 @@
 
 #define SLOW (1u << 20) /* bytes a second: 32 MiB take long enough for everything here */
 
+#define STANDBY_ROUNDS 6
+
 static struct host a, b;
 
 static void conf(const char *path, const char *memory)
@@ -23,7 +25,7 @@ static int setup(void **state)
 	a = host_make("A");
 	b = host_make("B");
 	conf(at("d.conf"), "32M");
-	shell("rm -f %s %s", at("s"), at("s.part"));
+	shell("rm -f %s %s %s/A/*.memory %s/B/*.memory", at("s"), at("s.part"), place, place);
 	return 0;
 }
 
@@ -116,9 +118,10 @@ static void refused(void **state)
 	ask_refused(&a, "snapshot", file_uri("s"), "disks are not saved");
 	ask_refused(&a, "snapshot", "file:s", "not file:PATH, absolute");
 	ask_refused(&a, "snapshot", "tls:h:1", "not file:PATH, absolute");
-	ask_refused(&b, "snapshot", file_uri("s"), "the guest is standby");
+	ask_refused(&b, "snapshot", file_uri("s"), "holds no checkpoint");
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
-	ask_refused(&a, "snapshot", file_uri("s"), "the guest is protected");
+	ask_refused(&a, "snapshot", file_uri("s"),
+		    "the guest is protected: its standby can take one");
 	r.command = (char *)"snapshot";
 	r.uri = (char *)(uintptr_t)file_uri("s");
 	r.jobs = 1000;
@@ -129,6 +132,36 @@ static void refused(void **state)
 	host_stop(&a);
 	host_stop(&b);
 	assert_false(there("s.part") || there("s"));
+}
+
+/* From the standby's image, while checkpoints go on; then it takes over in the middle of one. */
+static void from_the_standby(void **state)
+{
+	uint64_t before;
+	int fd;
+
+	(void)state;
+	start();
+	host_start(&b, at("d.conf"), "--incoming", unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	for (unsigned round = 0; round < STANDBY_ROUNDS; round++) {
+		before = committed(&b);
+		snapshot(&b, "s", round % 2 ? 16u << 20 : 0);
+		assert_state(&a, "protected");
+		ask_ok(&a, "verify", NULL);
+		assert_true(committed(&b) > before);
+	}
+	fd = snapshot_begin_slow(&b, "t", SLOW);
+	host_kill(&a);
+	wait_state(&b, "solo", START_MS);
+	wait_no_snapshot(&b);
+	close(fd);
+	assert_false(there("t.part") || there("t"));
+	host_stop(&b);
+	host_start(&b, at("d.conf"), "--restore", file_uri("s"), NULL);
+	wait_state(&b, "solo", START_MS);
+	host_stop(&b);
 }
 
 /* What does not fit is refused before anything is started. */
@@ -160,6 +193,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(saved_and_restored, setup, place_clear),
 		cmocka_unit_test_setup_teardown(interrupted, setup, place_clear),
 		cmocka_unit_test_setup_teardown(refused, setup, place_clear),
+		cmocka_unit_test_setup_teardown(from_the_standby, setup, place_clear),
 		cmocka_unit_test_setup_teardown(not_restored, setup, place_clear),
 	};
 	int failed;

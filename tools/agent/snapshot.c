@@ -13,7 +13,8 @@
 #include "tools/agent/agent.h"
 #include "vmm-glue/snapshot/source.h"
 
-#define JOBS_DEFAULT 2
+#define JOBS_DEFAULT	 2
+#define STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
 
 /* Any thread. */
 static void on_done(void *ctx)
@@ -178,6 +179,28 @@ static int check_disks(const struct agent *a, const Ctl__Request *request, struc
 			  a->vm_info.disks[0].id);
 }
 
+static int begin(struct agent *a, bool standby, const Ctl__Request *request,
+		 struct snapshot_config *config, struct ft_err *err)
+{
+	const uint8_t *state;
+	size_t len;
+	int rc;
+
+	if (!standby) {
+		rc = check_disks(a, request, err);
+		if (!rc)
+			rc = vmm_check(a->vmm, err);
+		return rc ? rc : snapshot_begin(config, a->vmm, &a->snapshot.writing, err);
+	}
+	rc = ft_engine_committed_state(a->engine, &state, &len, err);
+	if (rc)
+		return ft_err_context(err, "snapshot");
+	config->stall_max_ms = STANDBY_STALL_MS;
+	rc = check_disks(a, request, err);
+	return rc ? rc
+		  : snapshot_begin_image(config, a->vmm, state, len, &a->snapshot.writing, err);
+}
+
 void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request)
 {
 	struct snapshot_config config = {.path = a->snapshot.path,
@@ -188,11 +211,13 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 					 .keeper = a->keeper,
 					 .done = on_done,
 					 .ctx = a};
+	enum ft_state state = ft_engine_state(a->engine);
 	struct ft_err err = {0};
 
-	if (ft_engine_state(a->engine) != FT_SOLO || !a->vmm) {
-		ctl_reply_error(call, CTL_ERR_STATE, "snapshot: the guest is %s",
-				ft_state_name(ft_engine_state(a->engine)));
+	if (state != FT_STANDBY && (state != FT_SOLO || !a->vmm)) {
+		ctl_reply_error(call, CTL_ERR_STATE, "snapshot: the guest is %s%s",
+				ft_state_name(state),
+				state == FT_PROTECTED ? ": its standby can take one" : "");
 		return;
 	}
 	if (snapshot_busy(a)) {
@@ -206,8 +231,7 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 	a->snapshot.call = requests_later(a, call, CALL_SNAPSHOT);
 	if (!a->snapshot.call)
 		return;
-	if (check_disks(a, request, &err) || vmm_check(a->vmm, &err) ||
-	    snapshot_begin(&config, a->vmm, &a->snapshot.writing, &err)) {
+	if (begin(a, state == FT_STANDBY, request, &config, &err)) {
 		a->snapshot.writing = NULL;
 		requests_answer(&a->snapshot.call, &err);
 	}

@@ -27,7 +27,7 @@
 #include "vmm-glue/uffd_abi.h"
 
 #define FAULTS_AT_ONCE 32
-#define FAULT_NICE     -10
+#define FAULT_NICE     (-10)
 #define THAW_STEP      (64ull << 20)
 #define NEAR_PAGES     16 /* protecting so many more costs less than another call */
 #define FEATURES                                                                                   \

@@ -115,7 +115,7 @@ static void count_done(struct snapshot *s, unsigned pages)
 
 static uint8_t *wait_for_spare(struct snapshot *s)
 {
-	uint64_t until = now_ns() + SNAPSHOT_STALL_MAX_MS * 1000000ull;
+	uint64_t until = now_ns() + s->config.stall_max_ms * 1000000ull;
 	uint8_t *spare;
 	bool in_time = true;
 
@@ -127,9 +127,9 @@ static uint8_t *wait_for_spare(struct snapshot *s)
 		struct ft_err err = {0};
 
 		ft_err_set(&err, ETIMEDOUT,
-			   "the storage takes longer than %d ms to write what the guest changes: "
+			   "the storage takes longer than %u ms to write what the guest changes: "
 			   "given up, so that the guest need not wait",
-			   SNAPSHOT_STALL_MAX_MS);
+			   s->config.stall_max_ms);
 		give_up(s, &err);
 	}
 	return spare;
@@ -431,25 +431,31 @@ static int on_held(void *ctx, struct ft_err *err)
 	return rc;
 }
 
-static int take_state(struct snapshot *s, struct vmm *vmm, struct ft_err *err)
+static int pack_state(struct snapshot *s, struct vmm *vmm, const uint8_t *state, size_t len,
+		      struct ft_err *err)
+{
+	struct vmm_info info;
+
+	vmm_info(vmm, &info);
+	s->tail = malloc(len + MAPPED_RAM_TAIL_MAX);
+	if (!s->tail)
+		return ft_err_set(err, ENOMEM, "device state: out of memory");
+	s->tail_len = mapped_ram_pack_state(info.kind, state, len, s->tail);
+	return 0;
+}
+
+/* Of a guest that runs. */
+static int take_moment(struct snapshot *s, struct vmm *vmm, struct ft_err *err)
 {
 	struct vmm_capture capture = {.state = malloc(VMM_STATE_BYTES_MAX)};
 	struct moment moment = {s, vmm};
-	struct vmm_info info;
-	int rc;
+	int rc = capture.state ? 0 : ft_err_set(err, ENOMEM, "device state: out of memory");
 
-	s->tail = malloc(VMM_STATE_BYTES_MAX + MAPPED_RAM_TAIL_MAX);
-	if (!capture.state || !s->tail) {
-		free(capture.state);
-		return ft_err_set(err, ENOMEM, "device state: out of memory");
-	}
-	vmm_info(vmm, &info);
-	rc = vmm_save(vmm, &capture, on_held, &moment, err);
-	if (!rc) {
-		s->tail_len =
-			mapped_ram_pack_state(info.kind, capture.state, capture.state_len, s->tail);
-		s->pause_ns = capture.pause_ns;
-	}
+	if (!rc)
+		rc = vmm_save(vmm, &capture, on_held, &moment, err);
+	if (!rc)
+		rc = pack_state(s, vmm, capture.state, capture.state_len, err);
+	s->pause_ns = capture.pause_ns;
 	free(capture.state);
 	return rc;
 }
@@ -467,11 +473,9 @@ static void make_layout(struct snapshot *s, const struct vmm_ram *ram)
 
 static int make_room(struct snapshot *s, struct ft_err *err)
 {
-	unsigned slots = s->config.pool_pages ? s->config.pool_pages : SNAPSHOT_POOL_PAGES;
-
 	s->bitmap = calloc(mapped_ram_words(s->block), sizeof *s->bitmap);
 	if (!s->bitmap || claims_init(&s->claims, mapped_ram_pages(s->block)) ||
-	    pool_init(&s->pool, slots))
+	    pool_init(&s->pool, s->config.pool_pages))
 		return ft_err_set(err, ENOMEM, "out of memory");
 	return 0;
 }
@@ -502,6 +506,8 @@ static void init_lock(struct snapshot *s)
 
 static void snapshot_free(struct snapshot *s)
 {
+	if (!s)
+		return;
 	frozen_close(s->frozen);
 	if (s->config.keeper)
 		keeper_serving_end(s->config.keeper);
@@ -516,22 +522,26 @@ static void snapshot_free(struct snapshot *s)
 	free(s);
 }
 
-int snapshot_begin(const struct snapshot_config *config, struct vmm *vmm, struct snapshot **out,
-		   struct ft_err *err)
+/* Everything but the moment: RAM is protected when this returns 0. *out is to be freed also on
+ * error. */
+static int prepare(const struct snapshot_config *config, const struct vmm_ram *ram,
+		   struct snapshot **out, struct ft_err *err)
 {
-	struct snapshot *s = calloc(1, sizeof *s);
+	struct snapshot *s = *out = calloc(1, sizeof *s);
 	struct frozen_ops ops = {.fault = on_fault, .alive = on_alive, .ctx = s};
-	struct vmm_ram ram;
 	int rc;
 
 	assert(config->jobs > 0 && config->jobs <= SNAPSHOT_JOBS_MAX);
 	if (!s)
-		return ft_err_set(err, ENOMEM, "snapshot: out of memory");
+		return ft_err_set(err, ENOMEM, "out of memory");
 	s->config = *config;
+	if (!s->config.pool_pages)
+		s->config.pool_pages = SNAPSHOT_POOL_PAGES;
+	if (!s->config.stall_max_ms)
+		s->config.stall_max_ms = SNAPSHOT_STALL_MAX_MS;
 	s->file = (struct out_file){.fd = -1, .direct_fd = -1, .dir_fd = -1};
 	init_lock(s);
-	vmm_ram(vmm, &ram);
-	make_layout(s, &ram);
+	make_layout(s, ram);
 	rc = make_room(s, err);
 	if (!rc)
 		rc = out_file_open(&s->file, config->path, s->layout.state_offset, config->direct,
@@ -539,18 +549,54 @@ int snapshot_begin(const struct snapshot_config *config, struct vmm *vmm, struct
 	/* From now on the guest may wait for us. */
 	if (!rc && config->keeper)
 		keeper_serving(config->keeper);
-	if (!rc)
-		rc = frozen_open(&ram, &ops, &s->frozen, err);
-	if (!rc)
-		rc = take_state(s, vmm, err);
+	return rc ? rc : frozen_open(ram, &ops, &s->frozen, err);
+}
+
+static int begun(struct snapshot *s, int rc, struct snapshot **out, struct ft_err *err)
+{
 	if (!rc)
 		rc = start(s, err);
-	if (rc) {
-		snapshot_free(s);
-		return ft_err_context(err, "snapshot");
+	if (!rc) {
+		*out = s;
+		return 0;
 	}
-	*out = s;
-	return 0;
+	snapshot_free(s);
+	return ft_err_context(err, "snapshot");
+}
+
+int snapshot_begin(const struct snapshot_config *config, struct vmm *vmm, struct snapshot **out,
+		   struct ft_err *err)
+{
+	struct snapshot *s;
+	struct vmm_ram ram;
+	int rc;
+
+	vmm_ram(vmm, &ram);
+	rc = prepare(config, &ram, &s, err);
+	if (!rc)
+		rc = take_moment(s, vmm, err);
+	return begun(s, rc, out, err);
+}
+
+int snapshot_begin_image(const struct snapshot_config *config, struct vmm *vmm,
+			 const uint8_t *state, size_t len, struct snapshot **out,
+			 struct ft_err *err)
+{
+	struct snapshot *s;
+	struct vmm_ram ram;
+	int rc;
+
+	vmm_ram(vmm, &ram);
+	/* As this process has it mapped, for it is the one that writes. */
+	ram.pid = 0;
+	ram.pidfd = -1;
+	ram.address = (uintptr_t)vmm_image(vmm);
+	rc = prepare(config, &ram, &s, err);
+	if (!rc)
+		rc = on_held(&(struct moment){s, vmm}, err);
+	if (!rc)
+		rc = pack_state(s, vmm, state, len, err);
+	return begun(s, rc, out, err);
 }
 
 void snapshot_progress(const struct snapshot *s, struct snapshot_progress *p)

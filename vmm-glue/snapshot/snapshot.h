@@ -34,6 +34,7 @@ struct snapshot_config {
 				 do not wait. 0: no limit */
 	bool verify;	      /* digest RAM in the pause, which it prolongs, and compare the file */
 	unsigned pool_pages;  /* 0: SNAPSHOT_POOL_PAGES */
+	unsigned stall_max_ms;	 /* 0: SNAPSHOT_STALL_MAX_MS */
 	struct keeper *keeper;	 /* told that we live, for the guest may wait for us; may be NULL */
 	void (*done)(void *ctx); /* once, on a thread of the snapshot's: end() will not block */
 	void *ctx;
@@ -53,6 +54,12 @@ struct snapshot;
 /* The guest has been paused and runs again when this returns. 10 to 40 ms per GiB. */
 int snapshot_begin(const struct snapshot_config *config, struct vmm *vmm, struct snapshot **out,
 		   struct ft_err *err);
+/* The same of a VM that waits, whose image nobody but this process writes: the image as it is now,
+ * with this state. Who writes it meanwhile is served as a guest is. The VM may not be resumed
+ * before snapshot_cancel(). */
+int snapshot_begin_image(const struct snapshot_config *config, struct vmm *vmm,
+			 const uint8_t *state, size_t len, struct snapshot **out,
+			 struct ft_err *err);
 /* Any thread. */
 void snapshot_progress(const struct snapshot *s, struct snapshot_progress *p);
 /* Gives up, soon. Any thread. */

@@ -15,6 +15,10 @@
 #include <endian.h>
 #include <xxhash.h>
 
+#if MAPPED_RAM_STATE_MAX > VMM_STATE_BYTES_MAX
+#error "a file's device state must fit a VM's"
+#endif
+
 #define PIECE_PAGES 256 /* read at a time: 1 MiB */
 
 static int read_all(int fd, uint64_t at, void *to, size_t bytes)
@@ -163,7 +167,6 @@ int source_state(const struct source *s, const char *kind, uint8_t *state, size_
 	int rc = packed ? read_all(s->fd, s->layout.state_offset, packed, s->layout.state_bytes)
 			: -ENOMEM;
 
-	_Static_assert(MAPPED_RAM_STATE_MAX <= VMM_STATE_BYTES_MAX, "a state fits");
 	if (rc)
 		ft_err_set(err, -rc, "snapshot %s: device state: %s", s->path, strerror(-rc));
 	else
