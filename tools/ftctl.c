@@ -41,11 +41,13 @@ static const struct command commands[] = {
 	 run_verify, 120000},
 	{"snapshot", "NAME file:PATH [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
 	 "save a running guest's memory and devices to a file",
-	 "Of a guest that runs solo: it is paused for its device state only, and the file holds\n"
-	 "its memory as it was in that pause. At the standby of a protected guest: the last\n"
-	 "committed checkpoint, and the guest does not notice. QEMU 9 and later can restore it too (-incoming file:PATH with the\n"
-	 "capability mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the\n"
-	 "command, or ftctl cancel NAME, leaves the guest running and no file.\n"
+	 "Of a guest that runs solo: it is paused for its device state only, and the file\n"
+	 "holds its memory as it was in that pause. At the standby of a protected guest: the\n"
+	 "last committed checkpoint, and the guest does not notice.\n"
+	 "\n"
+	 "QEMU 9 and later can restore the file too (-incoming file:PATH with the capability\n"
+	 "mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the command,\n"
+	 "or ftctl cancel NAME, leaves the guest running and no file.\n"
 	 "\n"
 	 "  --direct               past the page cache\n"
 	 "  --jobs N               threads that write (default 2, at most 16)\n"

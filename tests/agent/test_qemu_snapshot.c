@@ -29,7 +29,7 @@ static int setup(void **state)
 {
 	place_clear(state);
 	a = host_make("A");
-	shell("rm -f %s %s %s", at("s"), at("s.part"), at("A.console"));
+	shell("rm -f %s %s %s %s*", at("s"), at("s.part"), at("A.console"), at("A.img"));
 	qemu_conf(at("g.conf"), DIRTY, "", MACHINE NIC);
 	return 0;
 }
@@ -160,7 +160,8 @@ static void from_the_standby(void **state)
 	close(fd);
 	host_stop(&b);
 	assert_int_equal(access(at("t"), F_OK), -1);
-	shell("rm -f %s %s/A/*.memory", at("A.console"), place);
+	/* As on a third host, with a disk of its own. */
+	shell("rm -f %s %s* %s/A/*.memory", at("A.console"), at("A.img"), place);
 	restore("s", NULL, "cpus=1");
 	wait_tick(&a, 0, GOES_ON_MS);
 	host_stop(&a);

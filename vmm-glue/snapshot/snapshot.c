@@ -11,7 +11,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -21,22 +20,18 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <endian.h>
-#include <xxhash.h>
-
 #include "ft/page.h"
 #include "ft/snapshot/claims.h"
 #include "ft/snapshot/mapped_ram.h"
+#include "vmm-glue/snapshot/frame.h"
 #include "vmm-glue/snapshot/frozen.h"
 #include "vmm-glue/snapshot/out_file.h"
 #include "vmm-glue/snapshot/pool.h"
-#include "vmm-glue/snapshot/source.h"
 
-#define NS_PER_S     1000000000ull
-#define BURST_NS     (NS_PER_S / 10) /* what a limited rate may catch up after a wait */
-#define CHUNK_BYTES  (CLAIMS_WORD_PAGES * (size_t)VMM_PAGE_BYTES)
-#define BITMAP_WORDS 512 /* written at a time */
-#define WORKER_NICE  5
+#define NS_PER_S    1000000000ull
+#define BURST_NS    (NS_PER_S / 10) /* what a limited rate may catch up after a wait */
+#define CHUNK_BYTES (CLAIMS_WORD_PAGES * (size_t)VMM_PAGE_BYTES)
+#define WORKER_NICE 5
 
 struct snapshot {
 	/* set at begin */
@@ -326,62 +321,12 @@ static void *worker(void *ctx)
 
 // ---- the end of the file
 
-static int write_bitmap(struct snapshot *s)
-{
-	uint64_t words = mapped_ram_words(s->block), le[BITMAP_WORDS];
-	int rc = 0;
-
-	for (uint64_t at = 0; at < words && !rc; at += BITMAP_WORDS) {
-		uint64_t n = words - at < BITMAP_WORDS ? words - at : BITMAP_WORDS;
-
-		for (uint64_t i = 0; i < n; i++)
-			le[i] = htole64(s->bitmap[at + i]);
-		rc = out_file_write(&s->file, le, n * 8, s->block->bitmap_offset + at * 8, false);
-	}
-	return rc;
-}
-
-/* What is around the pages. */
-static int write_frame(struct snapshot *s, struct ft_err *err)
-{
-	uint8_t bytes[MAPPED_RAM_HEAD_MAX];
-	uint64_t at;
-	size_t n = mapped_ram_head(&s->layout, 0, &at, bytes);
-	int rc = out_file_write(&s->file, bytes, n, at, false);
-
-	if (!rc)
-		rc = write_bitmap(s);
-	n = mapped_ram_tail(bytes);
-	if (!rc)
-		rc = out_file_write(&s->file, bytes, n, s->layout.tail_offset, false);
-	if (!rc)
-		rc = out_file_write(&s->file, s->tail, s->tail_len, s->layout.state_offset, false);
-	return rc ? ft_err_set(err, -rc, "%s: %s", s->file.path, strerror(-rc)) : 0;
-}
-
-/* Reads the file as one who restores it. */
-static int check_file(struct snapshot *s, struct ft_err *err)
-{
-	struct source source;
-	uint64_t digest = 0;
-	int rc = source_open_fd(s->file.fd, s->file.path, &source, err);
-
-	if (rc)
-		return rc;
-	rc = source_digest(&source, &digest, err);
-	source_close(&source);
-	if (!rc && digest != s->digest)
-		rc = ft_err_set(err, EBADMSG,
-				"verify: the file has digest %016" PRIx64 ", RAM had %016" PRIx64,
-				digest, s->digest);
-	return rc;
-}
-
 static void finish(struct snapshot *s)
 {
 	struct ft_err err = {0};
 
-	if (write_frame(s, &err) || (s->config.verify && check_file(s, &err)) ||
+	if (frame_write(&s->file, &s->layout, s->bitmap, s->tail, s->tail_len, &err) ||
+	    (s->config.verify && frame_verify(&s->file, s->digest, &err)) ||
 	    out_file_commit(&s->file, &err))
 		give_up(s, &err);
 }
@@ -424,7 +369,10 @@ struct moment {
 static int on_held(void *ctx, struct ft_err *err)
 {
 	struct moment *m = ctx;
-	int rc = frozen_moment(m->s->frozen, err);
+	int rc;
+
+	assert(m->s);
+	rc = frozen_moment(m->s->frozen, err);
 
 	if (!rc && m->s->config.verify)
 		rc = vmm_ram_digest(m->vmm, &m->s->digest, err);
