@@ -206,6 +206,10 @@ int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct 
 /* Planned switch to the host where the guest belongs, asked for on either side. -EALREADY: it is
  * there; -EINVAL: the pair does not allow it now. */
 int ft_engine_failback(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
+/* On a standby in sync: the device state that belongs to the VM's image as it is now. Valid until
+ * the loop turns. -EINVAL: it holds no checkpoint, or is about to run it. */
+int ft_engine_committed_state(const struct ft_engine *e, const uint8_t **state, size_t *len,
+			      struct ft_err *err);
 /* Orderly end: the peer is told. The VM is not touched. */
 void ft_engine_stop(struct ft_engine *e, const char *why);
 

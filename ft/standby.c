@@ -217,6 +217,20 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	ft__setup__free_unpacked(setup, NULL);
 }
 
+int ft_engine_committed_state(const struct ft_engine *e, const uint8_t **state, size_t *len,
+			      struct ft_err *err)
+{
+	const struct ft_stage *g = &e->standby.stage;
+	unsigned which = g->staging ^ 1;
+
+	if (e->state.now != FT_STANDBY || !e->standby.committed || e->standby.suspicious)
+		return ft_err_set(err, EINVAL, "the guest is %s and holds no checkpoint",
+				  ft_state_name(e->state.now));
+	*state = g->state[which];
+	*len = g->state_len[which];
+	return 0;
+}
+
 /* After a failed application the image is between two epochs: nothing that could run is left. */
 static void image_broken(struct ft_engine *e, const struct ft_err *err)
 {

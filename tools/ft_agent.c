@@ -17,8 +17,9 @@
 #define SETS_MAX 64
 
 static const char usage[] =
-	"usage: ft-agent --guest FILE [--incoming URI] [--run-dir DIR] [--set KEY=VALUE]...\n"
-	"                [--host-id NAME] [--force] [--foreground] [--log-level LEVEL]\n"
+	"usage: ft-agent --guest FILE [--incoming URI | --restore file:PATH [--lazy] [--jobs N]]\n"
+	"                [--run-dir DIR] [--set KEY=VALUE]... [--host-id NAME] [--force]\n"
+	"                [--foreground] [--log-level LEVEL]\n"
 	"\n"
 	"Fault tolerance for one QEMU guest on this host. Without --incoming it starts the\n"
 	"guest (or finds it running, or attaches to it) and controls it; with --incoming it\n"
@@ -26,6 +27,12 @@ static const char usage[] =
 	"\n"
 	"  --guest FILE       what the guest is: kemari-guest(5)\n"
 	"  --incoming URI     kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT or kemari:unix:PATH\n"
+	"  --restore URI      file:PATH of a snapshot (ftctl snapshot, or QEMU 9 and later with\n"
+	"                     the capability mapped-ram): the guest goes on from it. Its disks\n"
+	"                     must be as they were then. A guest that runs here already stays\n"
+	"                     as it is\n"
+	"  --lazy             the guest runs at once, and its memory follows\n"
+	"  --jobs N           threads that read the snapshot (default 2)\n"
 	"  --run-dir DIR      sockets and logs (default: environment KEMARI_RUN_DIR, else\n"
 	"                     " CTL_RUN_DIR_DEFAULT ")\n"
 	"  --set KEY=VALUE    replaces a value of the guest file: --set disk.root.image=/x.img\n"
@@ -45,16 +52,53 @@ static const char usage[] =
 
 struct options {
 	const char *guest, *incoming, *run_dir, *host_id;
+	struct agent_restore restore;
 	const char *sets[SETS_MAX];
 	unsigned sets_n;
 	bool foreground, force;
 };
+
+/* 0, and it is told: not a number of threads. */
+static unsigned parse_jobs(const char *text)
+{
+	char *end;
+	unsigned long n = strtoul(text, &end, 10);
+
+	if (*text >= '0' && *text <= '9' && !*end && n > 0 && n <= SOURCE_JOBS_MAX)
+		return (unsigned)n;
+	fprintf(stderr, "ft-agent: --jobs %s: 1 to %d\n", text, SOURCE_JOBS_MAX);
+	return 0;
+}
+
+/* What must be together, and what must not. */
+static int check(const struct options *o)
+{
+	struct ft_err err = {0};
+	struct uri uri;
+
+	if (!o->guest)
+		fputs("ft-agent: --guest FILE is missing; --help explains\n", stderr);
+	else if (!o->restore.uri && (o->restore.lazy || o->restore.jobs))
+		fputs("ft-agent: --lazy and --jobs are for --restore\n", stderr);
+	else if (o->restore.uri && o->incoming)
+		fputs("ft-agent: --restore starts a guest, --incoming waits for one\n", stderr);
+	else if (o->restore.uri && uri_parse(o->restore.uri, &uri, &err))
+		fprintf(stderr, "ft-agent: --restore: %s\n", err.text);
+	else if (o->restore.uri && uri.scheme != URI_FILE)
+		fprintf(stderr, "ft-agent: --restore %s: not file:PATH\n", o->restore.uri);
+	else
+		return 0;
+	return -1;
+}
 
 static int parse(int argc, char **argv, struct options *o)
 {
 	static const struct option longs[] = {
 		{"guest", required_argument, NULL, 'g'},
 		{"incoming", required_argument, NULL, 'i'},
+		{"restore", required_argument, NULL, 'R'},
+		{"lazy", no_argument, NULL, 'L'},
+		{"jobs", required_argument, NULL, 'j'},
 		{"run-dir", required_argument, NULL, 'r'},
 		{"set", required_argument, NULL, 's'},
 		{"host-id", required_argument, NULL, 'H'},
@@ -74,6 +118,17 @@ static int parse(int argc, char **argv, struct options *o)
 			break;
 		case 'i':
 			o->incoming = optarg;
+			break;
+		case 'R':
+			o->restore.uri = optarg;
+			break;
+		case 'L':
+			o->restore.lazy = true;
+			break;
+		case 'j':
+			o->restore.jobs = parse_jobs(optarg);
+			if (!o->restore.jobs)
+				return -1;
 			break;
 		case 'r':
 			o->run_dir = optarg;
@@ -118,11 +173,7 @@ static int parse(int argc, char **argv, struct options *o)
 		fprintf(stderr, "ft-agent: %s: unexpected\n", argv[optind]);
 		return -1;
 	}
-	if (!o->guest) {
-		fputs("ft-agent: --guest FILE is missing; --help explains\n", stderr);
-		return -1;
-	}
-	return 0;
+	return check(o);
 }
 
 /* A name for this agent's host that stays over restarts and that no other agent has: the host's
@@ -219,6 +270,7 @@ int main(int argc, char **argv)
 		 run_dir ? run_dir : CTL_RUN_DIR_DEFAULT);
 	agent.force = o.force;
 	host_id(o.host_id, agent.run_dir, agent.host_id);
+	agent.restore = o.restore;
 	if (!o.foreground) {
 		report = detach();
 		if (report < 0) {

@@ -44,6 +44,24 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
+	{"snapshot", "NAME file:PATH [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
+	 "save a running guest's memory and devices to a file",
+	 "Of a guest that runs solo: it is paused for its device state only, and the file\n"
+	 "holds its memory as it was in that pause. At the standby of a protected guest: the\n"
+	 "last committed checkpoint, and the guest does not notice.\n"
+	 "\n"
+	 "QEMU 9 and later can restore the file too (-incoming file:PATH with the capability\n"
+	 "mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the command,\n"
+	 "or ftctl cancel NAME, leaves the guest running and no file.\n"
+	 "\n"
+	 "  --direct               past the page cache\n"
+	 "  --jobs N               threads that write (default 2, at most 16)\n"
+	 "  --max-bandwidth BYTES  a second; with K, M or G at its end (pages that the guest\n"
+	 "                         overwrites meanwhile count, but do not wait)\n"
+	 "  --no-disks             leave the guest's disks out; needed if it has any\n"
+	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
+	 "                         per GiB, and compare the file with that",
+	 run_snapshot, -1},
 	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"

@@ -39,9 +39,10 @@
 struct request {
 	enum { REQUEST_READY, REQUEST_SPAWN, REQUEST_UFFD, REQUEST_STATUS } what;
 	uint32_t serial;
-	pid_t pid;     /* uffd, status */
-	int flags;     /* uffd */
-	uint32_t argc; /* spawn: so many words follow, each with its NUL */
+	pid_t pid;	 /* uffd, status */
+	int flags;	 /* uffd */
+	bool leave_open; /* uffd */
+	uint32_t argc;	 /* spawn: so many words follow, each with its NUL */
 };
 
 struct answer {
@@ -192,7 +193,7 @@ static void do_request(int socket)
 	if (r.what == REQUEST_SPAWN)
 		do_spawn(&r, words, n - sizeof r, &in, &a, &fd);
 	else if (r.what == REQUEST_UFFD && in.fds_n == 1)
-		(void)inject_uffd(r.pid, in.fds[0], r.flags, false, &fd, NULL, &a.err);
+		(void)inject_uffd(r.pid, in.fds[0], r.flags, r.leave_open, &fd, NULL, &a.err);
 	else if (r.what == REQUEST_STATUS)
 		do_status(r.pid, &a);
 	packet_close(&in);
@@ -318,9 +319,10 @@ int helper_spawn(char *const argv[], int log_fd, const int *fds, unsigned fds_n,
 	return rc;
 }
 
-int helper_uffd(pid_t pid, int pidfd, int flags, int *uffd, struct ft_err *err)
+int helper_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd, struct ft_err *err)
 {
-	struct request r = {.what = REQUEST_UFFD, .pid = pid, .flags = flags};
+	struct request r = {
+		.what = REQUEST_UFFD, .pid = pid, .flags = flags, .leave_open = leave_open};
 	struct packet out = {.iov = {{&r, sizeof r}}, .fds = {pidfd}, .fds_n = 1};
 	struct answer a = {0};
 

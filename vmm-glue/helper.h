@@ -34,6 +34,6 @@ int helper_spawn(char *const argv[], int log_fd, const int *fds, unsigned fds_n,
  * it has not, or too long ago. <= 5 s */
 int helper_status(pid_t pid, int *status, struct ft_err *err);
 /* As inject_uffd(), without a report. */
-int helper_uffd(pid_t pid, int pidfd, int flags, int *uffd, struct ft_err *err);
+int helper_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd, struct ft_err *err);
 
 #endif

@@ -12,12 +12,14 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -25,6 +27,7 @@
 
 #include "vmm-glue/helper.h"
 #include "vmm-glue/inject_thread.h"
+#include "vmm-glue/uffd.h"
 
 #define CANDIDATES_MAX 4
 #define RETRIES_MAX                                                                                \
@@ -200,22 +203,47 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+// Without the capability, and where the sysctl forbids it, there is still the device, if the
+// process may open it.
+static int make_by_device(struct inject_thread *thread, int flags, long *fd, struct ft_err *err)
+{
+	long path, device, closed, ret = inject_thread_put(thread, UFFD_DEVICE, &path, err);
+
+	if (ret)
+		return (int)ret;
+	ret = inject_thread_syscall(thread, SYS_openat,
+				    (long[3]){AT_FDCWD, path, O_RDWR | O_CLOEXEC}, &device, err);
+	if (ret || device < 0)
+		return (int)ret;
+	ret = inject_thread_syscall(thread, SYS_ioctl,
+				    (long[3]){device, USERFAULTFD_IOC_NEW, flags}, fd, err);
+	return ret ? (int)ret
+		   : inject_thread_syscall(thread, SYS_close, (long[3]){device}, &closed, err);
+}
+
+// *fd: the other process's, or -errno.
+static int make_uffd(struct inject_thread *thread, int flags, long *fd, struct ft_err *err)
+{
+	int ret = inject_thread_syscall(thread, SYS_userfaultfd, (long[3]){flags}, fd, err);
+
+	return ret || *fd != -EPERM ? ret : make_by_device(thread, flags, fd, err);
+}
+
 // The thread is stopped: have it make a userfaultfd, and take that.
 static int take_uffd(struct job *job, struct inject_thread *thread)
 {
 	long remote, closed;
 	int ret;
 
-	ret = inject_thread_syscall(thread, SYS_userfaultfd, job->flags | O_CLOEXEC | O_NONBLOCK,
-				    &remote, &job->err);
+	ret = make_uffd(thread, job->flags | O_CLOEXEC | O_NONBLOCK, &remote, &job->err);
 	if (ret)
 		return ret;
 	if (remote < 0)
 		return ft_err_set(&job->err, (int)-remote, "process %d: userfaultfd: %s", job->pid,
-				  remote == -EPERM
-					  ? "not allowed to it (vm.unprivileged_userfaultfd, or a "
-					    "security module)"
-					  : strerror((int)-remote));
+				  remote == -EPERM ? "not allowed to it (" UFFD_DEVICE
+						     ", vm.unprivileged_userfaultfd, or a security "
+						     "module)"
+						   : strerror((int)-remote));
 	job->report.remote_fd = (int)remote;
 	job->uffd = pidfd_getfd(job->pidfd, (int)remote, 0);
 	if (job->uffd < 0)
@@ -223,7 +251,8 @@ static int take_uffd(struct job *job, struct inject_thread *thread)
 				 strerror(errno));
 	if (!job->leave_open || ret) {
 		struct ft_err err;
-		int close_ret = inject_thread_syscall(thread, SYS_close, remote, &closed, &err);
+		int close_ret =
+			inject_thread_syscall(thread, SYS_close, (long[3]){remote}, &closed, &err);
 
 		job->report.remote_fd = -1;
 		if (close_ret && !ret) {
@@ -390,8 +419,8 @@ int inject_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd,
 	int ret;
 
 	if (helper_here()) {
-		assert(!leave_open && !report);
-		return helper_uffd(pid, pidfd, flags, uffd, err);
+		assert(!report);
+		return helper_uffd(pid, pidfd, flags, leave_open, uffd, err);
 	}
 	ret = inject_verify(pid, pidfd, err);
 	if (!ret)

@@ -14,9 +14,10 @@
 //    a thread is let go at once and asked again.
 //  - A seccomp filter kills it for our call. Filters are suspended meanwhile; where we may not (it
 //  takes CAP_SYS_ADMIN, and no filter of our own) we do not touch it, unless its filter is known:
-//  QEMU's own (-sandbox) lists what it forbids, and our two calls are not among that.
+//  QEMU's own (-sandbox) lists what it forbids, and our calls are not among that.
 #include "vmm-glue/inject_thread.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -34,7 +35,8 @@
 #error "system calls are injected on x86-64 only: registers, instruction and restart protocol differ elsewhere"
 #endif
 
-#define CS_USER_64 0x33 // arch/x86/include/asm/segment.h: __USER_CS
+#define RED_ZONE_BYTES 128  // System V ABI, AMD64, 3.2.2: a function may use so much below rsp
+#define CS_USER_64     0x33 // arch/x86/include/asm/segment.h: __USER_CS
 #define ERESTARTNOHAND                                                                             \
 	514 // include/linux/errno.h: restart if no handler ran, else EINTR. Never seen by programs
 #define STOPS_MAX	  256 // stops for other reasons (signals) before we give up
@@ -293,7 +295,20 @@ int inject_thread_stop(struct inject_thread *t, pid_t pid, pid_t tid, uint64_t i
 	return ret;
 }
 
-int inject_thread_syscall(struct inject_thread *t, long nr, long a0, long *result,
+int inject_thread_put(struct inject_thread *t, const char *text, long *address, struct ft_err *err)
+{
+	uint64_t at = (t->saved.rsp - RED_ZONE_BYTES - INJECT_TEXT_MAX) & ~7ull;
+	struct iovec local = {(void *)(uintptr_t)text, strlen(text) + 1},
+		     remote = {(void *)(uintptr_t)at, strlen(text) + 1};
+
+	assert(local.iov_len <= INJECT_TEXT_MAX);
+	if (process_vm_writev(t->pid, &local, 1, &remote, 1, 0) != (ssize_t)local.iov_len)
+		return fail(t, errno, "write to its stack", err);
+	*address = (long)at;
+	return 0;
+}
+
+int inject_thread_syscall(struct inject_thread *t, long nr, const long args[3], long *result,
 			  struct ft_err *err)
 {
 	struct user_regs_struct regs = t->saved;
@@ -301,8 +316,10 @@ int inject_thread_syscall(struct inject_thread *t, long nr, long a0, long *resul
 
 	regs.rip = t->insn;
 	regs.rax = (unsigned long long)nr;
-	regs.rdi = (unsigned long long)a0;
-	regs.rsi = regs.rdx = regs.r10 = regs.r8 = regs.r9 = 0;
+	regs.rdi = (unsigned long long)args[0];
+	regs.rsi = (unsigned long long)args[1];
+	regs.rdx = (unsigned long long)args[2];
+	regs.r10 = regs.r8 = regs.r9 = 0;
 	regs.orig_rax = (unsigned long long)-1; // "not in a system call": the kernel restarts
 						// nothing on the way to ours
 	t->used = true;

@@ -33,9 +33,13 @@ int inject_thread_find_syscall(pid_t pid, uint64_t *insn, struct ft_err *err);
  * On error it runs on, or will as soon as the calling thread ends. */
 int inject_thread_stop(struct inject_thread *t, pid_t pid, pid_t tid, uint64_t insn,
 		       struct ft_err *err);
-/* Executes system call nr(a0); *result is what the kernel returned, -errno on its failure. */
-int inject_thread_syscall(struct inject_thread *t, long nr, long a0, long *result,
+/* Executes system call nr(args...); *result is what the kernel returned, -errno on its failure. */
+int inject_thread_syscall(struct inject_thread *t, long nr, const long args[3], long *result,
 			  struct ft_err *err);
+/* Puts text where a system call can find it: on the thread's stack, below what it may use itself.
+ * One at a time. *address: in the other process. */
+#define INJECT_TEXT_MAX 64
+int inject_thread_put(struct inject_thread *t, const char *text, long *address, struct ft_err *err);
 /* Everything is put back and the thread runs on; a system call that stop() interrupted goes on as
  * if nothing had happened. */
 int inject_thread_go(struct inject_thread *t, struct ft_err *err);

@@ -44,8 +44,9 @@ struct message {
 };
 
 struct page {
-	_Atomic uint64_t hold_since_ns; // CLOCK_MONOTONIC, 0: no hold
-	_Atomic uint64_t deadline_ns;	// CLOCK_BOOTTIME, 0: none
+	_Atomic uint64_t hold_since_ns;	   // CLOCK_MONOTONIC, 0: no hold
+	_Atomic uint64_t serving_since_ns; // the same: when it was said last
+	_Atomic uint64_t deadline_ns;	   // CLOCK_BOOTTIME, 0: none
 	_Atomic bool is_protected;
 };
 
@@ -187,9 +188,9 @@ static _Noreturn void agent_died(const struct watch *w)
 }
 
 // Kills an agent that froze. Returns how long to sleep until the next look.
-static uint64_t look_at_hold(const struct watch *w)
+static uint64_t look_at(const struct watch *w, uint64_t since)
 {
-	uint64_t since = w->page->hold_since_ns, now = now_ns();
+	uint64_t now = now_ns();
 
 	if (!since || since > now)
 		return w->hold_max_ns;
@@ -198,6 +199,14 @@ static uint64_t look_at_hold(const struct watch *w)
 	if (!pidfd_send_signal(w->agent, SIGKILL, NULL, 0))
 		say("keeper: agent froze while it held the guest: killed the agent\n");
 	return w->hold_max_ns;
+}
+
+static uint64_t look_at_hold(const struct watch *w)
+{
+	uint64_t hold = look_at(w, w->page->hold_since_ns),
+		 serving = look_at(w, w->page->serving_since_ns);
+
+	return hold < serving ? hold : serving;
 }
 
 // In a system call that nothing interrupts, a write for one: its main thread's state is "D", behind
@@ -414,6 +423,16 @@ void keeper_hold_begin(struct keeper *k)
 void keeper_hold_end(struct keeper *k)
 {
 	k->page->hold_since_ns = 0;
+}
+
+void keeper_serving(struct keeper *k)
+{
+	k->page->serving_since_ns = now_ns();
+}
+
+void keeper_serving_end(struct keeper *k)
+{
+	k->page->serving_since_ns = 0;
 }
 
 void keeper_deadline(struct keeper *k, uint64_t at_ns)

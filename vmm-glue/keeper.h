@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The keeper: a tiny process of its own that watches one agent and does four things (design, "two
  * rules that are easy to break"):
- *   - the agent froze while it holds the guest (a hold that is past its deadline): SIGKILL the
- * agent; the pipe closes, QEMU resumes;
+ *   - the agent froze while it holds the guest (a hold that is past its deadline), or while the
+ *     guest may have to wait for it: SIGKILL the agent; the pipe and the userfaultfd close, QEMU
+ *     goes on;
  *   - the agent froze with a deadline of its own choosing running, as it sets before it writes to a
  *     disk that another host may take: likewise, unless the disk is merely slow;
  *   - the agent died while the guest is protected: SIGKILL that QEMU, for the standby will have it;
@@ -37,6 +38,11 @@ void keeper_set_protected(struct keeper *k, bool is_protected);
 /* Around the time in which the guest is held. Lock-free, no system call but clock_gettime. */
 void keeper_hold_begin(struct keeper *k);
 void keeper_hold_end(struct keeper *k);
+/* The guest may have to wait for this agent at any moment, as for a page (snapshot/frozen.h): to be
+ * said again at least every hold_max_ms, or the agent is frozen. / It need not any more. Any
+ * thread, beside a hold. */
+void keeper_serving(struct keeper *k);
+void keeper_serving_end(struct keeper *k);
 /* The agent is through with something at that time of CLOCK_BOOTTIME, or is killed as soon as its
  * main thread is not in an uninterruptible system call; 0: it is through. The keeper looks every
  * KEEPER_LOOK_MS: what is nearer may be seen that much late. Lock-free. One thread. */

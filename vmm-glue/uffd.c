@@ -15,11 +15,24 @@
 // Protecting holds the address space's lock, and whoever maps memory in that process waits for it:
 // let go of it now and then.
 #define PROTECT_STEP_BYTES (64ull << 20)
+#define PAGE_BYTES	   4096ull
+#define FAULTS_MAX	   32
 
 int uffd_own(int flags, struct ft_err *err)
 {
-	int fd = (int)syscall(SYS_userfaultfd, flags | O_CLOEXEC | O_NONBLOCK);
+	int all = flags | O_CLOEXEC | O_NONBLOCK;
+	int fd = (int)syscall(SYS_userfaultfd, all);
 
+	/* Without the capability there is still the device, for those who may open it. */
+	if (fd < 0 && errno == EPERM) {
+		int device = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+
+		errno = EPERM;
+		if (device >= 0) {
+			fd = ioctl(device, USERFAULTFD_IOC_NEW, all);
+			close(device);
+		}
+	}
 	if (fd < 0)
 		return ft_err_set(err, errno, "userfaultfd: %s", strerror(errno));
 	return fd;
@@ -65,6 +78,76 @@ int uffd_protect(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err)
 					  "userfaultfd: protect %#" PRIx64 " + %" PRIu64
 					  " bytes: %s",
 					  start + done, step, strerror(errno));
+	}
+	return 0;
+}
+
+int uffd_release(int uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_writeprotect wp = {.range = {start, bytes}};
+
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
+		if (errno != EAGAIN)
+			return -errno;
+	return 0;
+}
+
+int uffd_faults(int uffd, uint64_t *addresses, size_t n)
+{
+	struct uffd_msg messages[FAULTS_MAX];
+	int found = 0;
+	ssize_t got;
+
+	got = read(uffd, messages, sizeof *messages * (n < FAULTS_MAX ? n : FAULTS_MAX));
+	if (got < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	for (size_t i = 0; i < (size_t)got / sizeof *messages; i++)
+		if (messages[i].event == UFFD_EVENT_PAGEFAULT)
+			addresses[found++] = messages[i].arg.pagefault.address & ~(PAGE_BYTES - 1);
+	return found;
+}
+
+int uffd_register_missing(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err)
+{
+	struct uffdio_register reg = {.range = {start, bytes},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	if (!ioctl(uffd, UFFDIO_REGISTER, &reg))
+		return 0;
+	return ft_err_set(err, errno, "userfaultfd: register %#" PRIx64 " + %" PRIu64 " bytes: %s",
+			  start, bytes, strerror(errno));
+}
+
+/* One attempt. Bytes that are there now, from the start on, or -errno. */
+static int64_t fill_some(int uffd, uint64_t start, const void *from, uint64_t bytes)
+{
+	struct uffdio_copy copy = {.dst = start, .src = (uintptr_t)from, .len = bytes};
+	struct uffdio_zeropage zero = {.range = {start, bytes}};
+	int ret = from ? ioctl(uffd, UFFDIO_COPY, &copy) : ioctl(uffd, UFFDIO_ZEROPAGE, &zero);
+	int64_t done = from ? copy.copy : zero.zeropage;
+
+	if (!ret)
+		return (int64_t)bytes;
+	if (done > 0) /* stopped on the way */
+		return done;
+	if (errno == EAGAIN)
+		return 0;
+	if (errno != EEXIST)
+		return -errno;
+	/* Who came too late to be woken by whoever put the page there must be. */
+	(void)ioctl(uffd, UFFDIO_WAKE, &(struct uffdio_range){start, PAGE_BYTES});
+	return (int64_t)PAGE_BYTES;
+}
+
+int uffd_fill(int uffd, uint64_t start, const void *from, uint64_t bytes)
+{
+	for (uint64_t done = 0; done < bytes;) {
+		int64_t step = fill_some(uffd, start + done,
+					 from ? (const uint8_t *)from + done : NULL, bytes - done);
+
+		if (step < 0)
+			return (int)step;
+		done += (uint64_t)step;
 	}
 	return 0;
 }

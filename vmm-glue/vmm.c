@@ -13,6 +13,13 @@ void vmm_info(struct vmm *vmm, struct vmm_info *info)
 	assert(info->nics_n <= VMM_NICS_MAX);
 }
 
+void vmm_ram(struct vmm *vmm, struct vmm_ram *ram)
+{
+	vmm->ops->ram(vmm, ram);
+	assert(ram->bytes > 0 && ram->bytes % VMM_PAGE_BYTES == 0);
+	assert(ram->address % VMM_PAGE_BYTES == 0);
+}
+
 const char *vmm_status(struct vmm *vmm)
 {
 	return vmm->ops->status(vmm);
@@ -92,6 +99,19 @@ int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captur
 	ret = vmm->ops->checkpoint(vmm, pending, capture, hooks, keep_stopped, err);
 	assert(pending->count >= owed); // bits are the caller's to clear, whatever happened
 	assert(ret || capture->pages_n <= capture->pages_max);
+	assert(ret || (capture->state_len > 0 && capture->state_len <= VMM_STATE_BYTES_MAX));
+	return ret;
+}
+
+int vmm_save(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, void *ctx,
+	     struct ft_err *err)
+{
+	int ret;
+
+	assert(capture->state);
+	assert(held);
+	capture->pages_n = capture->state_len = 0;
+	ret = vmm->ops->save(vmm, capture, held, ctx, err);
 	assert(ret || (capture->state_len > 0 && capture->state_len <= VMM_STATE_BYTES_MAX));
 	return ret;
 }

@@ -63,6 +63,18 @@ struct vmm_hold_hooks {
 	void *ctx;
 };
 
+/* Where the guest's RAM is, for those who read or fill it beside the VMM (snapshot/). */
+struct vmm_ram {
+	pid_t pid;	  /* whose address space; 0: ours */
+	int pidfd;	  /* of it, the VMM's; -1 for pid 0 */
+	uint64_t address; /* there */
+	uint64_t bytes;
+	int fd;		 /* the file behind it, the VMM's; -1: none, or it is not ours to read */
+	uint64_t offset; /* in that file */
+	/* the VMM's names: of the memory block, and of the machine type */
+	char block[VMM_NAME_MAX], machine[VMM_NAME_MAX];
+};
+
 /* Things that happen to a VM by themselves. Delivered from vmm_poll() on the engine's thread. */
 struct vmm_events {
 	/* The VM is gone or unusable for ever: process died, guest powered off, monitor lost. why:
@@ -98,11 +110,14 @@ struct vmm_tap_points {
 	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on */
 };
 
+typedef int vmm_held_fn(void *ctx, struct ft_err *err);
+
 struct vmm_ops {
 	const char *kind;
 
 	/* ---- any time ---- */
 	void (*info)(struct vmm *vmm, struct vmm_info *info);
+	void (*ram)(struct vmm *vmm, struct vmm_ram *ram);
 	/* "running", "paused", "inmigrate", ... for people. Static string. */
 	const char *(*status)(struct vmm *vmm);
 	/* A descriptor that becomes readable when poll() has something to do, -1 if none. */
@@ -145,6 +160,12 @@ struct vmm_ops {
 			  struct ft_err *err);
 	int (*stop)(struct vmm *vmm, struct ft_err *err);
 	int (*cont)(struct vmm *vmm, struct ft_err *err);
+	/* Pauses the guest, saves its device state into capture (nothing else of it is used), and
+	 * calls held() at the moment in which state and RAM belong together: until it returns
+	 * nobody writes RAM. An error of held() is returned and makes the state void. The guest
+	 * runs afterwards, whatever happened. Needs no tracker. Bound as for checkpoint(). */
+	int (*save)(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, void *ctx,
+		    struct ft_err *err);
 	/* Ends the VM: orderly = asks the guest first (bounded by the caller's `within_ms`), then
 	 * by force. Idempotent. */
 	void (*quit)(struct vmm *vmm, bool orderly, unsigned within_ms);
@@ -182,6 +203,8 @@ struct vmm {
  * poll_fd and poll (of a VMM that has nothing to poll) and checkpoint_prepare (of one whose
  * checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
+/* Valid as long as the VM is; its descriptors are the VM's. */
+void vmm_ram(struct vmm *vmm, struct vmm_ram *ram);
 const char *vmm_status(struct vmm *vmm);
 int vmm_poll_fd(struct vmm *vmm);
 void vmm_poll(struct vmm *vmm);
@@ -197,6 +220,8 @@ int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *tar
 int vmm_checkpoint_prepare(struct vmm *vmm, struct ft_err *err);
 int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 		   const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err);
+int vmm_save(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, void *ctx,
+	     struct ft_err *err);
 int vmm_stop(struct vmm *vmm, struct ft_err *err);
 int vmm_cont(struct vmm *vmm, struct ft_err *err);
 void vmm_quit(struct vmm *vmm, bool orderly, unsigned within_ms);

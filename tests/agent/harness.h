@@ -113,6 +113,16 @@ void ask_ok(struct host *h, const char *command, const char *argument);
 void ask_refused(struct host *h, const char *command, const char *argument, const char *text);
 /* Asks and does not wait for the answer. */
 void ask_async(struct host *h, const char *command, const char *argument);
+/* Any request; free the answer, which may be an error, with ctl__reply__free_unpacked(). */
+Ctl__Reply *ask_any(struct host *h, const Ctl__Request *r);
+/* A snapshot to a file of the place, verified, without disks. Returns its digest. bytes_per_s: 0 no
+ * limit. */
+uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s);
+/* "file:" and a path in the place. */
+const char *file_uri(const char *name);
+/* Begins one and returns the connection: closing it interrupts the snapshot. Waits until it has
+ * saved something. */
+int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s);
 void wait_state(struct host *h, const char *state, unsigned within_ms);
 /* Free with ctl__reply__free_unpacked(). */
 Ctl__Reply *status_of(struct host *h);

@@ -3,6 +3,7 @@
 #include "tests/agent/harness.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 
 #define ASK_MS 90000
 
@@ -69,6 +70,76 @@ void ask_refused(struct host *h, const char *command, const char *argument, cons
 		fail_msg("%s: %s succeeded", h->id, command);
 	if (!strstr(message, text) || strchr(message, '\n'))
 		fail_msg("%s: %s: expected '%s', got: %s", h->id, command, text, message);
+}
+
+Ctl__Reply *ask_any(struct host *h, const Ctl__Request *r)
+{
+	return request(h, r, ASK_MS);
+}
+
+const char *file_uri(const char *name)
+{
+	static char uris[4][200];
+	static unsigned next;
+
+	next = (next + 1) % 4;
+	snprintf(uris[next], sizeof uris[next], "file:%s", at("%s", name));
+	return uris[next];
+}
+
+static Ctl__Request snapshot_request(const char *file, uint64_t bytes_per_s)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+
+	r.command = (char *)"snapshot";
+	r.uri = (char *)(uintptr_t)file_uri(file);
+	r.no_disks = true;
+	r.bytes_per_s = bytes_per_s;
+	return r;
+}
+
+uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	Ctl__Request r = snapshot_request(file, bytes_per_s);
+	Ctl__Reply *reply;
+	uint64_t digest;
+
+	r.verify = true;
+	reply = ask_any(h, &r);
+	if (reply->error[0])
+		fail_msg("%s: snapshot: %s", h->id, reply->message);
+	assert_int_equal(reply->snapshot->bytes_done, reply->snapshot->bytes_total);
+	digest = reply->digest;
+	ctl__reply__free_unpacked(reply, NULL);
+	return digest;
+}
+
+int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	uint64_t until = now_ms() + START_MS, done = 0;
+	Ctl__Request r = snapshot_request(file, bytes_per_s);
+	size_t n = ctl__request__get_packed_size(&r);
+	uint8_t *message = malloc(CTL_HEADER_BYTES + n);
+	struct sockaddr_un to;
+	struct ft_err err;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(ctl_socket_path(h->run, GUEST, &to, &err), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+	ctl_put_length(message, (uint32_t)n);
+	ctl__request__pack(&r, message + CTL_HEADER_BYTES);
+	n += CTL_HEADER_BYTES;
+	assert_int_equal(send(fd, message, n, MSG_NOSIGNAL), n);
+	free(message);
+	while (!done) {
+		Ctl__Reply *reply = status_of(h);
+
+		if (reply->status->snapshot)
+			done = reply->status->snapshot->bytes_done;
+		ctl__reply__free_unpacked(reply, NULL);
+		breathe(until, "a snapshot begins");
+	}
+	return fd;
 }
 
 void wait_state(struct host *h, const char *state, unsigned within_ms)

@@ -31,6 +31,7 @@ static const struct {
 	{"pause", bench_pause, "guest pause for a checkpoint, idle guest", PC | Q35},
 	{"growth", bench_growth, "pause by dirty page", PC},
 	{"taps", bench_taps, "guest's network through taps that hold nothing", PC},
+	{"snapshot", bench_snapshot, "snapshot to a file, beside QEMU's background-snapshot", PC},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},

@@ -527,8 +527,29 @@ static void test_command_line(void **state)
 		 "ftctl: postcopy is not available in this version; protection is: ftctl migrate "
 		 "web1 "
 		 "kemari:tls:h:1\n"},
-		{"migrate web1 file:/x", 1,
-		 "ftctl: snapshots to a file are not available in this version\n"},
+		{"migrate web1 file:/x", 2,
+		 "ftctl: to save a guest to a file: ftctl snapshot web1 file:/x\n"
+		 "usage: ftctl migrate [-p [-n]] NAME URI\n"},
+		{"snapshot web1 tls:h:1", 2,
+		 "ftctl: snapshot tls:h:1: not file:PATH\n"
+		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "BYTES] "
+		 "[--no-disks] [--verify]\n"},
+		{"snapshot web1 file:/x --jobs 17", 2,
+		 "ftctl: --jobs 17: 1 to 16\n"
+		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "BYTES] "
+		 "[--no-disks] [--verify]\n"},
+		{"snapshot web1 file:/x --max-bandwidth 1Q", 2,
+		 "ftctl: --max-bandwidth 1Q: bytes a second, as 100M\n"
+		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "BYTES] "
+		 "[--no-disks] [--verify]\n"},
+		{"snapshot web1 file:/x --jobs", 2,
+		 "ftctl: snapshot: --jobs: needs a value\n"
+		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "BYTES] "
+		 "[--no-disks] [--verify]\n"},
 		{"pki", 2,
 		 "ftctl: pki: what? init or issue\nusage: ftctl pki init DIR | issue DIR NAME "
 		 "[HOST-OR-IP]...\n"},

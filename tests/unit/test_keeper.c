@@ -198,6 +198,17 @@ static void body_slow_write(struct keeper *k)
 	_exit(7);
 }
 
+// The guest may wait for a page of its; a hold that ended before makes no difference.
+static void body_freeze_serving(struct keeper *k)
+{
+	keeper_serving(k);
+	keeper_hold_begin(k);
+	keeper_hold_end(k);
+	sh->at_ms = now_ms();
+	sh->ready = 1;
+	raise(SIGSTOP);
+}
+
 static void frozen(void (*body)(struct keeper *k), long limit_ms, bool is_protected)
 {
 	long took = 0;
@@ -239,6 +250,12 @@ static void test_frozen_holder_protected(void **state)
 	frozen(body_freeze, HOLD_MAX_MS, true);
 }
 
+static void test_frozen_server(void **state)
+{
+	(void)state;
+	frozen(body_freeze_serving, HOLD_MAX_MS, false);
+}
+
 static void test_frozen_writer(void **state)
 {
 	(void)state;
@@ -262,6 +279,8 @@ static void test_slow_writer(void **state)
 // Frozen, but it holds nothing: it may be stopped in a debugger for all we know.
 static void body_freeze_unheld(struct keeper *k)
 {
+	keeper_serving(k);
+	keeper_serving_end(k);
 	keeper_hold_begin(k);
 	keeper_hold_end(k);
 	keeper_deadline(k, boot_ns() + KEEPER_LOOK_MS * 1000000ull);
@@ -531,6 +550,7 @@ int main(void)
 		cmocka_unit_test(test_frozen_holder_protected),
 		cmocka_unit_test(test_frozen_writer),
 		cmocka_unit_test(test_slow_writer),
+		cmocka_unit_test(test_frozen_server),
 		cmocka_unit_test(test_frozen_without_hold),
 		cmocka_unit_test(test_short_holds),
 		cmocka_unit_test(test_agent_dies_protected),

@@ -178,7 +178,7 @@ static int start_role(struct agent *a, struct ft_err *err)
 	if (rc == -ENOENT)
 		rc = may_start(a, err);
 	if (!rc && !a->vmm)
-		rc = guest_start(a, err);
+		rc = a->restore.uri ? snapshot_restore(a, err) : guest_start(a, err);
 	if (!rc)
 		ft_engine_start_solo(a->engine, a->vmm);
 	return rc;
@@ -190,7 +190,7 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	int rc;
 
 	a->incoming = incoming != NULL;
-	a->wait_fd = -1;
+	a->wait_fd = a->snapshot.ended_fd = -1;
 	a->state_told = FT_STARTING;
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
@@ -204,6 +204,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = ctl_server_new(a->base, a->run_dir, a->config.name, &ctl, &a->ctl, err);
 	if (!rc)
 		rc = taps_listen(a, err);
+	if (!rc)
+		rc = snapshot_listen(a, err);
 	if (!rc)
 		rc = make_tls(a, err);
 	if (!rc)
@@ -236,6 +238,7 @@ void agent_end(struct agent *a, enum agent_exit code)
 
 static void stop_now(struct agent *a)
 {
+	(void)snapshot_give_up(a, "the agent was stopped");
 	ft_engine_stop(a->engine, a->stop_why);
 	if (a->vmm && a->vm_ours)
 		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED, AGENT_POWERDOWN_MS);
@@ -337,6 +340,8 @@ void agent_free(struct agent *a)
 	}
 	if (a->waiting)
 		event_free(a->waiting);
+	if (a->snapshot.ended)
+		event_free(a->snapshot.ended);
 	if (a->tick)
 		event_free(a->tick);
 	if (a->look)
@@ -348,6 +353,8 @@ void agent_free(struct agent *a)
 	if (a->wait_fd >= 0)
 		close(a->wait_fd);
 	afterlife_stop(a->afterlife);
+	if (a->snapshot.ended_fd >= 0)
+		close(a->snapshot.ended_fd);
 	keeper_stop(a->keeper);
 	helper_stop();
 	bridge_taps_remove(a);

@@ -7,7 +7,8 @@
  * see guest.c     making VMs: start, attach, adopt, arm                             peer.c listener
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
- * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd */
+ * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
+ *   snapshot.c  a guest into a file, and out of one */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -26,6 +27,8 @@
 #include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/snapshot/lazy.h"
+#include "vmm-glue/snapshot/snapshot.h"
 #include "vmm-glue/vmm.h"
 
 enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_GUEST_LOST = 3 };
@@ -49,7 +52,8 @@ struct agent_call {
 	enum agent_answer {
 		CALL_STATUS,
 		CALL_EPOCH,
-		CALL_VERIFY
+		CALL_VERIFY,
+		CALL_SNAPSHOT
 	} what; /* what a good answer says */
 };
 
@@ -67,6 +71,23 @@ struct fence {
 	bool killed; /* it took too long */
 	char log[VMM_PATH_MAX];
 	struct ft_err err; /* of a program that could not be started */
+};
+
+/* What to restore from; uri NULL: nothing. */
+struct agent_restore {
+	const char *uri;
+	bool lazy;
+	unsigned jobs;
+};
+
+struct agent_snapshot {
+	struct snapshot *writing; /* at most one of these two */
+	struct lazy *reading;
+	struct agent_call *call; /* who asked for it, NULL: left */
+	struct event *ended;
+	int ended_fd; /* eventfd */
+	char path[URI_PATH_MAX + 1];
+	struct snapshot_progress last; /* of the one that has just ended */
 };
 
 struct spill {
@@ -126,6 +147,8 @@ struct agent {
 	struct agent_call *cancel_call,
 		*stop_call;	      /* answered when protection has ended / the guest is down */
 	char stop_why[FT_REASON_MAX]; /* "": not stopping */
+	struct agent_snapshot snapshot;
+	struct agent_restore restore;
 	struct spill spills[AGENT_SPILLS];
 	enum ft_state state_told;
 
@@ -162,6 +185,10 @@ int guest_start(struct agent *a, struct ft_err *err);
 /* Takes over a QEMU that a former agent of this guest left running. -ENOENT: there is none. */
 int guest_find_again(struct agent *a, struct ft_err *err);
 int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
+/* Makes the VM of the guest file, waiting for its state; it dies with this agent. */
+int guest_make_waiting(struct agent *a, struct vmm **out, struct ft_err *err);
+/* A VM that runs becomes the agent's. */
+int guest_adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err);
 /* Ends an armed or running VM by force and frees it, and its taps. */
 void guest_end(struct agent *a);
 /* Connects the VM object to the loop and to the engine. */
@@ -224,6 +251,24 @@ extern const struct ctl_server_ops agent_ctl_ops;
 /* Answers a call kept in the agent, with the guest's status or an error; *call becomes NULL. */
 void requests_answer(struct agent_call **call, const struct ft_err *err);
 void status_reply(struct agent *a, struct ctl_call *call);
+
+/* Error word and text of *err to the client of a call. */
+void requests_fail(struct ctl_call *call, const struct ft_err *err);
+/* A place for an answer that comes later, NULL (and the client is told): all are taken. */
+struct agent_call *requests_later(struct agent *a, struct ctl_call *call, enum agent_answer what);
+
+/* snapshot.c */
+int snapshot_listen(struct agent *a, struct ft_err *err);
+void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
+/* Start-up, in place of guest_start(). */
+int snapshot_restore(struct agent *a, struct ft_err *err);
+/* NULL, or why the guest cannot be protected or saved now. */
+const char *snapshot_busy(const struct agent *a);
+void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out);
+/* Gives up one that is being written, soon; who asked for it is told. False: there is none. */
+bool snapshot_give_up(struct agent *a, const char *why);
+/* The VM is about to be freed: returns when nothing looks at it any more. */
+void snapshot_drop(struct agent *a, const char *why);
 
 /* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
  * claimed. Start-up, after the engine. */

@@ -242,6 +242,7 @@ void guest_adopt(struct agent *a, struct vmm *vmm)
 
 void guest_release(struct agent *a)
 {
+	snapshot_drop(a, "the guest has ended");
 	if (a->vm_event)
 		event_free(a->vm_event);
 	a->vm_event = NULL;
@@ -290,8 +291,7 @@ static int images_check(struct agent *a, struct ft_err *err)
 	return 0;
 }
 
-/* What needs a running VM. */
-static int adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err)
+int guest_adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err)
 {
 	guest_adopt(a, vmm);
 	return console_open(a, err);
@@ -317,7 +317,7 @@ int guest_find_again(struct agent *a, struct ft_err *err)
 	ft_info("%s: found the guest running (pid %d) and took it over", a->config.name,
 		(int)m.vmm_pid);
 	a->vm_ours = a->vm_found = true;
-	return adopt_running(a, vmm, err);
+	return guest_adopt_running(a, vmm, err);
 }
 
 int guest_start(struct agent *a, struct ft_err *err)
@@ -352,7 +352,30 @@ int guest_start(struct agent *a, struct ft_err *err)
 		if (!rc)
 			rc = qemu_start(&q, &vmm, err);
 	}
-	return rc ? rc : adopt_running(a, vmm, err);
+	return rc ? rc : guest_adopt_running(a, vmm, err);
+}
+
+int guest_make_waiting(struct agent *a, struct vmm **out, struct ft_err *err)
+{
+	int rc = images_check(a, err);
+
+	a->vm_ours = true;
+	if (!rc && a->config.vmm == CONFIG_VMM_POCKET) {
+		struct pocket_config p;
+
+		rc = pocket_config_fill(a, &p, err);
+		return rc ? rc : pocket_arm(&p, out, err);
+	} else if (!rc) {
+		struct qemu_config q;
+		struct qemu_strings s;
+
+		rc = qemu_config_fill(a, &q, &s, err);
+		if (!rc)
+			rc = qemu_arm(&q, out, err);
+	}
+	if (!rc)
+		keeper_set_protected(a->keeper, true);
+	return rc;
 }
 
 /* ---- arm ---- */

@@ -24,7 +24,7 @@ static const char *word_of(int code)
 	}
 }
 
-static struct agent_call *call_new(struct agent *a, struct ctl_call *call, enum agent_answer what)
+struct agent_call *requests_later(struct agent *a, struct ctl_call *call, enum agent_answer what)
 {
 	for (unsigned i = 0; i < AGENT_CALLS_MAX; i++) {
 		if (a->calls[i].used)
@@ -33,7 +33,13 @@ static struct agent_call *call_new(struct agent *a, struct ctl_call *call, enum 
 			(struct agent_call){.agent = a, .call = call, .used = true, .what = what};
 		return &a->calls[i];
 	}
+	ctl_reply_error(call, CTL_ERR_BUSY, "%d requests are under way", AGENT_CALLS_MAX);
 	return NULL;
+}
+
+void requests_fail(struct ctl_call *call, const struct ft_err *err)
+{
+	ctl_reply_error(call, word_of(err->code), "%s", err->text);
 }
 
 /* ft_done_fn */
@@ -47,9 +53,16 @@ static void on_done(void *ctx, const struct ft_err *err, uint64_t value)
 	if (!call)
 		return; /* the client did not wait */
 	if (err) {
-		ctl_reply_error(call, word_of(err->code), "%s", err->text);
+		requests_fail(call, err);
 	} else if (c->what == CALL_STATUS) {
 		status_reply(c->agent, call);
+	} else if (c->what == CALL_SNAPSHOT) {
+		Ctl__Snapshot figures = CTL__SNAPSHOT__INIT;
+
+		snapshot_fill_status(c->agent, &figures);
+		reply.snapshot = &figures;
+		reply.digest = value;
+		ctl_reply(call, &reply);
 	} else {
 		if (c->what == CALL_VERIFY)
 			reply.digest = value;
@@ -63,16 +76,14 @@ typedef int engine_fn(struct ft_engine *e, ft_done_fn *done, void *ctx, struct f
 
 static void run_later(struct agent *a, struct ctl_call *call, engine_fn *fn, enum agent_answer what)
 {
-	struct agent_call *c = call_new(a, call, what);
+	struct agent_call *c = requests_later(a, call, what);
 	struct ft_err err = {0};
 
-	if (!c) {
-		ctl_reply_error(call, CTL_ERR_BUSY, "%d requests are under way", AGENT_CALLS_MAX);
+	if (!c)
 		return;
-	}
 	if (fn(a->engine, on_done, c, &err)) {
 		c->used = false;
-		ctl_reply_error(call, word_of(err.code), "%s", err.text);
+		requests_fail(call, &err);
 	}
 }
 
@@ -91,6 +102,10 @@ static void do_migrate(struct agent *a, struct ctl_call *call, const Ctl__Reques
 		ctl_reply_error(call, CTL_ERR_STATE, "migrate: %s", AGENT_KEEPER_LOST);
 		return;
 	}
+	if (snapshot_busy(a)) {
+		ctl_reply_error(call, CTL_ERR_BUSY, "migrate: %s", snapshot_busy(a));
+		return;
+	}
 	if (peer_set(a, request->uri, &err)) {
 		a->peer = before;
 		a->has_peer = had;
@@ -106,7 +121,7 @@ void requests_answer(struct agent_call **call, const struct ft_err *err)
 
 	*call = NULL;
 	if (c)
-		on_done(c, err, 0);
+		on_done(c, err, c->what == CALL_SNAPSHOT ? c->agent->snapshot.last.digest : 0);
 }
 
 /* Keeps the call for requests_answer(). */
@@ -116,9 +131,7 @@ static bool keep(struct agent *a, struct ctl_call *call, struct agent_call **kep
 		ctl_reply_error(call, CTL_ERR_BUSY, "%s: one is under way", what);
 		return false;
 	}
-	*kept = call_new(a, call, CALL_STATUS);
-	if (!*kept)
-		ctl_reply_error(call, CTL_ERR_BUSY, "%d requests are under way", AGENT_CALLS_MAX);
+	*kept = requests_later(a, call, CALL_STATUS);
 	return *kept != NULL;
 }
 
@@ -127,6 +140,8 @@ static void do_cancel(struct agent *a, struct ctl_call *call)
 	struct ft_err err = {0};
 
 	if (!keep(a, call, &a->cancel_call, "cancel"))
+		return;
+	if (snapshot_give_up(a, "cancelled by an operator"))
 		return;
 	if (ft_engine_cancel(a->engine, &err))
 		requests_answer(&a->cancel_call, &err);
@@ -157,6 +172,8 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 		run_later(a, call, ft_engine_failover, CALL_STATUS);
 	} else if (!strcmp(command, "failback")) {
 		run_later(a, call, ft_engine_failback, CALL_STATUS);
+	} else if (!strcmp(command, "snapshot")) {
+		snapshot_request(a, call, request);
 	} else if (!strcmp(command, "cancel")) {
 		do_cancel(a, call);
 	} else if (!strcmp(command, "stop")) {
@@ -170,7 +187,10 @@ static void on_cancelled(void *ctx, struct ctl_call *call)
 {
 	struct agent *a = ctx;
 
-	/* What was asked for goes on; only its answer has no reader. */
+	/* What was asked for goes on, and only its answer has no reader; but a snapshot is its
+	 * command's, so that an operator can interrupt it. */
+	if (a->snapshot.call && a->snapshot.call->call == call)
+		(void)snapshot_give_up(a, "interrupted");
 	for (unsigned i = 0; i < AGENT_CALLS_MAX; i++)
 		if (a->calls[i].used && a->calls[i].call == call)
 			a->calls[i].call = NULL;

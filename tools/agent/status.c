@@ -65,6 +65,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	Ctl__Vmm vmm = CTL__VMM__INIT;
 	Ctl__Figures pause, commit, dirty;
 	Ctl__Disk disks[VMM_DISKS_MAX], *disk_ptrs[VMM_DISKS_MAX];
+	Ctl__Snapshot snapshot = CTL__SNAPSHOT__INIT;
 	char peer[URI_TEXT_MAX + 1] = "";
 
 	ft_engine_status(a->engine, &s);
@@ -109,6 +110,10 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.n_disks = fill_disks(a, disks, disk_ptrs);
 	out.disks = disk_ptrs;
 	out.last_error = (char *)(uintptr_t)(a->keeper_lost ? AGENT_KEEPER_LOST : s.last_error);
+	if (a->snapshot.writing || a->snapshot.reading) {
+		snapshot_fill_status(a, &snapshot);
+		out.snapshot = &snapshot;
+	}
 	reply.status = &out;
 	ctl_reply(call, &reply);
 }

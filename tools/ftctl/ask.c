@@ -19,10 +19,18 @@ int ask(const struct ftctl *ctl, const char *name, const Ctl__Request *request, 
 	Ctl__Reply **reply)
 {
 	struct ft_err err;
-	int ret = ctl_ask(ctl->run_dir, name, request, answer_ms, reply, &err), code;
+	int ret = ctl_ask(ctl->run_dir, name, request, answer_ms, reply, &err);
+
+	return take_answer(ctl, name, ret, &err, reply);
+}
+
+int take_answer(const struct ftctl *ctl, const char *name, int ret, const struct ft_err *err,
+		Ctl__Reply **reply)
+{
+	int code;
 
 	if (ret)
-		return fail(ctl, ctl_error_word(-ret), "%s", err.text);
+		return fail(ctl, ctl_error_word(-ret), "%s", err->text);
 	if (!*(*reply)->error)
 		return FTCTL_OK;
 	code = fail(ctl, (*reply)->error, "guest %s: %s", name, (*reply)->message);

@@ -7,6 +7,7 @@
  *   out.c       errors and JSON
  *   status.c    status, wait, and the JSON of a status        table.c  the table of status and top
  *   protect.c   migrate, checkpoint, failover, failback, cancel, verify, stop
+ *   snapshot.c  snapshot, with its bar
  *   top.c, pki.c, drill.c
  *
  * A command prints its result and returns an exit code. With --json it prints exactly one object,
@@ -43,6 +44,7 @@ int run_wait(const struct ftctl *ctl, const struct command *command, int argc, c
 int run_migrate(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_plain(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_checkpoint(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
+int run_snapshot(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_verify(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_pki(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
@@ -69,6 +71,9 @@ const char *clean(char *out, size_t room, const char *text);
  * the exit code. */
 int ask(const struct ftctl *ctl, const char *name, const Ctl__Request *request, int answer_ms,
 	Ctl__Reply **reply);
+/* The second half of ask(), for what ctl_ask() gave. */
+int take_answer(const struct ftctl *ctl, const char *name, int ret, const struct ft_err *err,
+		Ctl__Reply **reply);
 void free_reply(Ctl__Reply *reply);
 
 #define GUESTS_MAX 256

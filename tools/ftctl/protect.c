@@ -61,8 +61,8 @@ int run_migrate(const struct ftctl *ctl, const struct command *command, int argc
 	if (uri_parse(request.uri, &uri, &err))
 		return fail_usage(ctl, command, "%s", err.text);
 	if (uri.scheme == URI_FILE)
-		return fail(ctl, CTL_ERR_NOT_AVAILABLE,
-			    "snapshots to a file are not available in this version");
+		return fail_usage(ctl, command, "to save a guest to a file: ftctl snapshot %s %s",
+				  argv[optind], request.uri);
 	if (!uri.kemari || postcopy)
 		return fail(ctl, CTL_ERR_NOT_AVAILABLE,
 			    "%s is not available in this version; protection is: ftctl migrate %s "

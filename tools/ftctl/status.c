@@ -63,6 +63,13 @@ static json_t *disks_json(const Ctl__Status *s)
 	return disks;
 }
 
+static json_t *snapshot_json(const Ctl__Snapshot *s)
+{
+	return json_pack("{s:o, s:s, s:I, s:I, s:I}", "path", json_text(s->path), "doing",
+			 s->restoring ? "restoring" : "saving", "bytes", count(s->bytes_total),
+			 "bytes_done", count(s->bytes_done), "faults", count(s->faults));
+}
+
 json_t *status_json(const Ctl__Status *s)
 {
 	static const Ctl__Arbiter no_arbiter = CTL__ARBITER__INIT;
@@ -109,6 +116,8 @@ json_t *status_json(const Ctl__Status *s)
 			    json_pack("{s:I, s:I}", "alike", count(s->disk_alike), "copied",
 				      count(s->disk_copied)));
 	json_object_set_new(o, "home", text_or_null(s->home));
+	if (s->snapshot)
+		json_object_set_new(o, "snapshot", snapshot_json(s->snapshot));
 	json_object_set_new(o, "last_error", text_or_null(s->last_error));
 	return o;
 }

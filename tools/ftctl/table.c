@@ -149,5 +149,12 @@ void status_details(const Ctl__Status *s, FILE *to)
 		fprintf(to, "%-12s %s were there already, %s copied\n", "resync",
 			bytes_text(a, s->disk_alike), bytes_text(b, s->disk_copied));
 	text_line(to, "home", s->home);
+	if (s->snapshot) {
+		snprintf(line, sizeof line, "%s, %s of %s: %.150s",
+			 s->snapshot->restoring ? "restoring" : "saving",
+			 bytes_text(a, s->snapshot->bytes_done),
+			 bytes_text(b, s->snapshot->bytes_total), s->snapshot->path);
+		text_line(to, "snapshot", line);
+	}
 	text_line(to, "last error", s->last_error);
 }

@@ -83,6 +83,18 @@ static void pocket_info(struct vmm *vmm, struct vmm_info *info)
 	}
 }
 
+static void pocket_ram(struct vmm *vmm, struct vmm_ram *ram)
+{
+	struct pocket *p = pocket_of(vmm);
+
+	*ram = (struct vmm_ram){.pidfd = -1,
+				.address = (uintptr_t)p->ram,
+				.bytes = p->config.memory_bytes,
+				.fd = p->memfd,
+				.block = "pocket.ram",
+				.machine = "pocket"};
+}
+
 static const char *pocket_status(struct vmm *vmm)
 {
 	struct pocket *p = pocket_of(vmm);
@@ -331,6 +343,28 @@ static int pocket_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct 
 	return rc;
 }
 
+static int pocket_save(struct vmm *vmm, struct vmm_capture *c, vmm_held_fn *held, void *ctx,
+		       struct ft_err *err)
+{
+	struct pocket *p = pocket_of(vmm);
+	uint64_t start;
+	int rc = need(p, PHASE_LIVE, "save", err);
+
+	if (!rc)
+		rc = pocket_pause(p, err);
+	if (rc)
+		return rc;
+	start = psock_now();
+	rc = faulty(p, POCKET_FAULT_SAVE, err);
+	if (!rc)
+		rc = held(ctx, err);
+	if (!rc)
+		c->state_len = machine_save(&p->machine, c->state);
+	c->pause_ns = c->held_ns = psock_now() - start;
+	pocket_unpause(p);
+	return rc;
+}
+
 // ---- control
 
 static int pocket_stop(struct vmm *vmm, struct ft_err *err)
@@ -444,6 +478,7 @@ static void pocket_free(struct vmm *vmm)
 const struct vmm_ops pocket_ops = {
 	.kind = "pocket",
 	.info = pocket_info,
+	.ram = pocket_ram,
 	.status = pocket_status,
 	.poll_fd = pocket_poll_fd,
 	.poll = pocket_poll,
@@ -457,6 +492,7 @@ const struct vmm_ops pocket_ops = {
 	.read_pages = pocket_read_pages,
 	.checkpoint_prepare = pocket_checkpoint_prepare,
 	.checkpoint = pocket_checkpoint,
+	.save = pocket_save,
 	.stop = pocket_stop,
 	.cont = pocket_cont,
 	.quit = pocket_quit,

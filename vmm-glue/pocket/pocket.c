@@ -178,6 +178,18 @@ int pocket_dirty_rate(struct vmm *vmm, uint64_t pages_per_s, struct ft_err *err)
 	return 0;
 }
 
+uint64_t pocket_dirtied(struct vmm *vmm)
+{
+	struct pocket *p = pocket_of(vmm);
+	uint64_t dirtied;
+
+	if (pocket_pause(p, NULL))
+		return 0;
+	dirtied = p->machine.s.cpu.reg[REG_DIRTIED];
+	pocket_unpause(p);
+	return dirtied;
+}
+
 size_t pocket_state(struct vmm *vmm, uint8_t *out)
 {
 	struct pocket *p = pocket_of(vmm);

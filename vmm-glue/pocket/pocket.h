@@ -116,6 +116,8 @@ void pocket_receive(struct vmm *vmm, const uint8_t *frame, size_t len);
 uint16_t pocket_port(struct vmm *vmm);
 /* A dirtier's rate from now on. */
 int pocket_dirty_rate(struct vmm *vmm, uint64_t pages_per_s, struct ft_err *err);
+/* Pages that the dirtier has written in all, 0 when the machine does not pause. */
+uint64_t pocket_dirtied(struct vmm *vmm);
 /* The machine's state, as checkpoint() saves it; stopped or manual machines only. Room for
  * VMM_STATE_BYTES_MAX. */
 size_t pocket_state(struct vmm *vmm, uint8_t *out);

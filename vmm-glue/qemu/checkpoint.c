@@ -23,6 +23,17 @@
 #define LAST_WRITE_MS 500
 #define END_MS	      300
 
+/* One save for nothing: a device that cannot be saved is found now and not at the first
+ * checkpoint. */
+static int rehearse(struct qemu *vm, struct ft_err *err)
+{
+	int r = save_setup(&vm->save, &vm->qmp, vm->process.pid, err);
+
+	if (r == 0)
+		r = save_prime(&vm->save, &vm->qmp, err);
+	return r == 0 ? save_discard(&vm->save, &vm->qmp, err) : r;
+}
+
 int qemu_track_start(struct vmm *vmm, struct ft_err *err)
 {
 	struct qemu *vm = qemu_of(vmm);
@@ -32,13 +43,7 @@ int qemu_track_start(struct vmm *vmm, struct ft_err *err)
 	assert(!vm->tracker && !vm->armed);
 	if (r < 0)
 		return r;
-	/* One save for nothing: a device that cannot be saved is found now and not at the first
-	 * checkpoint. */
-	r = save_setup(&vm->save, &vm->qmp, vm->process.pid, err);
-	if (r == 0)
-		r = save_prime(&vm->save, &vm->qmp, err);
-	if (r == 0)
-		r = save_discard(&vm->save, &vm->qmp, err);
+	r = rehearse(vm, err);
 	if (r < 0)
 		return r;
 	if (ft_bitmap_init(&vm->late, vm->ram.bytes / VMM_PAGE_BYTES) < 0)
@@ -256,5 +261,47 @@ int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captu
 	capture->state_len = vm->save.len;
 	capture->held_ns = vm->save.end_ns - vm->save.begin_ns;
 	capture->pause_ns = keep_stopped ? capture->held_ns : (vm->resume_us - vm->stop_us) * 1000;
+	return 0;
+}
+
+static int save_held(struct qemu *vm, vmm_held_fn *held, void *ctx, struct ft_err *err)
+{
+	int r = save_wait_begun(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
+
+	if (r == 0)
+		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
+	return r == 0 ? held(ctx, err) : r;
+}
+
+int qemu_save(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, void *ctx,
+	      struct ft_err *err)
+{
+	struct qemu *vm = qemu_of(vmm);
+	int r = qemu_ready(vm, err);
+
+	assert(!vm->armed);
+	/* Where the last write begins is known from the state before. */
+	if (r == 0 && vm->save.expected == 0)
+		r = rehearse(vm, err);
+	if (r == 0)
+		r = qemu_checkpoint_prepare(vmm, err);
+	if (r < 0)
+		return ft_err_context(err, "device state");
+	if (vm->keeper)
+		keeper_hold_begin(vm->keeper);
+	r = save_fire(&vm->save, &vm->qmp, capture->state, VMM_STATE_BYTES_MAX, err);
+	if (r == 0)
+		r = save_held(vm, held, ctx, err);
+	if (r == 0)
+		r = save_end(&vm->save, &vm->qmp, END_MS, err);
+	if (r < 0)
+		save_abandon(&vm->save, &vm->qmp, END_MS);
+	if (vm->keeper)
+		keeper_hold_end(vm->keeper);
+	if (r < 0)
+		return ft_err_context(err, "device state");
+	capture->state_len = vm->save.len;
+	capture->held_ns = vm->save.end_ns - vm->save.begin_ns;
+	capture->pause_ns = (vm->resume_us - vm->stop_us) * 1000;
 	return 0;
 }

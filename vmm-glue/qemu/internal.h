@@ -145,6 +145,9 @@ int qemu_checkpoint_prepare(struct vmm *vmm, struct ft_err *err);
 int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 		    const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err);
 
+int qemu_save(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, void *ctx,
+	      struct ft_err *err);
+
 /* taps.c */
 int qemu_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 int qemu_taps_out(struct vmm *vmm, struct ft_err *err);

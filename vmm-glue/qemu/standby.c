@@ -22,6 +22,7 @@
 #include "vmm-glue/qemu/internal.h"
 
 #define RESUME_MS      5000
+#define LOOK_MS	       250
 #define STREAM_HEADER  8 /* "QEVM", be32 3 */
 #define SECTION_CONFIG 7
 #define SECTION_VMDESC 6
@@ -100,25 +101,38 @@ int qemu_write_state(int fd, const char *machine, const uint8_t *state, size_t l
 	return r;
 }
 
+/* A state that was saved while the guest was stopped, as a file of somebody else may be. */
+static int run_if_paused(struct qemu *vm, struct ft_err *err)
+{
+	qemu_refresh_status(vm);
+	return strcmp(vm->status, "paused") ? 0 : vm->vmm.ops->cont(&vm->vmm, err);
+}
+
 static int wait_resume(struct qemu *vm, unsigned before, struct ft_err *err)
 {
 	uint64_t deadline_ns = qemu_deadline_ns(RESUME_MS);
 	char words[256];
+	int r = 0;
 
-	while (vm->resumes == before) {
+	while (vm->resumes == before && r == 0) {
 		struct pollfd p[2] = {{.fd = vm->qmp.fd, .events = POLLIN},
 				      {.fd = vm->process.pidfd, .events = POLLIN}};
 
-		if (poll(p, 2, qemu_ms_left(deadline_ns)) == 0)
-			return ft_err_set(err, ETIMEDOUT,
-					  "qemu: resume: the guest does not run after %u ms",
-					  RESUME_MS);
+		if (poll(p, 2, LOOK_MS) == 0) {
+			if (qemu_ms_left(deadline_ns) == 0)
+				return ft_err_set(
+					err, ETIMEDOUT,
+					"qemu: resume: the guest does not run after %u ms",
+					RESUME_MS);
+			r = run_if_paused(vm, err);
+			continue;
+		}
 		if (qmp_poll(&vm->qmp) < 0 && process_ended(&vm->process, RESUME_MS)) {
 			process_last_words(vm->log, words, sizeof words);
 			return ft_err_set(err, EIO, "qemu: resume: %s", words);
 		}
 	}
-	return 0;
+	return r;
 }
 
 int qemu_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)

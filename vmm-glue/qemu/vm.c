@@ -44,6 +44,20 @@ static void info(struct vmm *vmm, struct vmm_info *out)
 		snprintf(out->nics[i].id, VMM_NAME_MAX, "%s", vm->nics[i].id);
 }
 
+static void ram(struct vmm *vmm, struct vmm_ram *out)
+{
+	struct qemu *vm = qemu_of(vmm);
+
+	*out = (struct vmm_ram){.pid = vm->process.pid,
+				.pidfd = vm->process.pidfd,
+				.address = vm->ram.hva,
+				.bytes = vm->ram.bytes,
+				.fd = vm->ram.fd > 0 ? vm->ram.fd : -1,
+				.offset = vm->ram.file_offset};
+	snprintf(out->block, sizeof out->block, "%s", vm->ram.region);
+	snprintf(out->machine, sizeof out->machine, "%s", vm->machine);
+}
+
 static const char *status(struct vmm *vmm)
 {
 	return qemu_of(vmm)->powered_off ? "shutdown" : qemu_of(vmm)->status;
@@ -264,6 +278,7 @@ void qemu_free(struct vmm *vmm)
 static const struct vmm_ops ops = {
 	.kind = "qemu",
 	.info = info,
+	.ram = ram,
 	.status = status,
 	.poll_fd = poll_fd,
 	.poll = poll_vm,
@@ -277,6 +292,7 @@ static const struct vmm_ops ops = {
 	.read_pages = read_pages,
 	.checkpoint_prepare = qemu_checkpoint_prepare,
 	.checkpoint = qemu_checkpoint,
+	.save = qemu_save,
 	.stop = stop,
 	.cont = cont,
 	.quit = qemu_quit,
