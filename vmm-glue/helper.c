@@ -291,7 +291,7 @@ int helper_spawn(char *const argv[], int log_fd, const int *fds, unsigned fds_n,
 	char *words;
 	int rc;
 
-	assert(helper.here && fds_n <= SPAWN_FDS_MAX);
+	assert(helper.here && argv[0] && fds_n <= SPAWN_FDS_MAX);
 	for (unsigned i = 0; i < fds_n; i++)
 		out.fds[1 + i] = fds[i];
 	for (; argv[r.argc]; r.argc++)
