@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The standby's disk. Epochs are written into the page cache as they come; the disk itself catches
-// up on a thread (struct syncer), because an fdatasync may take longer than an epoch and nothing
+// up on a thread (block/syncer.h), because an fdatasync may take longer than an epoch and nothing
 // waits for it before activation.
 #include "eventtap/store.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <libgen.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,18 +15,8 @@
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/record.h"
+#include "eventtap/block/syncer.h"
 #include "ft/log.h"
-
-// One fdatasync at a time, asked for any number of times.
-struct syncer {
-	const struct image *image;
-	pthread_t thread;
-	bool started;
-	pthread_mutex_t lock; // guards what follows
-	pthread_cond_t changed;
-	bool wanted, stop;
-	int error; // the first one; 0 or -errno
-};
 
 struct store {
 	char id[64];
@@ -48,66 +36,6 @@ struct store {
 	struct disk_log pending; // shared
 	struct syncer syncer;
 };
-
-static void *syncer_main(void *arg)
-{
-	struct syncer *y = arg;
-	pthread_mutex_lock(&y->lock);
-	for (;;) {
-		while (!y->wanted && !y->stop)
-			pthread_cond_wait(&y->changed, &y->lock);
-		if (y->stop)
-			break;
-		y->wanted = false;
-		pthread_mutex_unlock(&y->lock);
-		int ret = image_flush(y->image);
-		pthread_mutex_lock(&y->lock);
-		if (ret < 0 && y->error == 0)
-			y->error = ret;
-	}
-	pthread_mutex_unlock(&y->lock);
-	return NULL;
-}
-
-static int syncer_start(struct syncer *y, const struct image *image)
-{
-	sigset_t all, old;
-	y->image = image;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	int ret = pthread_create(&y->thread, NULL, syncer_main, y);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	y->started = ret == 0;
-	return -ret;
-}
-
-static void syncer_want(struct syncer *y)
-{
-	pthread_mutex_lock(&y->lock);
-	y->wanted = true;
-	pthread_cond_signal(&y->changed);
-	pthread_mutex_unlock(&y->lock);
-}
-
-static int syncer_error(struct syncer *y)
-{
-	pthread_mutex_lock(&y->lock);
-	int error = y->error;
-	pthread_mutex_unlock(&y->lock);
-	return error;
-}
-
-static void syncer_stop(struct syncer *y)
-{
-	if (!y->started)
-		return;
-	pthread_mutex_lock(&y->lock);
-	y->stop = true;
-	pthread_cond_signal(&y->changed);
-	pthread_mutex_unlock(&y->lock);
-	pthread_join(y->thread, NULL);
-	y->started = false;
-}
 
 static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
 {
@@ -150,9 +78,7 @@ static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
 
 static void destroy(struct store *s)
 {
-	syncer_stop(&s->syncer);
-	pthread_mutex_destroy(&s->syncer.lock);
-	pthread_cond_destroy(&s->syncer.changed);
+	syncer_free(&s->syncer);
 	disk_log_free(&s->pending);
 	image_close(&s->image);
 	metadata_close(&s->meta);
@@ -178,8 +104,7 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
 	s->image.fd = s->meta.fd = -1;
-	pthread_mutex_init(&s->syncer.lock, NULL);
-	pthread_cond_init(&s->syncer.changed, NULL);
+	syncer_init(&s->syncer);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
 	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
 					   : open_shared(s, bytes, err);
@@ -346,7 +271,9 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 	ret = replay_pending(s);
 	if (ret < 0)
 		return ft_err_set(err, -ret, "disk %s: replay: %s", s->id, strerror(-ret));
-	ret = s->syncer.error ? s->syncer.error : image_flush(&s->image);
+	ret = syncer_error(&s->syncer);
+	if (ret == 0)
+		ret = image_flush(&s->image);
 	if (ret < 0)
 		return failed(s, ret, "flush", err);
 	s->generation = generation;
