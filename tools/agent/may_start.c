@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/* May the guest be started here? A start is the one moment when two histories of a guest can begin
- * without any engine seeing it, so it is refused as soon as another host may have the guest:
- *   - this host's memory says that the guest was protected, or handed over, when the last agent
- * here ended;
- *   - the arbiter's record names another host, or cannot be read.
- * If the record names this host it is claimed anew, so that a standby of before can never be
- * granted the guest any more. */
+/* Asks what the rule of starting a guest (ft/start_rule.h) wants to know, and obeys it. */
 #include <errno.h>
-#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "ft/log.h"
+#include "ft/start_rule.h"
 #include "tools/agent/agent.h"
 
 struct question {
@@ -40,13 +34,12 @@ static void await(struct agent *a, const struct question *q)
 		event_base_loop(a->base, EVLOOP_ONCE);
 }
 
-static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_err *err)
+static int claim(struct agent *a, const struct ft_start_question *rule, struct ft_err *err)
 {
-	struct ft_grant_record want = {.generation = now->generation + 1};
+	struct ft_grant_record want = ft_start_claim(rule);
 	struct question q = {0};
 
-	snprintf(want.holder, sizeof want.holder, "%s", a->host_id);
-	a->arbiter->ops->swap(a->arbiter, now->generation, &want, on_answer, &q);
+	a->arbiter->ops->swap(a->arbiter, rule->record->generation, &want, on_answer, &q);
 	await(a, &q);
 	if (q.answer == FT_ARBITER_GRANTED)
 		return 0;
@@ -54,32 +47,26 @@ static int claim(struct agent *a, const struct ft_grant_record *now, struct ft_e
 			  a->arbiter->ops->type, q.why);
 }
 
-static int ask_record(struct agent *a, bool elsewhere, struct ft_err *err)
+static int ask(struct agent *a, bool elsewhere, struct ft_err *err)
 {
-	const char *type = a->arbiter->ops->type;
+	char memory[2 * CONFIG_PATH_MAX];
 	struct question q = {0};
+	struct ft_start_question rule = {.host_id = a->host_id,
+					 .elsewhere = elsewhere,
+					 .memory = memory,
+					 .arbiter = a->arbiter->ops->type,
+					 .why = q.why};
+	int rc;
 
-	a->arbiter->ops->read(a->arbiter, on_answer, &q);
-	await(a, &q);
-	if (q.answer != FT_ARBITER_GRANTED)
-		return ft_err_set(
-			err, EAGAIN,
-			"arbiter %s: does not answer (%s): another host may run the guest", type,
-			q.why);
-	if (!q.now.generation)
-		return 0;
-	if (strcmp(q.now.holder, a->host_id))
-		return ft_err_set(err, EPERM,
-				  "arbiter %s: host %s holds the guest (generation %" PRIu64
-				  "): start this one with --incoming and protect it from there",
-				  type, q.now.holder, q.now.generation);
-	if (elsewhere && q.now.in_sync)
-		return ft_err_set(err, EPERM,
-				  "the guest was protected when the last agent here ended, and "
-				  "standby %s may take over at any moment: start with --incoming, "
-				  "or `ftctl failover` there",
-				  q.now.partner);
-	return claim(a, &q.now, err);
+	snprintf(memory, sizeof memory, "%s/%s.memory", a->run_dir, a->config.name);
+	if (a->config.arbiter.type != CONFIG_ARBITER_NONE) {
+		a->arbiter->ops->read(a->arbiter, on_answer, &q);
+		await(a, &q);
+		if (q.answer == FT_ARBITER_GRANTED)
+			rule.record = &q.now;
+	}
+	rc = ft_start_rule(&rule, err);
+	return rc == FT_START_AFTER_CLAIM ? claim(a, &rule, err) : rc;
 }
 
 /* The keeper ends a protected guest's VM with its agent; should it have been killed too, this is
@@ -97,20 +84,12 @@ static void end_leftover(struct agent *a, const struct memory *m)
 int may_start(struct agent *a, struct ft_err *err)
 {
 	struct memory m;
-	int rc = 0;
+	int rc;
 
 	memory_load(a->run_dir, a->config.name, &m);
 	if (m.elsewhere)
 		end_leftover(a, &m);
-	if (a->config.arbiter.type != CONFIG_ARBITER_NONE)
-		rc = ask_record(a, m.elsewhere, err);
-	else if (m.elsewhere)
-		rc = ft_err_set(
-			err, EPERM,
-			"the guest was protected when the last agent here ended, so its standby "
-			"may run it: start with --incoming and protect it from there, "
-			"or remove %s/%s.memory if it surely runs nowhere",
-			a->run_dir, a->config.name);
+	rc = ask(a, m.elsewhere, err);
 	if (rc)
 		return rc;
 	m.elsewhere = false;
