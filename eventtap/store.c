@@ -14,6 +14,7 @@
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
+#include "eventtap/block/overlay.h"
 #include "eventtap/block/record.h"
 #include "eventtap/block/syncer.h"
 #include "ft/log.h"
@@ -220,19 +221,45 @@ void store_drop_pending(struct store *s, uint64_t epoch)
 	disk_log_drop(&s->pending, epoch);
 }
 
-static int replay_pending(struct store *s)
+// What the pending writes leave behind, over all of them.
+static int sum_pending(const struct store *s, struct overlay *sum)
 {
-	struct disk_segment *segment = NULL;
-	while ((segment = disk_log_next(&s->pending, segment))) {
+	for (struct disk_segment *segment = disk_log_next(&s->pending, NULL); segment;
+	     segment = disk_log_next(&s->pending, segment)) {
 		struct tap_record rec;
 		size_t at = 0;
 		while (disk_segment_next(segment, &at, &rec)) {
-			int ret = record_apply(&s->image, &rec);
+			uint64_t offset, len;
+			int ret = record_range(&rec, s->image.bytes, &offset, &len);
+			if (ret == 0 && len > 0)
+				ret = overlay_reserve(sum);
 			if (ret < 0)
 				return ret;
+			struct overlay_extent extent = {
+				.start = offset,
+				.end = offset + len,
+				.data = rec.kind == TAP_DISK_WRITE ? rec.data : NULL};
+			if (len > 0)
+				overlay_put(sum, &extent);
 		}
 	}
 	return 0;
+}
+
+// Only the newest bytes are written: those of the primary's that are on the disk already must not
+// give way to older ones for a moment, in which this host may die.
+static int replay_pending(struct store *s)
+{
+	struct overlay sum = {0};
+	int ret = sum_pending(s, &sum);
+	for (size_t i = 0; i < sum.n && ret == 0; i++) {
+		const struct overlay_extent *x = &sum.extents[i];
+		ret = x->data ? image_pwrite(&s->image, x->data, x->end - x->start, x->start)
+			      : image_zero(&s->image, x->start, x->end - x->start, IMAGE_ZERO_UNMAP,
+					   false);
+	}
+	overlay_free(&sum);
+	return ret;
 }
 
 // Shared: the old primary is to write no more.
@@ -268,6 +295,9 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 	syncer_stop(&s->syncer);
 	if (s->mode == STORE_SHARED)
 		image_forget(&s->image);
+	// A replay that is cut short may leave a mixture, in the middle of an epoch.
+	if (s->pending.records > 0 && write_metadata(s, STORE_INCONSISTENT, err) < 0)
+		return ft_err_context(err, "disk %s", s->id);
 	ret = replay_pending(s);
 	if (ret < 0)
 		return ft_err_set(err, -ret, "disk %s: replay: %s", s->id, strerror(-ret));
@@ -321,29 +351,28 @@ void store_free(struct store *s)
 	destroy(s);
 }
 
-// Its own standby cannot have it, says the arbiter.
-static int settle(const char *image, struct ft_err *err)
-{
-	struct metadata meta;
-	int ret = metadata_open(image, &meta, err);
-	if (ret < 0)
-		return ret;
-	struct metadata_record record = meta.record;
-	record.state = STORE_UP_TO_DATE;
-	ret = metadata_write(&meta, &record, err);
-	metadata_close(&meta);
-	return ret;
-}
-
 int store_check_startable(const char *image, bool granted, struct ft_err *err)
 {
 	struct metadata_record record;
+	struct metadata meta;
 	int ret = metadata_read(image, &record, err);
 	if (ret == -ENOENT)
 		return 0;
-	if (ret == 0 && granted && record.state == STORE_PROTECTED)
-		return settle(image, err);
-	return ret < 0 ? ret : metadata_startable(image, &record, err);
+	// Its own standby cannot have it, says the arbiter.
+	bool settle = ret == 0 && granted && record.state == STORE_PROTECTED;
+	if (ret == 0 && !settle)
+		ret = metadata_startable(image, &record, err);
+	// A shared disk may be under the tap of another host's guest, and only the lock tells.
+	if (ret == 0)
+		ret = metadata_open(image, &meta, err);
+	if (ret < 0)
+		return ret;
+	record = meta.record;
+	record.state = STORE_UP_TO_DATE;
+	if (settle)
+		ret = metadata_write(&meta, &record, err);
+	metadata_close(&meta);
+	return ret;
 }
 
 uint64_t store_generation(const char *image)

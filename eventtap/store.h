@@ -13,7 +13,7 @@
  * Outdated when the store ends whole but without it.
  *
  * A shared disk's metadata file is one for both hosts and its lock is the primary's; the store has
- * neither before store_activate(). */
+ * neither before store_activate(), which says Inconsistent while it replays. */
 #ifndef EVENTTAP_STORE_H
 #define EVENTTAP_STORE_H
 
@@ -71,9 +71,9 @@ enum store_state store_state(const struct store *s);
 void store_free(struct store *s);
 
 /* For a primary: refuses (-ESTALE, says why) to start a guest on an image whose metadata says
- * Outdated, Inconsistent or Protected, or is damaged (-EBADMSG). No metadata: fine. granted: an
- * arbiter let this host have the guest, so no standby did go on or will: Protected becomes
- * UpToDate. */
+ * Outdated, Inconsistent or Protected, is damaged (-EBADMSG), or whose lock somebody holds
+ * (-EBUSY). No metadata: fine. granted: an arbiter let this host have the guest, so no standby did
+ * go on or will: Protected becomes UpToDate. */
 int store_check_startable(const char *image, bool granted, struct ft_err *err);
 /* The generation that the image's metadata knows; 0: none, or it cannot be read. */
 uint64_t store_generation(const char *image);
