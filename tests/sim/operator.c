@@ -5,12 +5,14 @@
 #include "tests/sim/world.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #include "ft/engine_internal.h" /* white box: what `status` and the log would tell */
 
 #define EVERY	      (100 * MS)
 #define RESTART_AFTER (800 * MS)
 #define DECIDE_AFTER  (1000 * MS)
+#define NOBODY_AFTER  (1500 * MS)
 
 static bool waits(struct node *n)
 {
@@ -76,16 +78,89 @@ static void verified(void *ctx, const struct ft_err *err, uint64_t value)
 				(unsigned long long)value, err->text);
 }
 
+/* Whoever restarts a host knows nothing: often the guest is started first, and the agent has to
+ * refuse. */
+static void restart(struct world *w, struct node *n)
+{
+	/* A reboot takes longer than a takeover. */
+	if (!w->must_survive && world_chance(w, 50) && node_start(n, true)) {
+		world_log(w, "%s: restarted with the guest", n->name);
+		return;
+	}
+	(void)node_start(n, false);
+	world_log(w, "%s: restarted as standby", n->name);
+}
+
+/* Nobody has the guest, and nobody holds a checkpoint of it. */
+static bool nobody(struct world *w)
+{
+	for (unsigned i = 0; i < SIM_NODES; i++) {
+		struct node *n = &w->nodes[i];
+
+		if (n->frozen || (!n->crashed && (!is_standby(n) || n->engine->standby.committed)))
+			return false;
+	}
+	return true;
+}
+
+/* By hand, while no agent runs. */
+static void forget(struct node *n, bool image_too)
+{
+	bool crashed = n->crashed;
+
+	n->crashed = false;
+	n->disk_errors = 0;
+	disks_forget(n, image_too);
+	n->crashed = crashed;
+	n->elsewhere = false;
+	n->remembered_generation = 0;
+}
+
+/* As the messages say when every host refuses: the copy where the guest ran last is the newest;
+ * what the others have is void, and so is what they remember. */
+static void insist(struct world *w, struct node *n)
+{
+	w->torn = disks_torn(n);
+	world_log(w, "%s: the operators find that the guest ran here last, and insist", n->name);
+	for (unsigned i = 0; i < SIM_NODES; i++) {
+		node_crash(&w->nodes[i], false);
+		forget(&w->nodes[i], &w->nodes[i] != n);
+	}
+	if (w->options.arbiter_file) {
+		w->arbiter.generation++;
+		w->arbiter.in_sync = false;
+		snprintf(w->arbiter.holder, sizeof w->arbiter.holder, "%s", n->name);
+		check_granted(n, &w->arbiter);
+	}
+	(void)node_start(n, true);
+}
+
+static void look_for_guest(struct world *w)
+{
+	if (!nobody(w)) {
+		w->nobody_since_ns = w->now;
+		return;
+	}
+	if (w->now - w->nobody_since_ns < NOBODY_AFTER)
+		return;
+	w->nobody_since_ns = w->now;
+	for (unsigned i = 0; i < SIM_NODES; i++) {
+		node_crash(&w->nodes[i], false);
+		if (node_start(&w->nodes[i], true))
+			return;
+		(void)node_start(&w->nodes[i], false);
+	}
+	insist(w, w->ran_last);
+}
+
 static void look_after(struct world *w, struct node *n, struct node *o)
 {
 	enum ft_state state = n->crashed ? FT_STARTING : ft_engine_state(n->engine);
 	struct ft_err err = {0};
 
 	if (n->crashed) {
-		if (w->now - n->crashed_ns <= RESTART_AFTER)
-			return;
-		world_log(w, "%s: restarted as standby", n->name);
-		node_start(n, false);
+		if (w->now - n->crashed_ns > RESTART_AFTER)
+			restart(w, n);
 		return;
 	}
 	if (n->frozen)
@@ -110,6 +185,7 @@ static void on_operator(void *ctx, uint64_t arg)
 	(void)arg;
 	for (unsigned i = 0; i < SIM_NODES; i++)
 		look_after(w, &w->nodes[i], &w->nodes[1 - i]);
+	look_for_guest(w);
 	world_after(w, EVERY, NULL, on_operator, w, 0);
 }
 
