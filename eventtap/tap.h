@@ -90,8 +90,8 @@ struct tap_ops {
 	/* To HOLD: takes effect at the next close_epoch(), i.e. with the guest paused; what came
 	 * before is passed on. To PASS: at once, everything still held is let go in order (only
 	 * after a solo grant, or when protection ended by agreement). TRACK: at once; every byte
-	 * the peer lacks is marked as behind by the caller beforehand. 0, or -errno: what a shared disk
-	 * holds could not be written; it stays held, and the call may be repeated. */
+	 * the peer lacks is marked as behind by the caller beforehand. 0, or -errno: what a shared
+	 * disk holds could not be written; it stays held, and the call may be repeated. */
 	int (*set_mode)(struct tap *tap, enum tap_mode mode);
 	/* Guest paused. Ends the open epoch `epoch`; the next one is epoch + 1. A disk that was
 	 * TRACK and becomes HOLD here puts what is still behind into `epoch`, so that the
