@@ -615,6 +615,8 @@ void node_freeze(struct node *n, bool frozen)
 
 	world_log(w, "%s: %s", n->name, frozen ? "FROZEN" : "thaws");
 	n->frozen = frozen;
+	if (!frozen)
+		n->write_lands_ns = 0; /* who is awake has waited for it */
 	if (frozen) {
 		n->frozen_ns = w->now;
 		/* A paused host's; not where a lease counts on it. */

@@ -349,6 +349,7 @@ struct world {
 	/* who released an output under the newest generation so far */
 	uint64_t spoke_generation;
 	struct node *spoke;
+	uint64_t taken_ops; /* operations in the checkpoint that was taken over last */
 	struct ft_grant_record granted[64]; /* the last generations and who got them */
 	struct sim_link *links;
 	struct question *questions; /* to the arbiter, under way */
