@@ -459,7 +459,8 @@ static bool is_locked(const struct file *f)
 {
 	for (unsigned i = 0; i < FDS_MAX; i++)
 		if (files[i].owner && files[i].locked && &files[i] != f &&
-		    files[i].inode == f->inode && world->mutant != MUTANT_NO_LOCK)
+		    files[i].inode == f->inode && world->mutant != MUTANT_NO_LOCK &&
+		    (files[i].owner == f->owner || !world->options.lockless))
 			return true;
 	return false;
 }

@@ -83,7 +83,10 @@ static void verified(void *ctx, const struct ft_err *err, uint64_t value)
 static void restart(struct world *w, struct node *n)
 {
 	/* A reboot takes longer than a takeover. */
-	if (!w->must_survive && world_chance(w, 50) && node_start(n, true)) {
+	bool blind = w->options.lockless && !w->nodes[1 - n->id].crashed;
+
+	/* Nor, where no lock would stop it, is a guest started while another host may run it. */
+	if (!w->must_survive && !blind && world_chance(w, 50) && node_start(n, true)) {
 		world_log(w, "%s: restarted with the guest", n->name);
 		return;
 	}

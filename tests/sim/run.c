@@ -47,6 +47,7 @@ static void draw_options(struct world *w, uint64_t seed)
 		o->disk_shared[i] = world_chance(w, 35);
 	for (unsigned i = 0; i < o->disks; i++)
 		o->shared |= o->disk_shared[i];
+	o->lockless = o->shared && world_chance(w, 40);
 	o->fence = o->shared && world_chance(w, 25);
 	o->disk_log_bytes = world_chance(w, 30) ? 8192 : 1u << 20;
 }

@@ -255,6 +255,7 @@ struct options {
 	bool disk_shared[SIM_DISKS];
 	bool shared; /* one of them at least */
 	bool fence;
+	bool lockless; /* the storage's locks do not reach from host to host */
 	uint64_t disk_log_bytes;
 	bool arbiter_file, takeover_manual;
 	enum ft_survivor survivor;
