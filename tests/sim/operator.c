@@ -32,12 +32,14 @@ static void decide(struct world *w, struct node *n, struct node *o)
 		standby ? n->engine->standby.primary_generation : n->engine->generation;
 	struct ft_err err = {0};
 
-	/* The other host must be seen as it is, and must not run the guest. */
-	if (o->frozen || w->cut[0] || w->cut[1] || (o->machine && o->machine->running && !waits(o)))
+	/* The other host must be seen as it is, and must not run the guest of the same history. */
+	if (o->frozen || w->cut[0] || w->cut[1])
 		return;
 	if (w->ran_generation > generation) {
 		world_log(w, "%s: an operator discards it: the guest went on elsewhere", n->name);
 		node_crash(n, false);
+	} else if (o->machine && o->machine->running && !waits(o)) {
+		return;
 	} else if (standby && waits(o) && !is_standby(o)) {
 		return; /* the guest itself is there: that side first */
 	} else if (standby) {
