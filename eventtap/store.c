@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The standby's disk. Epochs are written into the page cache as they come; the disk itself catches
-// up on a thread (block/syncer.h), because an fdatasync may take longer than an epoch and nothing
+// up on a thread (block/worker.h), because an fdatasync may take longer than an epoch and nothing
 // waits for it before activation.
 #include "eventtap/store.h"
 
@@ -12,12 +12,15 @@
 #include <string.h>
 
 #include "eventtap/block/disk_log.h"
+#include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/overlay.h"
 #include "eventtap/block/record.h"
-#include "eventtap/block/syncer.h"
+#include "eventtap/block/worker.h"
 #include "ft/log.h"
+
+#define SYNC_BYTES (32u << 20)
 
 struct store {
 	char id[64];
@@ -33,9 +36,10 @@ struct store {
 	bool partial;		 // records of an epoch that is not committed yet
 	bool flush;		 // one of them was a FLUSH
 	bool lock_seen;		 // shared: held by the primary
+	uint64_t unsynced;	 // bytes of the initial copy since the disk was asked to catch up
 	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
-	struct syncer syncer;
+	struct worker syncer;	 // makes the image durable
 };
 
 static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
@@ -44,6 +48,12 @@ static int write_metadata(struct store *s, enum store_state state, struct ft_err
 		.generation = s->generation, .epoch = s->epoch, .state = state};
 	memcpy(record.uuid, s->uuid, sizeof(record.uuid));
 	return metadata_write(&s->meta, &record, err);
+}
+
+// An fdatasync may take longer than an epoch and nothing waits for it.
+static int make_durable(void *ctx)
+{
+	return image_flush(&((struct store *)ctx)->image);
 }
 
 static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
@@ -62,7 +72,7 @@ static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 	s->generation = s->meta.record.generation;
 	s->epoch = s->meta.record.epoch;
 	ret = write_metadata(s, STORE_INCONSISTENT, err);
-	if (ret == 0 && (ret = syncer_start(&s->syncer, &s->image)) < 0)
+	if (ret == 0 && (ret = worker_start(&s->syncer)) < 0)
 		ft_err_set(err, -ret, "thread: %s", strerror(-ret));
 	return ret;
 }
@@ -79,7 +89,7 @@ static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
 
 static void destroy(struct store *s)
 {
-	syncer_free(&s->syncer);
+	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
 	image_close(&s->image);
 	metadata_close(&s->meta);
@@ -105,7 +115,7 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
 	s->image.fd = s->meta.fd = -1;
-	syncer_init(&s->syncer);
+	worker_init(&s->syncer, make_durable, s);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
 	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
 					   : open_shared(s, bytes, err);
@@ -151,7 +161,28 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 		return ret;
 	ret = zero ? image_zero(&s->image, offset, len, IMAGE_ZERO_UNMAP, false)
 		   : image_pwrite(&s->image, data, len, offset);
-	return ret < 0 ? failed(s, ret, "copy", err) : 0;
+	if (ret < 0)
+		return failed(s, ret, "copy", err);
+	// Piece by piece, or the first checkpoint waits for all of it.
+	s->unsynced += zero ? 0 : len;
+	if (s->unsynced >= SYNC_BYTES) {
+		s->unsynced = 0;
+		worker_want(&s->syncer);
+	}
+	return 0;
+}
+
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
+	       bool *zero, uint8_t *sums, struct ft_err *err)
+{
+	if (s->mode != STORE_REPLICATED || *at >= s->image.bytes)
+		return 0;
+	int ret = disk_sums_next(&s->image, seed, *at, max, bytes, zero, sums);
+	if (ret < 0)
+		return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
+				  strerror(-ret));
+	*at += *bytes;
+	return 1;
 }
 
 // A write is kept in pieces that fit the log's segments.
@@ -199,11 +230,11 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 		if (!s->lock_seen)
 			s->lock_seen = metadata_locked(s->path);
 	} else {
-		int ret = syncer_error(&s->syncer);
+		int ret = worker_error(&s->syncer);
 		if (ret < 0)
 			return failed(s, ret, "flush", err);
 		if (s->flush)
-			syncer_want(&s->syncer);
+			worker_want(&s->syncer);
 	}
 	s->partial = s->flush = false;
 	s->generation = generation;
@@ -292,7 +323,7 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 		ret = take_lock(s, settled, err);
 	if (ret < 0)
 		return ft_err_context(err, "disk %s", s->id);
-	syncer_stop(&s->syncer);
+	worker_stop(&s->syncer);
 	if (s->mode == STORE_SHARED)
 		image_forget(&s->image);
 	// A replay that is cut short may leave a mixture, in the middle of an epoch.
@@ -301,7 +332,7 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 	ret = replay_pending(s);
 	if (ret < 0)
 		return ft_err_set(err, -ret, "disk %s: replay: %s", s->id, strerror(-ret));
-	ret = syncer_error(&s->syncer);
+	ret = worker_error(&s->syncer);
 	if (ret == 0)
 		ret = image_flush(&s->image);
 	if (ret < 0)
@@ -336,6 +367,16 @@ int store_outdate(struct store *s, struct ft_err *err)
 	return 0;
 }
 
+const char *store_id(const struct store *s)
+{
+	return s->id;
+}
+
+const struct image *store_image(const struct store *s)
+{
+	return s->mode == STORE_REPLICATED ? &s->image : NULL;
+}
+
 enum store_state store_state(const struct store *s)
 {
 	return s->state;
@@ -349,34 +390,4 @@ void store_free(struct store *s)
 	if (s->state == STORE_UP_TO_DATE && store_outdate(s, &err) < 0)
 		ft_warn("%s", err.text);
 	destroy(s);
-}
-
-int store_check_startable(const char *image, bool granted, struct ft_err *err)
-{
-	struct metadata_record record;
-	struct metadata meta;
-	int ret = metadata_read(image, &record, err);
-	if (ret == -ENOENT)
-		return 0;
-	// Its own standby cannot have it, says the arbiter.
-	bool settle = ret == 0 && granted && record.state == STORE_PROTECTED;
-	if (ret == 0 && !settle)
-		ret = metadata_startable(image, &record, err);
-	// A shared disk may be under the tap of another host's guest, and only the lock tells.
-	if (ret == 0)
-		ret = metadata_open(image, &meta, err);
-	if (ret < 0)
-		return ret;
-	record = meta.record;
-	record.state = STORE_UP_TO_DATE;
-	if (settle)
-		ret = metadata_write(&meta, &record, err);
-	metadata_close(&meta);
-	return ret;
-}
-
-uint64_t store_generation(const char *image)
-{
-	struct metadata_record record;
-	return metadata_read(image, &record, NULL) == 0 ? record.generation : 0;
 }

@@ -4,8 +4,9 @@
  * Engine's thread only.
  *
  * Metadata, IMAGE.kemari (block/metadata.h): guest uuid, generation, epoch, state (UpToDate |
- * Protected | Outdated | Inconsistent), checksum; replaced whole. It is locked (OFD lock) as long
- * as a replicated store or a tap has the disk open, so two agents for one image are refused.
+ * Protected | Consistent | Outdated | Inconsistent), checksum; replaced whole. It is locked (OFD
+ * lock) as long as a replicated store or a tap has the disk open, so two agents for one image are
+ * refused.
  *
  * On disk a replicated store in operation says Inconsistent, also when store_state() is UpToDate:
  * an agent that is killed in the middle of an epoch leaves a mixture, and one that is merely gone
@@ -23,15 +24,31 @@
 #include "eventtap/tap.h"
 #include "ft/err.h"
 
-/* PROTECTED is for metadata only: the newest copy, of a guest that runs here, but whose standby may
- * go on without this host. */
-enum store_state { STORE_INCONSISTENT = 1, STORE_OUTDATED, STORE_UP_TO_DATE, STORE_PROTECTED };
+/* For metadata only: PROTECTED: the newest copy, of a guest that runs here, but whose standby may
+ * go on without this host. CONSISTENT: a standby's whole copy, brought to its last acknowledged
+ * epoch after a power cut; the primary may have gone on. */
+enum store_state {
+	STORE_INCONSISTENT = 1,
+	STORE_OUTDATED,
+	STORE_UP_TO_DATE,
+	STORE_PROTECTED,
+	STORE_CONSISTENT
+};
+/* By what right a guest is started here. */
+enum store_right {
+	STORE_RIGHT_NONE,    /* nobody was asked, so the disk must be without doubt the newest */
+	STORE_RIGHT_GRANTED, /* an arbiter: this host had the guest, and nobody else did go on or
+				will */
+	STORE_RIGHT_STANDBY, /* an arbiter: this host was its standby, of the same generation */
+	STORE_RIGHT_FORCE    /* the operator, who has read what is lost */
+};
 enum store_mode { STORE_REPLICATED, STORE_SHARED };
 
 #define STORE_PENDING_BYTES                                                                        \
 	(64u                                                                                       \
 	 << 20) /* memory for a shared disk's pending writes; beyond it a file beside the image */
 
+struct image;
 struct store;
 
 /* bytes: size that the guest sees; a replicated image is created (sparse) if absent, and refused if
@@ -43,6 +60,11 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
  * zeroes. */
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err);
+/* What the image has, for the primary to compare (replicated only; before anything is written): the
+ * next range from *at on, which moves on. 1, with *bytes, and *zero or at most `max` sums; 0: that
+ * was all; -errno. */
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
+	       bool *zero, uint8_t *sums, struct ft_err *err);
 /* One TAP_DISK_* record of a committed epoch: replicated: written to the image (page cache).
  * shared: kept until store_drop_pending(), because the primary writes it itself. -EPROTO: no disk
  * record, or not within the disk. After any other error, here or elsewhere, the disk is
@@ -67,15 +89,30 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
  * from it. Nothing to do for a shared disk. */
 int store_outdate(struct store *s, struct ft_err *err);
 enum store_state store_state(const struct store *s);
+const char *store_id(const struct store *s);
+/* A replicated disk's image, open until the store is activated or freed; NULL: a shared disk. */
+const struct image *store_image(const struct store *s);
 /* A replicated store that is whole and was not activated is marked Outdated. NULL is fine. */
 void store_free(struct store *s);
 
 /* For a primary: refuses (-ESTALE, says why) to start a guest on an image whose metadata says
- * Outdated, Inconsistent or Protected, is damaged (-EBADMSG), or whose lock somebody holds
- * (-EBUSY). No metadata: fine. granted: an arbiter let this host have the guest, so no standby did
- * go on or will: Protected becomes UpToDate. */
-int store_check_startable(const char *image, bool granted, struct ft_err *err);
+ * Outdated, Inconsistent, Consistent or Protected, or is damaged (-EBADMSG), unless the right is
+ * good for it: GRANTED for Protected, STANDBY for Consistent, FORCE for anything, with what is lost
+ * in the log; it is UpToDate then. No metadata: fine. -EBUSY: somebody holds the lock, whatever the
+ * right. */
+int store_check_startable(const char *image, enum store_right right, struct ft_err *err);
+/* Whether the image is a standby's whole copy of that generation. */
+bool store_is_consistent(const char *image, uint64_t generation);
 /* The generation that the image's metadata knows; 0: none, or it cannot be read. */
 uint64_t store_generation(const char *image);
+/* A guest's disk. image NULL: not replicated. */
+struct store_disk {
+	const char *id, *image;
+};
+/* The disks of a standby whose host lost its power, with the journal that it kept at `journal`:
+ * they are brought to its last epoch and are Consistent then. No journal, or nothing to be made of
+ * it: nothing is done. -errno: an image, or its metadata, cannot be written. */
+int store_recover(const char *journal, const struct store_disk *disks, unsigned n,
+		  struct ft_err *err);
 
 #endif

@@ -61,6 +61,8 @@ void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_er
 	refuse.code = (uint32_t)err->code;
 	refuse.runs = runs_guest(e) || e->state.now == FT_TAKEOVER;
 	refuse.generation = e->generation;
+	refuse.waits = e->state.now == FT_STANDBY;
+	refuse.committed = refuse.waits ? e->standby.committed : 0;
 	/* Best effort: the close that follows says no as well. */
 	if (ft_msg_send(link, FT_MSG_REFUSE, e->generation, 0, &refuse.base, NULL, 0) == 0)
 		link->ops->drain(link, 200);
@@ -132,6 +134,9 @@ static int hello_check(struct ft_engine *e, const Ft__Hello *hello, bool dialed,
 		return ft_err_set(err, EINVAL,
 				  "hello: host id '%s': the peer is this host's own agent",
 				  e->config.host_id);
+	if (hello->role == FT__ROLE__ROLE_UNKNOWN)
+		return ft_err_set(err, EAGAIN, "hello: '%s' asked who runs the guest",
+				  hello->host_id);
 	if (!to_standby && !runs_guest(e))
 		return ft_err_set(err, ESHUTDOWN, "hello: this side is %s",
 				  ft_state_name(e->state.now));
@@ -203,7 +208,8 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 	if (!conn->link) {
 		/* fencing hung up on who told us */
 	} else if (err.code || hello_check(e, hello, conn->dialed, &err)) {
-		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
+		ft_log(err.code == EAGAIN ? FT_LOG_INFO : FT_LOG_WARN, "%s: refused %s: %s",
+		       e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
 	} else if (beat) {
@@ -324,7 +330,11 @@ static void on_writable(void *ctx)
 {
 	struct engine_conn *conn = ctx;
 
-	if (conn == &conn->e->conns[CONN_DATA] && !engine_is_standby(conn->e))
+	if (conn != &conn->e->conns[CONN_DATA])
+		return;
+	if (engine_is_standby(conn->e))
+		ft_engine_tick(conn->e);
+	else
 		primary_writable(conn->e);
 }
 

@@ -205,6 +205,7 @@ int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops
 	e->env_ctx = env_ctx;
 	e->arbiter = arbiter;
 	e->generation = config->generation;
+	snprintf(e->home, sizeof e->home, "%s", config->home);
 	e->arbiter_state = "unused";
 	e->epoch = 1;
 	e->state.now = FT_STARTING;
@@ -236,6 +237,8 @@ void ft_engine_free(struct ft_engine *e)
 void ft_engine_start_solo(struct ft_engine *e, struct vmm *vmm)
 {
 	e->vmm = vmm;
+	if (!e->home[0])
+		snprintf(e->home, sizeof e->home, "%s", e->config.host_id);
 	ft_overhead_start(&e->overhead, engine_now(e));
 	engine_set_state(e, FT_SOLO, "guest runs, unprotected");
 }
@@ -328,6 +331,9 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	tap_chain_stats(&e->chain, &s->taps);
 	s->overhead = ft_overhead_share(&e->overhead, now);
 	s->rounds = e->primary.round.rounds;
+	s->disk_bytes_alike = e->primary.disk_bytes_alike;
+	s->disk_bytes_copied = e->primary.disk_bytes_copied;
+	s->home = e->home;
 	s->peer = engine_data(e) ? engine_data(e)->peer : "";
 	s->arbiter_state = e->arbiter_state;
 	s->last_error = e->last_error;

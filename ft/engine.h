@@ -39,6 +39,17 @@ struct ft_disk_chunk {
 	bool zero; /* reads as zeroes; no data */
 };
 
+/* What a standby's copy of a disk has in a range: zeroes, or these sums, one of each `block` bytes
+ * (the last one of a disk may be shorter). */
+#define FT_SUM_BYTES 16 /* XXH3-128, seeded with the session's number, big endian */
+#define FT_SUMS_MAX  32 /* of one message: some MiB to read, which both sides do in one go */
+struct ft_disk_sums {
+	uint32_t disk;
+	uint64_t offset, bytes;
+	uint32_t block;
+	bool zero;
+};
+
 /* The host around the engine. */
 struct ft_env_ops {
 	uint64_t (*now_ns)(void *ctx); /* monotonic, counts suspended time, is never 0 */
@@ -69,6 +80,11 @@ struct ft_env_ops {
 	int (*disk_next)(void *ctx, uint8_t *data, uint32_t data_max, struct ft_disk_chunk *chunk,
 			 struct ft_err *err);
 	uint64_t (*disks_behind)(void *ctx);
+	/* What the peer's copy has in a range is not behind where ours has the same. sums: of every
+	 * block of the range, NULL when it is zero. *alike: bytes that are not behind any more.
+	 * -EPROTO: not within the disk. */
+	int (*disk_compare)(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
+			    const uint8_t *sums, uint64_t *alike, struct ft_err *err);
 	/* Shared disks of the stopped guest, released up to the last epoch, are given up: the other
 	 * host may have them from now on. Until they are reclaimed or discarded nothing may touch
 	 * them. */
@@ -87,8 +103,20 @@ struct ft_env_ops {
 	 * by ft_engine_set_vmm(). */
 	int (*arm)(void *ctx, const Ft__Setup *setup, struct ft_err *err);
 	void (*disarm)(void *ctx);
+	/* The next range of the disks as they were when they were armed, at most FT_SUMS_MAX
+	 * blocks: 1 with its sums (FT_SUMS_MAX of FT_SUM_BYTES each) unless zero, 0: that was all,
+	 * -errno. */
+	int (*store_sums)(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err);
 	int (*store_sync)(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
 			  struct ft_err *err);
+	/* config.durable only: the disk records of the checkpoint that is being staged, one by one,
+	 * and then all of them are to be durable: ft_engine_stored() follows, not from inside.
+	 * Everything before it was applied. A checkpoint may be given up at any time; first of a
+	 * session: what was synced must be durable too. */
+	int (*store_stage)(void *ctx, const struct tap_record *rec, struct ft_err *err);
+	int (*store_staged)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
+	void (*store_unstage)(void *ctx);
 	int (*store_apply)(void *ctx, const struct tap_record *rec, struct ft_err *err);
 	int (*store_commit)(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err);
 	void (*store_released)(void *ctx, uint64_t epoch);
@@ -116,9 +144,12 @@ struct ft_engine_config {
 	unsigned heartbeat_ms, takeover_ms;
 	unsigned lease_ms; /* of a shared disk, see ft/lease.h */
 	bool takeover_manual, fence;
-	size_t staging_bytes;	 /* each side's bound */
-	size_t delta_base_bytes; /* primary */
-	uint64_t generation;	 /* remembered from before, 0 = none */
+	size_t staging_bytes;	   /* each side's bound */
+	size_t delta_base_bytes;   /* primary */
+	uint64_t generation;	   /* remembered from before, 0 = none */
+	char home[FT_HOST_ID_MAX]; /* where the guest belongs, "" = not known yet */
+	bool durable;	    /* standby: disk records are durable before they are acknowledged */
+	bool home_is_fixed; /* by the operator; else the primary knows better */
 	const struct ft_overflow_ops
 		*overflow; /* for staging beyond its bound; two streams: ctx[0], ctx[1] */
 	void *overflow_ctx[4];
@@ -153,6 +184,8 @@ void ft_engine_fenced(struct ft_engine *e, const struct ft_err *err);
  * 0: not now, UINT64_MAX: as long as it likes, for nobody else can be granted the guest. Keeps
  * heartbeats going, for there may be many writes. */
 uint64_t ft_engine_may_write_ns(struct ft_engine *e);
+/* The answer to env->store_staged(): the disk records of this epoch are durable, or why not. */
+void ft_engine_stored(struct ft_engine *e, uint64_t epoch, const struct ft_err *err);
 /* From tap_notify, brought to the engine's thread by the host. */
 void ft_engine_output(struct ft_engine *e);
 void ft_engine_pressure(struct ft_engine *e);
@@ -170,6 +203,9 @@ int ft_engine_checkpoint(struct ft_engine *e, ft_done_fn *done, void *ctx, struc
 int ft_engine_verify(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
 /* Standby: take over now. Primary: planned switch. */
 int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
+/* Planned switch to the host where the guest belongs, asked for on either side. -EALREADY: it is
+ * there; -EINVAL: the pair does not allow it now. */
+int ft_engine_failback(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
 /* Orderly end: the peer is told. The VM is not touched. */
 void ft_engine_stop(struct ft_engine *e, const char *why);
 
@@ -185,6 +221,9 @@ struct ft_engine_status {
 	struct tap_stats taps;
 	double overhead;
 	uint64_t rounds;
+	/* of the initial copy: what the standby had already, and what was sent */
+	uint64_t disk_bytes_alike, disk_bytes_copied;
+	const char *home;	   /* "" = not known */
 	const char *peer;	   /* "" = none */
 	const char *arbiter_state; /* "held" | "asked" | "undecided" | "unreachable" | "lost" |
 				      "unused" */

@@ -34,10 +34,11 @@
 #define FT_PASS_SETTLE_MS 300
 _Static_assert(FT_HOLD_DRAIN_MAX_MS < VMM_HOLD_MAX_MS,
 	       "a slow link must not look like a frozen agent");
-#define FT_ROUND_BATCH	    32 /* pages read at a time in async rounds */
-#define FT_FRAMES_PER_TURN  16 /* async rounds: then other events get their turn */
-#define FT_CHECKPOINT_TRIES 3  /* failures in a row that end protection */
-#define FT_DONE_MAX	    8  /* operators waiting for a checkpoint */
+#define FT_APPLY_WINDOW	    (4u << 20) /* of staging, applied in one go */
+#define FT_ROUND_BATCH	    32	       /* pages read at a time in async rounds */
+#define FT_FRAMES_PER_TURN  16	       /* async rounds: then other events get their turn */
+#define FT_CHECKPOINT_TRIES 3	       /* failures in a row that end protection */
+#define FT_DONE_MAX	    8	       /* operators waiting for a checkpoint */
 
 /* What the primary is doing with its peer. */
 enum primary_phase {
@@ -101,6 +102,9 @@ struct ft_primary {
 	uint8_t *batch; /* FT_ROUND_BATCH pages */
 	uint64_t batch_pfns[FT_ROUND_BATCH];
 	/* rounds */
+	bool comparing; /* the standby is still saying what its disks have: none of them is copied
+			 */
+	uint64_t disk_bytes_alike, disk_bytes_copied;
 	bool round_more;   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at; /* next page of the bitmap to look at */
 	struct ft_round round;
@@ -138,6 +142,9 @@ struct ft_stage {
 
 struct ft_standby {
 	bool armed;
+	bool comparing;	  /* there are SUMS to send */
+	uint64_t storing; /* epoch that is being made durable before it counts, 0 = none */
+	bool digest;	  /* its END asked for one */
 	uint64_t session;
 	uint64_t committed; /* epoch, 0 = nothing yet */
 	uint64_t primary_generation;
@@ -205,6 +212,7 @@ struct ft_engine {
 	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
 	const char *arbiter_state;
 	char peer_host[FT_HOST_ID_MAX];
+	char home[FT_HOST_ID_MAX];
 	uint64_t untap_ns; /* when to take the taps out after a takeover, 0 = no */
 
 	struct ft_primary primary;
@@ -306,6 +314,12 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why);
 /* Protection is over: so is waiting for the next checkpoint. */
 void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why);
 
+/* compare.c: what the standby's disks have already is not sent */
+/* Standby: sends the next SUMS. True: there is more, and room for it. */
+bool compare_send(struct ft_engine *e);
+/* Primary. */
+int compare_sums(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+
 /* ship.c */
 void ship_start(struct ft_engine *e, uint64_t epoch);
 /* Goes on until the link is full or all is sent. 0, or -errno: the link is dead. */
@@ -318,17 +332,32 @@ int standby_init(struct ft_engine *e, struct ft_err *err);
 void standby_free(struct ft_engine *e);
 void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello);
 void standby_message(struct ft_engine *e, const struct ft_msg *msg);
+/* A fault that ends the session: the primary is told, what is committed stays committed. */
+void standby_refuse(struct ft_engine *e, const struct ft_err *err);
 void standby_link_closed(struct ft_engine *e, bool data, const char *why);
 /* Gives up what it holds and tells the primary so, which then needs nobody's grant to go on alone.
  */
 void standby_leave(struct ft_engine *e);
 uint64_t standby_tick(struct ft_engine *e, uint64_t now);
+/* What is staged and not committed is given up. */
+void standby_unstage(struct ft_engine *e);
 /* Forgets the session: VM disarmed, nothing committed. */
 void standby_reset(struct ft_engine *e);
 /* Walks the committed records; fn returns 0 to go on. */
 int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
 		       int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
 		       struct ft_err *err);
+
+/* stage.c: messages of the initial copy and of a checkpoint. 0 or -errno: the session ends; if
+ * committed has changed by then, the image is between two epochs. */
+int stage_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_events(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+/* What is staged is whole, verified, and as durable as it has to be: it counts. */
+int stage_commit(struct ft_engine *e, struct ft_err *err);
 
 /* takeover.c */
 /* The grant is ours: make the guest run. */

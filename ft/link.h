@@ -40,6 +40,10 @@ struct ft_link_ops {
 	/* Blocks until everything queued is with the kernel, at most deadline_ms. Used only while a
 	 * guest is held. */
 	int (*drain)(struct ft_link *link, unsigned deadline_ms);
+	/* on: small messages wait for those that follow at once. off: what waits goes out, together
+	 * as far as it is small. From within one call of the engine's only. NULL: messages never
+	 * wait. */
+	void (*cork)(struct ft_link *link, bool on);
 	uint64_t (*bytes_sent)(struct ft_link *link);
 	/* Closes; no callback comes after this returns. Frees the link. */
 	void (*close)(struct ft_link *link);
@@ -59,5 +63,11 @@ struct ft_link {
 	struct ft_link_events events; /* set by the owner */
 	char peer[128];		      /* URI of the other end, for people */
 };
+
+static inline void ft_link_cork(struct ft_link *link, bool on)
+{
+	if (link->ops->cork)
+		link->ops->cork(link, on);
+}
 
 #endif

@@ -27,6 +27,7 @@ enum ft_msg_type {
 			     standby: so it is, and nothing of it will run (the answer, or because it is
 			     stopped) */
 	FT_MSG_BEAT,	  /* both ways, on the heartbeat connection */
+	FT_MSG_SUMS,	  /* standby: what its copy of a disk has, so that only the rest is sent */
 	FT_MSG_TYPE_MAX
 };
 

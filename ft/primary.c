@@ -114,6 +114,8 @@ int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 	setup.resume = resume;
 	setup.heartbeat_ms = e->config.heartbeat_ms;
 	setup.takeover_ms = e->config.takeover_ms;
+	setup.compare = !resume;
+	setup.home = e->home;
 	if (engine_send(e, FT_MSG_SETUP, 0, &setup.base, NULL, 0))
 		return ft_err_set(err, EPIPE, "set-up: cannot send to %s", e->peer_host);
 	return 0;
@@ -194,6 +196,7 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	memset(&p->round, 0, sizeof p->round);
 	memset(&p->ship, 0, sizeof p->ship);
 	p->round_at = 0;
+	p->disk_bytes_alike = p->disk_bytes_copied = 0;
 	p->round_started_ns = engine_now(e);
 	p->gave_away = p->solo_unsure = false;
 	e->committed = e->epoch - 1;
@@ -240,6 +243,7 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 	}
 	/* The heartbeat connection comes, or silence ends the attempt. */
 	set_phase(e, PRIMARY_ROUNDS, FT_PROGRESS_MAX_MS);
+	e->primary.comparing = ready->compares;
 	engine_watch(e, true);
 	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
 	primary_writable(e);
@@ -299,6 +303,13 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 	case FT_MSG_DIGEST:
 		on_digest(e, msg);
 		break;
+	case FT_MSG_SUMS: {
+		struct ft_err err = {0};
+
+		if (compare_sums(e, msg, &err))
+			primary_peer_lost(e, err.text);
+		break;
+	}
 	case FT_MSG_HANDED:
 		if (e->primary.phase == PRIMARY_HANDING && msg->generation > e->generation &&
 		    msg->generation <= FT_COUNTER_MAX)

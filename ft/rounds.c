@@ -81,6 +81,7 @@ static int send_disk(struct ft_engine *e, struct ft_err *err)
 	body.offset = chunk.offset;
 	body.bytes = chunk.bytes;
 	body.zero = chunk.zero;
+	e->primary.disk_bytes_copied += chunk.bytes;
 	rc = engine_send(e, FT_MSG_DISK, 0, &body.base, chunk.zero ? NULL : out,
 			 chunk.zero ? 0 : chunk.bytes);
 	return rc ? ft_err_set(err, -rc, "cannot send disk") : 1;
@@ -153,6 +154,10 @@ static void continue_rounds(struct ft_engine *e)
 	for (unsigned turn = 0;
 	     rc > 0 && turn < FT_FRAMES_PER_TURN && e->primary.phase == PRIMARY_ROUNDS; turn++) {
 		rc = send_pages(e, &err);
+		/* A block that was sent before its sum came would be taken for the one that the
+		 * standby had before. */
+		if (rc == 0 && e->primary.comparing)
+			break;
 		if (rc == 0)
 			rc = send_disk(e, &err);
 		if (rc == 0) {

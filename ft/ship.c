@@ -173,18 +173,18 @@ int ship_continue(struct ft_engine *e)
 
 	if (s->phase == SHIP_IDLE || s->phase == SHIP_WAIT_ACK || !engine_data(e))
 		return 0;
-	if (!s->begun) {
+	/* A small checkpoint is one wake-up for the standby. */
+	ft_link_cork(engine_data(e), true);
+	if (!s->begun)
 		rc = send_begin(e);
-		if (rc)
-			return is_wait(rc) ? 0 : rc;
-	}
-	while (advance(e, &rc)) {
+	while (s->begun && advance(e, &rc)) {
 		/* A peer that lives but takes nothing is no standby: each frame that goes out has
 		 * its time. */
 		if (s->phase != SHIP_WAIT_ACK)
 			s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;
 		engine_beat(e);
 	}
+	ft_link_cork(engine_data(e), false);
 	return is_wait(rc) || rc >= 0 ? 0 : rc;
 }
 

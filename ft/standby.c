@@ -1,14 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The standby: receives, stages, verifies, acknowledges, applies.
- *
- * Async pages and disk chunks (epoch 0) go straight into the image, for nothing is committed yet. A
- * checkpoint is staged whole beside the image; END makes it committed if the totals are right, and
- * only then is it acknowledged and applied. Frames were verified by the link; what is checked here
- * is that records are well-formed and in range, before anything is kept. A checkpoint is applied
- * whole or not at all: a broken connection leaves the last committed one.
- *
- * The first checkpoint of a session is applied and tried in a throw-away VM before it is
- * acknowledged: a standby that cannot resume says so while the guest is still unprotected. */
+/* The standby: its session with a primary, from SETUP to the end. What a checkpoint is here is in
+ * stage.c. Frames were verified by the link; what is checked here is that messages come in order
+ * and are well-formed and in range, before anything is kept. */
 #include "ft/engine_internal.h"
 
 #include <errno.h>
@@ -19,9 +12,6 @@
 
 #include "ft/log.h"
 
-#define APPLY_WINDOW	   (4u << 20)
-#define APPLY_BEAT_RECORDS 256
-
 int standby_init(struct ft_engine *e, struct ft_err *err)
 {
 	struct ft_standby *s = &e->standby;
@@ -30,7 +20,7 @@ int standby_init(struct ft_engine *e, struct ft_err *err)
 	 * committed one. */
 	size_t events = c->staging_bytes / 4;
 
-	s->scratch_max = APPLY_WINDOW;
+	s->scratch_max = FT_APPLY_WINDOW;
 	s->scratch = mmap(NULL, s->scratch_max, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (s->scratch == MAP_FAILED) {
@@ -62,6 +52,13 @@ void standby_free(struct ft_engine *e)
 		munmap(s->scratch, s->scratch_max);
 }
 
+/* What is staged and not committed is given up. */
+void standby_unstage(struct ft_engine *e)
+{
+	e->standby.stage.epoch = 0;
+	e->standby.storing = 0;
+}
+
 void standby_reset(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
@@ -73,20 +70,19 @@ void standby_reset(struct ft_engine *e)
 	e->situation++;
 	if (s->armed)
 		e->env->disarm(e->env_ctx);
-	s->armed = false;
+	s->armed = s->comparing = false;
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->given = false;
 	s->unlinked_ns = s->asked_ns = s->tell_ns = 0;
 	s->fence = FENCE_TO_DO;
 	s->grant.echo_ns = 0; /* of another clock, perhaps */
-	s->stage.epoch = 0;
+	standby_unstage(e);
 	ft_spool_reset(&s->stage.pages);
 	ft_spool_reset(&s->stage.events[0]);
 	ft_spool_reset(&s->stage.events[1]);
 }
 
-/* A fault that ends the session: the primary is told, what is committed stays committed. */
-static void refuse(struct ft_engine *e, const struct ft_err *err)
+void standby_refuse(struct ft_engine *e, const struct ft_err *err)
 {
 	struct ft_err copy = *err;
 
@@ -94,7 +90,7 @@ static void refuse(struct ft_engine *e, const struct ft_err *err)
 	if (engine_data(e))
 		engine_refuse(e, engine_data(e), &copy);
 	engine_hang_up(e);
-	e->standby.stage.epoch = 0;
+	standby_unstage(e);
 	e->standby.handover = e->standby.given = false;
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (!e->standby.committed) {
@@ -129,6 +125,7 @@ static void send_ready(struct ft_engine *e)
 	Ft__Ready ready = FT__READY__INIT;
 
 	ready.committed = e->standby.committed;
+	ready.compares = e->standby.comparing;
 	(void)engine_send(e, FT_MSG_READY, e->standby.committed, &ready.base, NULL, 0);
 }
 
@@ -141,6 +138,17 @@ static bool has_shared_disk(const Ft__Setup *setup)
 	return shared;
 }
 
+/* It is kept in files and shown to people. */
+static bool is_host_id(const char *text)
+{
+	size_t len = strlen(text);
+
+	for (const char *p = text; *p; p++)
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			return false;
+	return len > 0 && len < FT_HOST_ID_MAX;
+}
+
 static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 {
 	struct ft_standby *s = &e->standby;
@@ -149,20 +157,20 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 
 	if (!setup) {
 		ft_err_set(&err, EPROTO, "SETUP: body does not parse");
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		return;
 	}
 	if (msg->generation < e->generation) {
 		ft_err_set(&err, ESTALE, "SETUP: generation %llu: this side knows %llu already",
 			   (unsigned long long)msg->generation, (unsigned long long)e->generation);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
 	if (!msg->generation || msg->generation > FT_COUNTER_MAX) {
 		ft_err_set(&err, EPROTO, "SETUP: generation %llu: there is no such one",
 			   (unsigned long long)msg->generation);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		ft__setup__free_unpacked(setup, NULL);
 		return;
 	}
@@ -171,9 +179,9 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		    msg->generation != s->primary_generation) {
 			ft_err_set(&err, ESTALE,
 				   "SETUP: resume of a session that this standby does not have");
-			refuse(e, &err);
+			standby_refuse(e, &err);
 		} else {
-			s->stage.epoch = 0;
+			standby_unstage(e);
 			s->handover = s->given = false;
 			send_ready(e);
 			engine_watch(e, true);
@@ -190,13 +198,16 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 			setup->heartbeat_ms, setup->takeover_ms);
 	standby_reset(e);
 	s->primary_generation = msg->generation;
+	if (!e->config.home_is_fixed && is_host_id(setup->home))
+		snprintf(e->home, sizeof e->home, "%s", setup->home);
 	if (e->env->arm(e->env_ctx, setup, &err)) {
 		ft_err_context(&err, "arm");
-		refuse(e, &err);
+		standby_refuse(e, &err);
 	} else {
 		s->armed = true;
 		s->session = setup->session;
 		s->shared = has_shared_disk(setup);
+		s->comparing = setup->compare;
 		engine_watch(
 			e,
 			true); /* or a primary that lost its power keeps this VM armed for ever */
@@ -206,362 +217,22 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	ft__setup__free_unpacked(setup, NULL);
 }
 
-/* ---- pages ---- */
-
-/* Hands every record of buf to the image. */
-static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size_t *used,
-		       struct ft_err *err)
-{
-	struct vmm_info info;
-	uint8_t *image = vmm_image(e->vmm);
-	size_t at = 0, records = 0;
-
-	vmm_info(e->vmm, &info);
-	while (at < len) {
-		struct ft_page_record rec;
-		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
-					     &rec, err);
-		int rc;
-
-		/* One frame may have tens of thousands of empty pages, each of them a page to fault
-		 * in. */
-		if (++records % APPLY_BEAT_RECORDS == 0)
-			engine_beat(e);
-		if (n < 0)
-			return n;
-		if (n == 0)
-			break;
-		rc = ft_page_record_apply(&rec, image + rec.pfn * VMM_PAGE_BYTES, err);
-		if (rc)
-			return rc;
-		at += (size_t)n;
-	}
-	*used = at;
-	return 0;
-}
-
-static int check_pages(struct ft_engine *e, const uint8_t *buf, size_t len, struct ft_err *err)
-{
-	struct vmm_info info;
-	size_t at = 0;
-
-	vmm_info(e->vmm, &info);
-	while (at < len) {
-		struct ft_page_record rec;
-		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
-					     &rec, err);
-
-		if (n <= 0)
-			return n < 0 ? n
-				     : ft_err_set(err, EPROTO,
-						  "PAGES: a record is cut by the end of its frame");
-		at += (size_t)n;
-	}
-	return 0;
-}
-
-static int on_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	size_t used;
-	int rc;
-
-	if (msg->epoch == 0) {
-		if (s->committed)
-			return ft_err_set(err, EPROTO, "PAGES: async pages onto a committed image");
-		rc = apply_pages(e, msg->payload, msg->payload_len, &used, err);
-		if (!rc && used != msg->payload_len)
-			rc = ft_err_set(err, EPROTO,
-					"PAGES: a record is cut by the end of its frame");
-		return rc;
-	}
-	if (msg->epoch != s->stage.epoch)
-		return ft_err_set(err, EPROTO, "PAGES: epoch %llu while %llu is staged",
-				  (unsigned long long)msg->epoch,
-				  (unsigned long long)s->stage.epoch);
-	rc = check_pages(e, msg->payload, msg->payload_len, err);
-	if (!rc && ft_spool_append(&s->stage.pages, msg->payload, msg->payload_len))
-		rc = ft_err_set(err, ENOSPC, "staging: no room for pages");
-	return rc;
-}
-
-static int on_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
-{
-	Ft__DiskChunk *body = ft__disk_chunk__unpack(NULL, msg->body_len, msg->body);
-	struct ft_disk_chunk chunk;
-	int rc;
-
-	if (!body)
-		return ft_err_set(err, EPROTO, "DISK: body does not parse");
-	chunk = (struct ft_disk_chunk){.disk = body->disk,
-				       .offset = body->offset,
-				       .bytes = body->bytes,
-				       .zero = body->zero};
-	ft__disk_chunk__free_unpacked(body, NULL);
-	if (e->standby.committed)
-		return ft_err_set(err, EPROTO, "DISK: initial copy onto a committed disk");
-	if (!chunk.zero && chunk.bytes != msg->payload_len)
-		return ft_err_set(err, EPROTO, "DISK: %u bytes announced, %u sent", chunk.bytes,
-				  msg->payload_len);
-	rc = e->env->store_sync(e->env_ctx, &chunk, msg->payload, err);
-	return rc;
-}
-
-/* ---- a checkpoint ---- */
-
-static int on_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	struct ft_stage *g = &s->stage;
-
-	if (msg->epoch > FT_COUNTER_MAX)
-		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu: there is no such one",
-				  (unsigned long long)msg->epoch);
-	if (!msg->epoch || msg->epoch <= s->committed)
-		return ft_err_set(err, EPROTO, "BEGIN: epoch %llu after %llu was committed",
-				  (unsigned long long)msg->epoch, (unsigned long long)s->committed);
-	/* The primary starts an epoch only after it released the one before. */
-	e->env->store_released(e->env_ctx, s->committed);
-	g->epoch = msg->epoch;
-	ft_spool_reset(&g->pages);
-	ft_spool_reset(&g->events[g->staging]);
-	g->state_len[g->staging] = 0;
-	return 0;
-}
-
-static int on_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
-{
-	struct ft_stage *g = &e->standby.stage;
-	size_t *len = &g->state_len[g->staging];
-
-	if (msg->epoch != g->epoch || !g->epoch)
-		return ft_err_set(err, EPROTO, "STATE: epoch %llu is not being staged",
-				  (unsigned long long)msg->epoch);
-	if (msg->payload_len > VMM_STATE_BYTES_MAX - *len)
-		return ft_err_set(err, EPROTO, "STATE: more than %u bytes", VMM_STATE_BYTES_MAX);
-	if (msg->payload_len)
-		memcpy(g->state[g->staging] + *len, msg->payload, msg->payload_len);
-	*len += msg->payload_len;
-	return 0;
-}
-
-static int on_events(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
-{
-	struct ft_stage *g = &e->standby.stage;
-
-	if (msg->epoch != g->epoch || !g->epoch)
-		return ft_err_set(err, EPROTO, "EVENTS: epoch %llu is not being staged",
-				  (unsigned long long)msg->epoch);
-	if (ft_spool_append(&g->events[g->staging], msg->payload, msg->payload_len))
-		return ft_err_set(err, ENOSPC, "staging: no room for outputs");
-	return 0;
-}
-
-int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
-		       int (*fn)(struct ft_engine *, const struct tap_record *, struct ft_err *),
-		       struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	uint64_t at = 0;
-
-	while (at < spool->len) {
-		const uint8_t *window;
-		struct tap_record rec;
-		size_t need = 0;
-		long have = ft_spool_window(spool, at, TAP_RECORD_HEADER, s->scratch,
-					    s->scratch_max, &window),
-		     n;
-		int rc;
-
-		if (have < 0)
-			return ft_err_set(err, (int)-have, "staging: cannot read back outputs");
-		n = tap_record_parse(window, (size_t)have, &rec, &need);
-		if (n == 0 && need && need <= spool->len - at && (size_t)have < need) {
-			/* Larger than the scratch only for giant disk writes that lie across the
-			 * seam. */
-			if (need > s->scratch_max) {
-				uint8_t *larger =
-					mremap(s->scratch, s->scratch_max, need, MREMAP_MAYMOVE);
-
-				if (larger == MAP_FAILED)
-					return ft_err_set(err, ENOMEM, "staging: out of memory");
-				s->scratch = larger;
-				s->scratch_max = need;
-			}
-			have = ft_spool_window(spool, at, need, s->scratch, s->scratch_max,
-					       &window);
-			if (have < 0)
-				return ft_err_set(err, (int)-have,
-						  "staging: cannot read back outputs");
-			n = tap_record_parse(window, (size_t)have, &rec, NULL);
-		}
-		if (n <= 0)
-			return ft_err_set(err, EPROTO, "EVENTS: malformed record");
-		rc = fn(e, &rec, err);
-		if (rc)
-			return rc;
-		at += (uint64_t)n;
-		engine_beat(e);
-	}
-	return 0;
-}
-
-static int check_event(struct ft_engine *e, const struct tap_record *rec, struct ft_err *err)
-{
-	(void)e;
-	(void)rec;
-	(void)err;
-	return 0; /* the walk itself checks the form */
-}
-
-static int apply_event(struct ft_engine *e, const struct tap_record *rec, struct ft_err *err)
-{
-	switch (rec->kind) {
-	case TAP_DISK_WRITE:
-	case TAP_DISK_ZERO:
-	case TAP_DISK_TRIM:
-	case TAP_DISK_FLUSH:
-		return e->env->store_apply(e->env_ctx, rec, err);
-	default:
-		return 0; /* kept for the replay at takeover */
-	}
-}
-
-static int apply_staged_pages(struct ft_engine *e, struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	uint64_t at = 0;
-
-	while (at < s->stage.pages.len) {
-		const uint8_t *window;
-		size_t used = 0;
-		long have = ft_spool_window(&s->stage.pages, at, FT_PAGE_RECORD_MAX, s->scratch,
-					    s->scratch_max, &window);
-		int rc;
-
-		if (have < 0)
-			return ft_err_set(err, (int)-have, "staging: cannot read back pages");
-		/* A slice at a time: heartbeats go on while a large checkpoint is applied. */
-		rc = apply_pages(e, window,
-				 (size_t)have < APPLY_WINDOW ? (size_t)have : APPLY_WINDOW, &used,
-				 err);
-		if (rc)
-			return rc;
-		if (!used)
-			return ft_err_set(err, EPROTO, "staging: cut page record");
-		at += used;
-		engine_beat(e);
-	}
-	return 0;
-}
-
-static int apply_disks(struct ft_engine *e, unsigned which, struct ft_err *err)
-{
-	int rc = standby_each_event(e, &e->standby.stage.events[which], apply_event, err);
-
-	return rc ? rc : e->env->store_commit(e->env_ctx, e->generation, e->standby.committed, err);
-}
-
-/* From here on a takeover resumes this epoch. */
-static void commit(struct ft_engine *e)
-{
-	struct ft_standby *s = &e->standby;
-
-	s->committed = s->stage.epoch;
-	s->stage.staging ^= 1;
-	s->stage.epoch = 0;
-	e->committed = s->committed;
-	e->generation = s->primary_generation;
-	e->checkpoints++;
-}
-
-static int first_commit(struct ft_engine *e, struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	unsigned staged = s->stage.staging;
-	int rc = apply_staged_pages(e, err);
-
-	if (!rc) {
-		engine_ask_patience(e, FT_TRIAL_ACK_MAX_MS / 2);
-		rc = vmm_trial(e->vmm, s->stage.state[staged], s->stage.state_len[staged], err);
-		if (rc)
-			ft_err_context(err, "trial load");
-	}
-	if (rc)
-		return rc;
-	commit(e);
-	rc = apply_disks(e, staged, err);
-	if (rc)
-		return rc;
-	e->env->generation(e->env_ctx, e->generation);
-	if (engine_send(e, FT_MSG_ACK, s->committed, NULL, NULL, 0))
-		return ft_err_set(err, EPIPE, "cannot acknowledge");
-	engine_watch(e, true);
-	engine_set_state(e, FT_STANDBY, "in sync with %s", s->primary_host);
-	return 0;
-}
-
-static int later_commit(struct ft_engine *e, struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	unsigned staged = s->stage.staging;
-	int rc;
-
-	commit(e);
-	/* A lost acknowledgement is the primary's problem: the takeover resumes this epoch either
-	 * way. */
-	(void)engine_send(e, FT_MSG_ACK, s->committed, NULL, NULL, 0);
-	rc = apply_staged_pages(e, err);
-	return rc ? rc : apply_disks(e, staged, err);
-}
-
-static int on_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
-{
-	struct ft_standby *s = &e->standby;
-	struct ft_stage *g = &s->stage;
-	Ft__End *end = ft__end__unpack(NULL, msg->body_len, msg->body);
-	bool whole, digest;
-	int rc;
-
-	if (!end)
-		return ft_err_set(err, EPROTO, "END: body does not parse");
-	whole = g->epoch && msg->epoch == g->epoch && end->pages_bytes == g->pages.len &&
-		end->state_bytes == g->state_len[g->staging] &&
-		end->events_bytes == g->events[g->staging].len && end->state_bytes > 0;
-	digest = end->digest;
-	if (end->trial != !s->committed)
-		whole = false;
-	ft__end__free_unpacked(end, NULL);
-	if (!whole)
-		return ft_err_set(err, EPROTO,
-				  "END: epoch %llu: totals do not match what was staged",
-				  (unsigned long long)msg->epoch);
-	rc = standby_each_event(e, &g->events[g->staging], check_event, err);
-	if (rc)
-		return rc;
-	rc = s->committed ? later_commit(e, err) : first_commit(e, err);
-	if (rc)
-		return rc;
-	if (digest) {
-		Ft__Digest answer = FT__DIGEST__INIT;
-
-		engine_ask_patience(e, FT_ACK_MAX_MS);
-		rc = vmm_ram_digest(e->vmm, &answer.value, err);
-		if (rc)
-			return rc;
-		engine_ask_patience(e, 0);
-		(void)engine_send(e, FT_MSG_DIGEST, s->committed, &answer.base, NULL, 0);
-	}
-	return 0;
-}
-
 /* After a failed application the image is between two epochs: nothing that could run is left. */
 static void image_broken(struct ft_engine *e, const struct ft_err *err)
 {
 	struct ft_err copy = *err;
 
 	e->standby.committed = 0;
-	refuse(e, &copy);
+	standby_refuse(e, &copy);
+}
+
+static void conversation_failed(struct ft_engine *e, uint64_t committed_before,
+				const struct ft_err *err)
+{
+	if (e->standby.committed != committed_before)
+		image_broken(e, err);
+	else
+		standby_refuse(e, err);
 }
 
 void standby_leave(struct ft_engine *e)
@@ -593,7 +264,7 @@ static void on_handover(struct ft_engine *e, const struct ft_msg *msg)
 		ft_err_set(&err, EPROTO, "HANDOVER: epoch %llu: %llu is committed here",
 			   (unsigned long long)msg->epoch,
 			   (unsigned long long)e->standby.committed);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 		return;
 	}
 	e->standby.handover = e->standby.given = true;
@@ -613,28 +284,34 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 		ft_err_set(&err, ESTALE, "%s: generation %llu: expected %llu",
 			   ft_msg_name(msg->type), (unsigned long long)msg->generation,
 			   (unsigned long long)e->standby.primary_generation);
-		refuse(e, &err);
+		standby_refuse(e, &err);
 	} else {
 		uint64_t before = e->standby.committed;
 
-		switch (msg->type) {
+		if (e->standby.storing && msg->type >= FT_MSG_PAGES && msg->type <= FT_MSG_END)
+			rc = ft_err_set(&err, EPROTO, "%s: epoch %llu is not acknowledged yet",
+					ft_msg_name(msg->type),
+					(unsigned long long)e->standby.storing);
+		switch (rc ? 0 : msg->type) {
+		case 0:
+			break;
 		case FT_MSG_PAGES:
-			rc = on_pages(e, msg, &err);
+			rc = stage_pages(e, msg, &err);
 			break;
 		case FT_MSG_DISK:
-			rc = on_disk(e, msg, &err);
+			rc = stage_disk(e, msg, &err);
 			break;
 		case FT_MSG_BEGIN:
-			rc = on_begin(e, msg, &err);
+			rc = stage_begin(e, msg, &err);
 			break;
 		case FT_MSG_STATE:
-			rc = on_state(e, msg, &err);
+			rc = stage_state(e, msg, &err);
 			break;
 		case FT_MSG_EVENTS:
-			rc = on_events(e, msg, &err);
+			rc = stage_events(e, msg, &err);
 			break;
 		case FT_MSG_END:
-			rc = on_end(e, msg, &err);
+			rc = stage_end(e, msg, &err);
 			break;
 		case FT_MSG_BYE:
 			on_bye(e);
@@ -646,10 +323,22 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 			rc = ft_err_set(&err, EPROTO, "%s: not for a standby",
 					ft_msg_name(msg->type));
 		}
-		if (rc && e->standby.committed != before)
-			image_broken(e, &err);
-		else if (rc)
-			refuse(e, &err);
+		if (rc)
+			conversation_failed(e, before, &err);
 	}
+	ft_engine_tick(e);
+}
+
+void ft_engine_stored(struct ft_engine *e, uint64_t epoch, const struct ft_err *why)
+{
+	struct ft_standby *s = &e->standby;
+	uint64_t before = s->committed;
+	struct ft_err err = why ? *why : (struct ft_err){0};
+
+	if (!s->storing || (!why && epoch != s->storing))
+		return; /* a checkpoint that was given up */
+	s->storing = 0;
+	if (why || stage_commit(e, &err))
+		conversation_failed(e, before, &err);
 	ft_engine_tick(e);
 }

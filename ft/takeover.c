@@ -96,7 +96,7 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 		done_call(&s->failover_done, &err, 0);
 	}
 	if (data) {
-		s->stage.epoch = 0;
+		standby_unstage(e);
 		if (!s->committed) {
 			engine_hang_up(e);
 			s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
@@ -171,6 +171,8 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 			wake = min_u64(until, dial_again(e, now));
 		}
 	}
+	if (s->comparing && compare_send(e))
+		wake = now;
 	if (s->asked_ns && now >= s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS) {
 		struct ft_err err = {0};
 
@@ -243,6 +245,7 @@ void takeover_run(struct ft_engine *e, uint64_t generation)
 			 (unsigned long long)s->committed, (unsigned long long)generation,
 			 s->handover ? ", by agreement" : "");
 	engine_watch(e, false);
+	standby_unstage(e);
 	e->situation++;
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
@@ -427,4 +430,26 @@ int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct 
 	engine_hang_up(e);
 	arbitrate_standby_takeover(e);
 	return 0;
+}
+
+int ft_engine_failback(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+{
+	bool standby = e->state.now == FT_STANDBY;
+	const char *runs = standby ? e->standby.primary_host : e->config.host_id;
+	const char *other = standby ? e->config.host_id : e->peer_host;
+
+	if (standby ? !e->standby.committed || !e->conns[CONN_DATA].greeted
+		    : e->state.now != FT_PROTECTED)
+		return ft_err_set(err, EINVAL,
+				  "failback: the guest is not protected by a standby at home "
+				  "(%.64s)",
+				  e->home);
+	if (!strcmp(e->home, runs))
+		return ft_err_set(err, EALREADY, "failback: the guest is at home on %.64s", runs);
+	if (strcmp(e->home, other))
+		return ft_err_set(err, EINVAL,
+				  "failback: home is %.64s, the standby is %.64s: let %.64s be the "
+				  "standby first",
+				  e->home, other, e->home);
+	return ft_engine_failover(e, done, ctx, err);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <xxhash.h>
@@ -17,7 +18,7 @@
 
 static const char usage[] =
 	"usage: ft-agent --guest FILE [--incoming URI] [--run-dir DIR] [--set KEY=VALUE]...\n"
-	"                [--host-id NAME] [--foreground] [--log-level LEVEL]\n"
+	"                [--host-id NAME] [--force] [--foreground] [--log-level LEVEL]\n"
 	"\n"
 	"Fault tolerance for one QEMU guest on this host. Without --incoming it starts the\n"
 	"guest (or finds it running, or attaches to it) and controls it; with --incoming it\n"
@@ -30,6 +31,9 @@ static const char usage[] =
 	"  --set KEY=VALUE    replaces a value of the guest file: --set disk.root.image=/x.img\n"
 	"  --host-id NAME     what the arbiter and the peer call this host (default: its\n"
 	"                     name, and a hash of its machine id and the run directory)\n"
+	"  --force            start from what this host has, even if another one may have\n"
+	"                     newer: the log says what is lost. With --incoming: become the\n"
+	"                     standby of an older primary, and give up what this host has\n"
 	"  --foreground       do not detach; log to standard error. Without it the agent\n"
 	"                     detaches once the guest runs (or the standby waits) and logs\n"
 	"                     to RUN-DIR/NAME.log\n"
@@ -43,7 +47,7 @@ struct options {
 	const char *guest, *incoming, *run_dir, *host_id;
 	const char *sets[SETS_MAX];
 	unsigned sets_n;
-	bool foreground;
+	bool foreground, force;
 };
 
 static int parse(int argc, char **argv, struct options *o)
@@ -55,6 +59,7 @@ static int parse(int argc, char **argv, struct options *o)
 		{"set", required_argument, NULL, 's'},
 		{"host-id", required_argument, NULL, 'H'},
 		{"foreground", no_argument, NULL, 'f'},
+		{"force", no_argument, NULL, 'F'},
 		{"log-level", required_argument, NULL, 'l'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'v'},
@@ -82,6 +87,9 @@ static int parse(int argc, char **argv, struct options *o)
 				return -1;
 			}
 			o->sets[o->sets_n++] = optarg;
+			break;
+		case 'F':
+			o->force = true;
 			break;
 		case 'f':
 			o->foreground = true;
@@ -198,6 +206,8 @@ int main(int argc, char **argv)
 	const char *run_dir;
 	int report = -1;
 
+	/* Logs, sockets, what the guest's memory spills into: nobody else's. */
+	umask(077);
 	if (parse(argc, argv, &o))
 		return AGENT_BAD_CONFIG;
 	if (config_load(o.guest, o.sets, o.sets_n, &agent.config, &err)) {
@@ -207,6 +217,7 @@ int main(int argc, char **argv)
 	run_dir = o.run_dir ? o.run_dir : getenv(CTL_RUN_DIR_ENV);
 	snprintf(agent.run_dir, sizeof agent.run_dir, "%s",
 		 run_dir ? run_dir : CTL_RUN_DIR_DEFAULT);
+	agent.force = o.force;
 	host_id(o.host_id, agent.run_dir, agent.host_id);
 	if (!o.foreground) {
 		report = detach();

@@ -32,6 +32,11 @@ static const struct command commands[] = {
 	 "On the standby: takes over from the last committed checkpoint. On the primary:\n"
 	 "nothing is lost, and the two exchange roles.",
 	 run_plain, 120000},
+	{"failback", "NAME", "planned switch home",
+	 "On either host of a protected guest: if it runs away from home, a planned switch\n"
+	 "back, without loss. Home is the host where the guest was started first, or what\n"
+	 "the guest file says (home).",
+	 run_plain, 120000},
 	{"cancel", "NAME", "leave protection; the guest runs on solo", "",
 	 run_plain, 60000},
 	{"verify", "NAME", "compare the standby's copy of RAM with the guest's",
@@ -39,7 +44,7 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--attach] [--keep]",
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
@@ -49,6 +54,8 @@ static const struct command commands[] = {
 	 "With NAME, on the primary of a protected guest: a planned switch, which loses\n"
 	 "nothing; or --kill agent, or --kill vmm, which break what they say.\n"
 	 "\n"
+	 "--return: after the takeover the lost host comes back, is sent what differs, and the\n"
+	 "guest goes home (failback), all under the client's eyes.\n"
 	 "--attach: the guest's QEMU is started without us (q35, modern virtio, plain -m);\n"
 	 "it is attached to, let go again, and protected from there.\n"
 	 "--soak: strikes of all kinds for so long, as the seed draws them.\n"

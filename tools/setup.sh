@@ -5,7 +5,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 jobs=$(nproc)
 
 build_packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler libprotobuf-c-dev libevent-dev libssl-dev
-	libjansson-dev libconfuse-dev liblz4-dev libxxhash-dev libcmocka-dev libnbd-dev)
+	libjansson-dev libconfuse-dev liblz4-dev libxxhash-dev libseccomp-dev libcmocka-dev libnbd-dev)
 run_packages=(qemu-system-x86 qemu-utils busybox-static cpio iproute2 libnbd-bin)
 check_packages=(clang clang-format clang-tidy libclang-rt-14-dev)
 

@@ -61,7 +61,8 @@ struct channel *channel_socket_new(int fd, struct ft_err *err);
 struct tls_config;
 enum tls_role {
 	TLS_CONNECT, /* the peer's certificate must be for `name` */
-	TLS_ACCEPT,  /* the peer's certificate must be for tls_files.peer, if that is set */
+	TLS_ACCEPT,  /* the peer's certificate must be for one of tls_files.peers, if there are any
+		      */
 };
 /* TLS 1.3 around `inner`, which it takes in any case. name: DNS name or IP address, TLS_CONNECT
  * only. config may be freed after this. */

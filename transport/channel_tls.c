@@ -34,6 +34,7 @@ struct channel_tls {
 	struct ft_err inner_err;
 	char name[NAME_MAX_LEN + 1]; /* whom we expect; "" = anyone whom our CA signed */
 	char seen[SEEN_MAX];	     /* names in a certificate that was for another */
+	struct tls_config *callers;  /* accepting: who may connect */
 };
 
 static struct channel_tls *of(struct channel *c)
@@ -236,6 +237,7 @@ static void tls_close(struct channel *c)
 	struct channel_tls *t = of(c);
 
 	SSL_free(t->ssl);
+	tls_config_free(t->callers);
 	t->inner->ops->close(t->inner);
 	free(t);
 }
@@ -250,6 +252,24 @@ static const struct channel_ops tls_ops = {
 	.close = tls_close,
 };
 
+#define HOST_FLAGS (X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT)
+
+static bool is_for(X509 *cert, const char *name)
+{
+	return X509_check_ip_asc(cert, name, 0) == 1 ||
+	       X509_check_host(cert, name, 0, HOST_FLAGS, NULL) == 1;
+}
+
+/* Who connects to us must be one of those who were named, if any were. */
+static bool may_connect(const struct channel_tls *t, X509 *cert)
+{
+	bool ok = t->callers->peers_n == 0;
+
+	for (unsigned i = 0; i < t->callers->peers_n && !ok; i++)
+		ok = is_for(cert, t->callers->peers[i]);
+	return ok;
+}
+
 /* OpenSSL drops a certificate that does not verify, but people need to know whose it was. */
 static int verify(int ok, X509_STORE_CTX *store)
 {
@@ -257,6 +277,11 @@ static int verify(int ok, X509_STORE_CTX *store)
 	struct channel_tls *t = SSL_get_app_data(ssl);
 	X509 *cert = X509_STORE_CTX_get0_cert(store);
 
+	if (ok && X509_STORE_CTX_get_error_depth(store) == 0 && t->callers &&
+	    !may_connect(t, cert)) {
+		X509_STORE_CTX_set_error(store, X509_V_ERR_HOSTNAME_MISMATCH);
+		ok = 0;
+	}
 	if (!ok && cert)
 		tls_names(cert, t->seen, sizeof t->seen);
 	return ok;
@@ -273,16 +298,26 @@ static int pin(struct channel_tls *t, const char *name)
 	name = t->name;
 	if (inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1)
 		return X509_VERIFY_PARAM_set1_ip_asc(param, name);
-	X509_VERIFY_PARAM_set_hostflags(param, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS |
-						       X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
+	X509_VERIFY_PARAM_set_hostflags(param, HOST_FLAGS);
 	return X509_VERIFY_PARAM_set1_host(param, name, 0);
+}
+
+/* The configuration's owner may let go of it before the channel does. */
+static void expect_callers(struct channel_tls *t, struct tls_config *config)
+{
+	size_t used = 0;
+
+	t->callers = config;
+	config->users++;
+	for (unsigned i = 0; i < config->peers_n && used < sizeof t->name; i++)
+		used += (size_t)snprintf(t->name + used, sizeof t->name - used, "%s%s",
+					 i ? " or " : "", config->peers[i]);
 }
 
 struct channel *channel_tls_new(const struct tls_config *config, struct channel *inner,
 				enum tls_role role, const char *name, struct ft_err *err)
 {
 	struct channel_tls *t = calloc(1, sizeof *t);
-	const char *expected = role == TLS_CONNECT ? name : config->peer;
 	BIO *bio;
 
 	assert(role == TLS_ACCEPT || name);
@@ -290,8 +325,10 @@ struct channel *channel_tls_new(const struct tls_config *config, struct channel 
 	if (!t || !(t->ssl = SSL_new(config->ctx)) || !(bio = bio_make(t)))
 		goto fail;
 	SSL_set_bio(t->ssl, bio, bio);
-	if (expected && (strlen(expected) > NAME_MAX_LEN || !pin(t, expected)))
+	if (role == TLS_CONNECT && (strlen(name) > NAME_MAX_LEN || !pin(t, name)))
 		goto fail;
+	if (role == TLS_ACCEPT)
+		expect_callers(t, (struct tls_config *)(uintptr_t)config);
 	SSL_set_app_data(t->ssl, t);
 	SSL_set_verify(t->ssl, SSL_get_verify_mode(t->ssl), verify);
 	if (role == TLS_CONNECT)

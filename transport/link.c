@@ -6,7 +6,9 @@
 // (READ_AHEAD), so that small frames come with few calls and of a large one at most READ_AHEAD
 // bytes are ever moved. The header is verified before the rest of its frame is read.
 //
-// Output: a large payload is written straight from the caller's memory when nothing is queued. A
+// Output: a large payload is written straight from the caller's memory when nothing is queued.
+// Small frames that lie apart in the buffer are put together for one call and one TLS record: each
+// would cost the peer a wake-up. A
 // failed write does not end the link at once: what the peer said before it went (a Refuse, a TLS
 // alert) is the better explanation, so we read to the end first.
 #include "transport/link.h"
@@ -25,7 +27,8 @@
 #define READ_AHEAD 4096
 /* A smaller frame is copied into the buffer and goes out in one call and one TLS record; a copy of
  * this size costs less than a call. */
-#define COPY_MAX (16u << 10)
+#define COPY_MAX     (16u << 10)
+#define RECORD_BYTES (16u << 10) /* of one TLS record: what one call takes at most */
 
 static_assert(READ_AHEAD > FRAME_HEADER && READ_AHEAD <= FRAME_MAX,
 	      "a header fits; the buffer holds it");
@@ -43,6 +46,9 @@ struct link {
 	enum channel_status read_wants, write_wants;
 
 	struct outbuf out;
+	uint8_t *record; /* RECORD_BYTES: small frames put together */
+	bool corked;
+	bool blocked; /* what is queued waits for the channel, not for being uncorked */
 	uint64_t seq_out;
 	uint64_t bytes_sent;
 	bool starved; /* we said no: owner waits for writable() */
@@ -84,6 +90,7 @@ static void destroy(struct link *l)
 	if (l->again)
 		event_free(l->again);
 	outbuf_free(&l->out);
+	free(l->record);
 	free(l->in);
 	l->channel->ops->close(l->channel);
 	free(l);
@@ -105,7 +112,8 @@ static void arm(struct event *event, bool *armed, bool wanted)
 static void arm_events(struct link *l)
 {
 	bool alive = !l->failed;
-	enum channel_status write_wants = l->out.spans_n ? l->write_wants : CHANNEL_DONE;
+	enum channel_status write_wants =
+		l->blocked && l->out.spans_n ? l->write_wants : CHANNEL_DONE;
 
 	arm(l->readable, &l->readable_armed,
 	    alive && (l->read_wants == CHANNEL_WANT_READ || write_wants == CHANNEL_WANT_READ));
@@ -153,6 +161,7 @@ static size_t write_some(struct link *l, const struct iovec *iov, int iov_n)
 		l->write_wants = status;
 	else
 		write_failed(l, &err);
+	l->blocked = status != CHANNEL_DONE;
 	return done;
 }
 
@@ -162,6 +171,9 @@ static void flush(struct link *l)
 	size_t n;
 
 	while (!l->write_failed && outbuf_front(&l->out, &iov)) {
+		if (iov.iov_len < RECORD_BYTES && l->out.queued > iov.iov_len)
+			iov = (struct iovec){l->record,
+					     outbuf_gather(&l->out, l->record, RECORD_BYTES)};
 		n = write_some(l, &iov, 1);
 		if (!n)
 			return;
@@ -242,7 +254,7 @@ static int link_send(struct ft_link *link, const struct ft_msg *msg)
 {
 	struct link *l = of(link);
 	size_t head = FRAME_HEADER + msg->body_len;
-	bool idle = !l->out.spans_n;
+	bool large = head + msg->payload_len > COPY_MAX && msg->payload_len;
 	uint64_t pos;
 
 	assert(msg->body_len <= FT_BODY_MAX);
@@ -250,6 +262,8 @@ static int link_send(struct ft_link *link, const struct ft_msg *msg)
 	assert(!l->closed);
 	if (l->failed || l->write_failed)
 		return -EPIPE;
+	if (large && !l->blocked && l->out.spans_n)
+		flush(l); /* what is corked goes before it */
 	if (is_reserved(l, msg)) {
 		pos = reserved_payload(l) - head;
 		put_head(l, msg, outbuf_at(&l->out, pos));
@@ -257,16 +271,26 @@ static int link_send(struct ft_link *link, const struct ft_msg *msg)
 	} else if (!outbuf_room(&l->out, head + msg->payload_len, &pos)) {
 		l->starved = true;
 		return -EAGAIN;
-	} else if (idle && head + msg->payload_len > COPY_MAX && msg->payload_len) {
+	} else if (large && !l->out.spans_n) {
 		send_direct(l, msg, pos);
 	} else {
 		send_copied(l, msg, pos);
 	}
-	if (idle) {
+	if (!l->blocked && (!l->corked || l->out.queued >= RECORD_BYTES))
 		flush(l);
-		arm_events(l);
-	}
+	arm_events(l);
 	return l->write_failed ? -EPIPE : 0;
+}
+
+static void link_cork(struct ft_link *link, bool on)
+{
+	struct link *l = of(link);
+
+	l->corked = on;
+	if (on || l->blocked || l->failed)
+		return;
+	flush(l);
+	arm_events(l);
 }
 
 static uint8_t *link_reserve(struct ft_link *link, uint32_t payload_max)
@@ -494,6 +518,7 @@ static const struct ft_link_ops link_ops = {
 	.send = link_send,
 	.reserve = link_reserve,
 	.drain = link_drain,
+	.cork = link_cork,
 	.bytes_sent = link_bytes_sent,
 	.close = link_close,
 };
@@ -515,10 +540,11 @@ struct ft_link *link_new(struct event_base *base, struct channel *channel, const
 	l->read_wants = CHANNEL_WANT_READ;
 	l->write_wants = CHANNEL_WANT_WRITE;
 	l->in = malloc(FRAME_MAX);
+	l->record = malloc(RECORD_BYTES);
 	l->readable = event_new(base, fd, EV_READ | EV_PERSIST, turn, l);
 	l->writable = event_new(base, fd, EV_WRITE | EV_PERSIST, turn, l);
 	l->again = evtimer_new(base, turn, l);
-	if (!l->in || !l->readable || !l->writable || !l->again ||
+	if (!l->in || !l->record || !l->readable || !l->writable || !l->again ||
 	    outbuf_init(&l->out, LINK_OUTPUT_BYTES)) {
 		destroy(l);
 		ft_err_set(err, ENOMEM, "link to %s: %s", peer, strerror(ENOMEM));

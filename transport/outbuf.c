@@ -118,19 +118,36 @@ bool outbuf_front(const struct outbuf *b, struct iovec *iov)
 	return true;
 }
 
+size_t outbuf_gather(const struct outbuf *b, uint8_t *out, size_t max)
+{
+	size_t done = 0;
+
+	for (unsigned i = 0; i < b->spans_n && done < max; i++) {
+		const struct outbuf_span *s = span(b, i);
+		size_t n = s->len < max - done ? s->len : max - done;
+
+		memcpy(out + done, outbuf_at(b, s->pos), n);
+		done += n;
+	}
+	return done;
+}
+
 void outbuf_consume(struct outbuf *b, size_t len)
 {
-	struct outbuf_span *front = &b->spans[b->first];
-
-	assert(b->spans_n > 0);
-	assert(len <= front->len);
+	assert(len <= b->queued);
 	b->queued -= len;
-	front->pos += len;
-	front->len -= len;
-	if (front->len)
-		return;
-	b->first = (b->first + 1) % OUTBUF_SPANS_MAX;
-	b->spans_n--;
+	while (len) {
+		struct outbuf_span *front = &b->spans[b->first];
+		size_t n = len < front->len ? len : front->len;
+
+		front->pos += n;
+		front->len -= n;
+		len -= n;
+		if (front->len)
+			break;
+		b->first = (b->first + 1) % OUTBUF_SPANS_MAX;
+		b->spans_n--;
+	}
 	settle(b);
 }
 

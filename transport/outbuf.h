@@ -50,7 +50,9 @@ void outbuf_commit_reserved(struct outbuf *b, uint64_t pos, size_t len);
 
 /* What is to be written first. false: nothing. */
 bool outbuf_front(const struct outbuf *b, struct iovec *iov);
-/* len bytes of the front are written. */
+/* Copies what is to be written first, across spans, at most max bytes. Returns how many. */
+size_t outbuf_gather(const struct outbuf *b, uint8_t *out, size_t max);
+/* len bytes from the front on are written. */
 void outbuf_consume(struct outbuf *b, size_t len);
 /* Enough is free that a waiting producer is worth waking, and any request up to a quarter of the
  * size fits. */

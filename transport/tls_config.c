@@ -6,6 +6,7 @@
 //   others stay for hosts without.
 //   - SSL_MODE_RELEASE_BUFFERS stays off: it allocates and frees record buffers all the time, and
 //   nothing on the checkpoint path allocates.
+//   - Read ahead: a record is one call of the kernel and not two, one of them for five bytes.
 //   - Partial writes, and a retry may come from another address: the link moves what did not go out
 //   at once into its own buffer.
 #include "transport/tls_config.h"
@@ -50,9 +51,14 @@ static int check_set(const struct tls_files *files, struct ft_err *err)
 
 	if (missing)
 		return ft_err_set(err, EINVAL, "TLS: %s is not configured", missing);
-	if (files->peer && (!*files->peer || strlen(files->peer) > URI_HOST_MAX))
-		return ft_err_set(err, EINVAL, "TLS: peer: must have 1 to %d characters",
-				  URI_HOST_MAX);
+	for (unsigned i = 0; files->peers && files->peers[i]; i++) {
+		if (i == TLS_PEERS_MAX)
+			return ft_err_set(err, E2BIG, "TLS: peer: more than %d names",
+					  TLS_PEERS_MAX);
+		if (!*files->peers[i] || strlen(files->peers[i]) > URI_HOST_MAX)
+			return ft_err_set(err, EINVAL, "TLS: peer: must have 1 to %d characters",
+					  URI_HOST_MAX);
+	}
 	return 0;
 }
 
@@ -117,10 +123,21 @@ static int set_up(SSL_CTX *ctx)
 	    !SSL_CTX_set1_groups_list(ctx, TLS_GROUPS) || !SSL_CTX_set_num_tickets(ctx, 0))
 		return -ENOMEM;
 	SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
+	SSL_CTX_set_read_ahead(ctx, 1);
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
 	SSL_CTX_set_verify_depth(ctx, CHAIN_MAX);
+	return 0;
+}
+
+static int copy_peers(struct tls_config *config, const char *const *peers)
+{
+	for (; peers && *peers; peers++) {
+		config->peers[config->peers_n] = strdup(*peers);
+		if (!config->peers[config->peers_n++])
+			return -ENOMEM;
+	}
 	return 0;
 }
 
@@ -133,8 +150,10 @@ int tls_config_load(const struct tls_files *files, struct tls_config **out, stru
 		return r;
 	ERR_clear_error();
 	config = calloc(1, sizeof *config);
+	if (config)
+		config->users = 1;
 	if (!config || !(config->ctx = SSL_CTX_new(TLS_method())) || set_up(config->ctx) ||
-	    (files->peer && !(config->peer = strdup(files->peer)))) {
+	    copy_peers(config, files->peers)) {
 		ERR_clear_error();
 		r = ft_err_set(err, ENOMEM, "TLS: %s", strerror(ENOMEM));
 	} else {
@@ -150,9 +169,10 @@ int tls_config_load(const struct tls_files *files, struct tls_config **out, stru
 
 void tls_config_free(struct tls_config *config)
 {
-	if (!config)
+	if (!config || --config->users)
 		return;
 	SSL_CTX_free(config->ctx);
-	free(config->peer);
+	for (unsigned i = 0; i < config->peers_n; i++)
+		free(config->peers[i]);
 	free(config);
 }

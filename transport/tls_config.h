@@ -10,9 +10,11 @@ struct tls_files {
 	const char *ca;	  /* PEM, one or more CA certificates */
 	const char *cert; /* PEM, this host's certificate and perhaps intermediates */
 	const char *key;  /* PEM, its key, without passphrase */
-	const char *peer; /* NULL, or the only name (DNS or IP address) whose certificate may
-			     connect to us */
+	/* NULL: whoever our CA signed may connect to us. Else the names (DNS or IP address, at most
+	 * TLS_PEERS_MAX, NULL-terminated) of which his certificate must bear one. */
+	const char *const *peers;
 };
+#define TLS_PEERS_MAX 16
 
 struct tls_config;
 

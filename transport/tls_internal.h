@@ -8,10 +8,13 @@
 #include <openssl/x509.h>
 
 #include "ft/err.h"
+#include "transport/tls_config.h"
 
 struct tls_config {
 	SSL_CTX *ctx;
-	char *peer; /* NULL: anyone whom our CA signed */
+	unsigned users;	  /* its owner, and channels that accept: all on one thread */
+	unsigned peers_n; /* 0: anyone whom our CA signed may connect */
+	char *peers[TLS_PEERS_MAX];
 };
 
 /* The names in a certificate, "DNS:a, IP:10.0.0.1", cut to size. Returns out. */

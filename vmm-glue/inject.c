@@ -8,6 +8,7 @@
 // before, the kernel lets go.
 #include "vmm-glue/inject.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -22,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vmm-glue/helper.h"
 #include "vmm-glue/inject_thread.h"
 
 #define CANDIDATES_MAX 4
@@ -385,8 +387,13 @@ int inject_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd,
 	struct candidate best[CANDIDATES_MAX];
 	unsigned n, retries = 0;
 	uint64_t insn;
-	int ret = inject_verify(pid, pidfd, err);
+	int ret;
 
+	if (helper_here()) {
+		assert(!leave_open && !report);
+		return helper_uffd(pid, pidfd, flags, uffd, err);
+	}
+	ret = inject_verify(pid, pidfd, err);
 	if (!ret)
 		ret = inject_thread_find_syscall(pid, &insn, err);
 	if (ret)

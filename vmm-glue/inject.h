@@ -26,9 +26,9 @@ struct inject_report {
 int inject_verify(pid_t pid, int pidfd, struct ft_err *err);
 /* Has process pid execute userfaultfd(flags | O_CLOEXEC | O_NONBLOCK); *uffd is ours then, the
  * caller's to close. leave_open: its own copy stays open, so that a fault waits for ever instead of
- * going on with zeros when we die (missing mode). report may be NULL. -ETIMEDOUT: none of its
- * threads could be stopped in time. Whatever happens, the process goes on as if nothing had been.
- * Any thread. */
+ * going on with zeros when we die (missing mode). report may be NULL. Where there is a helper it
+ * does this (helper.h), without those two. -ETIMEDOUT: none of its threads could be stopped in
+ * time. Whatever happens, the process goes on as if nothing had been. Any thread. */
 int inject_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd,
 		struct inject_report *report, struct ft_err *err);
 

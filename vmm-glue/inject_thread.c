@@ -12,8 +12,9 @@
 //  - It is inside a restartable sequence (rseq). The kernel would see a foreign instruction
 //  pointer, and forget to abort the sequence. Such
 //    a thread is let go at once and asked again.
-//  - A seccomp filter kills it for our call. Filters are suspended meanwhile; where that is
-//  impossible we do not touch it.
+//  - A seccomp filter kills it for our call. Filters are suspended meanwhile; where we may not (it
+//  takes CAP_SYS_ADMIN, and no filter of our own) we do not touch it, unless its filter is known:
+//  QEMU's own (-sandbox) lists what it forbids, and our two calls are not among that.
 #include "vmm-glue/inject_thread.h"
 
 #include <errno.h>
@@ -38,6 +39,7 @@
 	514 // include/linux/errno.h: restart if no handler ran, else EINTR. Never seen by programs
 #define STOPS_MAX	  256 // stops for other reasons (signals) before we give up
 #define TEXT_SEARCH_BYTES (4u << 20)
+#define CMDLINE_MAX	  (64u << 10) // of QEMU's command line
 
 // System calls that may return -EINTR after any stop, though nothing has happened and they can
 // simply be called again: signal(7), "Interruption of system calls and library functions by stop
@@ -212,14 +214,39 @@ static void restart_instead_of_eintr(struct user_regs_struct *regs)
 			regs->rax = (unsigned long long)-ERESTARTNOHAND;
 }
 
+/* A QEMU under -sandbox whose filters are its own one and at most those that we have, too: whoever
+ * put them on both of us lets both make a userfaultfd, which the tracker has tried. */
+static bool has_qemus_filter(const struct inject_thread *t)
+{
+	const struct inject_thread us = {.pid = getpid(), .tid = (pid_t)syscall(SYS_gettid)};
+	char path[64], text[CMDLINE_MAX];
+	bool sandbox = false;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/cmdline", t->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? 0 : read(fd, text, sizeof text);
+	if (fd >= 0)
+		close(fd);
+	if (n > 0)
+		sandbox = memmem(text, (size_t)n, "\0-sandbox\0on", 12) != NULL;
+	return sandbox &&
+	       status_number(t, "Seccomp_filters") <= status_number(&us, "Seccomp_filters") + 1;
+}
+
 static int attach(struct inject_thread *t, struct ft_err *err)
 {
-	long options = PTRACE_O_TRACESYSGOOD;
+	long options = PTRACE_O_TRACESYSGOOD, suspend = PTRACE_O_SUSPEND_SECCOMP;
 	char path[64];
+	int r;
 
 	if (status_number(t, "Seccomp") > 0)
-		options |= PTRACE_O_SUSPEND_SECCOMP;
-	if (ptrace(PTRACE_SEIZE, t->tid, 0, options))
+		options |= suspend;
+	r = ptrace(PTRACE_SEIZE, t->tid, 0, options);
+	if (r && errno == EPERM && options & suspend && has_qemus_filter(t))
+		r = ptrace(PTRACE_SEIZE, t->tid, 0, options & ~suspend);
+	if (r)
 		return fail(t, errno,
 			    options & PTRACE_O_SUSPEND_SECCOMP
 				    ? "ptrace and suspend its seccomp filter"

@@ -30,6 +30,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vmm-glue/capabilities.h"
+
 #define ANSWER_MS_MAX 100  // to keeper_watch() and keeper_stop()
 #define START_MS_MAX  1000 // fork to first answer, on a machine that is busy booting guests
 #define LOOK_AGAIN_MS 5
@@ -291,6 +293,8 @@ static int fork_keeper(struct keeper *k, int sockets[2], int agent, int stat)
 		(void)setsid();
 		(void)prctl(PR_SET_NAME, "ft-keeper");
 		close_others((const int[]){agent, stat, sockets[1]}, 3);
+		/* To end a QEMU of another user's. */
+		(void)capabilities_keep(CAPABILITY(CAP_KILL));
 		keep(&w);
 	}
 	sigprocmask(SIG_SETMASK, &before, NULL);

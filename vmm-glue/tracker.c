@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -262,6 +263,14 @@ static struct pm_scan_arg scan_arg(struct tracker *t, const struct tracker_regio
 	};
 }
 
+// How far a scan came. The kernel works in chunks of 512 ranges, and walk_end is left at the end of
+// the last full one when it then reaches the end of the region; who goes on from there scans much
+// of it twice. It stops early only when the vector is full, or max_pages are found.
+static uint64_t scanned_to(const struct pm_scan_arg *arg, int n, bool found_max)
+{
+	return n < RANGES_MAX && !found_max ? arg->end : arg->walk_end;
+}
+
 static uint64_t range_pages(const struct page_region *range)
 {
 	return (range->end - range->start) / PAGE_BYTES;
@@ -294,12 +303,13 @@ int tracker_scan(struct tracker *t, struct ft_bitmap *dirty, uint64_t *found, st
 	for (unsigned i = 0; i < t->regions_n; i++) {
 		struct pm_scan_arg arg = scan_arg(t, &t->regions[i], PM_SCAN_WP_MATCHING);
 
-		for (; arg.start < arg.end; arg.start = arg.walk_end) {
+		while (arg.start < arg.end) {
 			int n = ioctl(t->pagemap, PAGEMAP_SCAN, &arg);
 
 			if (n < 0)
 				return scan_failed(errno, err);
 			pages += take_ranges(t, i, n, dirty);
+			arg.start = scanned_to(&arg, n, false);
 		}
 	}
 	if (found)
@@ -331,7 +341,7 @@ long tracker_peek(struct tracker *t, long max)
 	for (unsigned i = 0; i < t->regions_n && pages < max; i++) {
 		struct pm_scan_arg arg = scan_arg(t, &t->regions[i], 0);
 
-		for (; arg.start < arg.end && pages < max; arg.start = arg.walk_end) {
+		while (arg.start < arg.end && pages < max) {
 			int n;
 
 			arg.max_pages = (uint64_t)(max - pages);
@@ -340,6 +350,7 @@ long tracker_peek(struct tracker *t, long max)
 				return -errno;
 			for (int k = 0; k < n; k++)
 				pages += (long)range_pages(&t->ranges[k]);
+			arg.start = scanned_to(&arg, n, pages >= max);
 		}
 	}
 	return check_alive(t, NULL) ? -ESRCH : pages;

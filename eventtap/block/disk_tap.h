@@ -92,6 +92,11 @@ void disk_tap_firing(struct tap *tap, bool firing);
 void disk_tap_mark_all_behind(struct tap *tap);
 void disk_tap_mark_range_behind(struct tap *tap, uint64_t offset, uint64_t len);
 uint64_t disk_tap_behind_bytes(struct tap *tap);
+/* What the peer has and this disk has too is not behind any more. The range is whole blocks, but at
+ * the end of the disk; sums: one of DISK_SUM_BYTES a block (disk_sums.h), NULL: a hole there.
+ * *alike: bytes that are not behind any more. -EPROTO: no such range; else -errno. */
+int disk_tap_compare(struct tap *tap, uint64_t seed, uint64_t offset, uint64_t bytes,
+		     const uint8_t *sums, uint64_t *alike, struct ft_err *err);
 /* The next part of the disk that the peer lacks, not so any more once this returns: 1, with *offset
  * and *len, and either the data in buf (buf_max >= DISK_TAP_BLOCK_BYTES) or *zero: a hole, of any
  * length. 0: nothing is behind. -errno: could not be read, still behind. What the guest writes

@@ -18,15 +18,14 @@
 #define LOCK_ATTEMPTS_MAX 16 /* renames that may happen between our open and our lock */
 
 static const char *const state_names[] = {
-	[STORE_INCONSISTENT] = "Inconsistent",
-	[STORE_OUTDATED] = "Outdated",
-	[STORE_UP_TO_DATE] = "UpToDate",
-	[STORE_PROTECTED] = "Protected",
+	[STORE_INCONSISTENT] = "Inconsistent", [STORE_OUTDATED] = "Outdated",
+	[STORE_UP_TO_DATE] = "UpToDate",       [STORE_PROTECTED] = "Protected",
+	[STORE_CONSISTENT] = "Consistent",
 };
 
 const char *metadata_state_name(enum store_state state)
 {
-	assert(state >= STORE_INCONSISTENT && state <= STORE_PROTECTED);
+	assert(state >= STORE_INCONSISTENT && state <= STORE_CONSISTENT);
 	return state_names[state];
 }
 
@@ -64,11 +63,24 @@ static bool parse(const char *text, size_t len, struct metadata_record *record)
 		return false;
 	if (strcmp(record->uuid, "-") == 0)
 		record->uuid[0] = '\0';
-	for (int i = STORE_INCONSISTENT; i <= STORE_PROTECTED; i++)
+	for (int i = STORE_INCONSISTENT; i <= STORE_CONSISTENT; i++)
 		if (strcmp(state, state_names[i]) == 0)
 			record->state = (enum store_state)i;
 	return record->state && (size_t)format(again, record) == len &&
 	       memcmp(text, again, len) == 0;
+}
+
+// Whatever else a later version says, it begins with its number and ends with its sum.
+static bool is_later_version(const char *text, size_t len)
+{
+	uint64_t sum;
+	int version;
+	const char *last = text;
+	for (const char *at = text; (at = strchr(at, '\n')) && at[1]; at++)
+		last = at + 1;
+	return len > 0 && sscanf(text, "kemari-disk %d\n", &version) == 1 &&
+	       version > METADATA_VERSION && sscanf(last, "sum %" SCNx64 "\n", &sum) == 1 &&
+	       sum == XXH3_64bits(text, (size_t)(last - text));
 }
 
 static int read_fd(int fd, const char *path, struct metadata_record *record, struct ft_err *err)
@@ -78,11 +90,18 @@ static int read_fd(int fd, const char *path, struct metadata_record *record, str
 	if (n < 0)
 		return ft_err_set(err, errno, "disk metadata %s: read: %s", path, strerror(errno));
 	text[n] = '\0';
+	if (n == 0)
+		return ft_err_set(err, ENOENT, "disk metadata %s: empty", path);
+	if (is_later_version(text, (size_t)n))
+		return ft_err_set(err, ENOTSUP,
+				  "disk metadata %s: of a later version than this program knows "
+				  "(%d)",
+				  path, METADATA_VERSION);
 	if (!parse(text, (size_t)n, record))
 		return ft_err_set(
 			err, EBADMSG,
-			"disk metadata %s: damaged; if you are sure that the image is the "
-			"newest copy, remove this file",
+			"disk metadata %s: damaged; if the image is surely the newest copy, "
+			"start with --force, or remove this file",
 			path);
 	return 0;
 }
@@ -226,31 +245,58 @@ void metadata_close(struct metadata *meta)
 	meta->fd = -1;
 }
 
+// What starting it nevertheless costs, as far as it can be known here.
+static int refuse(const char *image, const struct metadata_record *record, const char *what,
+		  struct ft_err *err)
+{
+	return ft_err_set(err, ESTALE,
+			  "disk %s: %s at generation %" PRIu64 " epoch %" PRIu64
+			  ": %s; start the guest on the other host, or let this one be its standby "
+			  "(--incoming); --force starts it from this copy all the same",
+			  image, metadata_state_name(record->state), record->generation,
+			  record->epoch, what);
+}
+
 int metadata_startable(const char *image, const struct metadata_record *record, struct ft_err *err)
 {
 	switch (record->state) {
 	case STORE_UP_TO_DATE:
 		return 0;
 	case STORE_PROTECTED:
-		return ft_err_set(
-			err, ESTALE,
-			"disk %s: was protected by a standby when its host stopped: the standby "
-			"may have gone on; start it with --incoming, or, if the standby surely "
-			"did not take over: rm '%s%s'",
-			image, image, METADATA_SUFFIX);
+		return refuse(image, record,
+			      "the guest was protected by a standby when its host stopped, and the "
+			      "standby may have gone on",
+			      err);
+	case STORE_CONSISTENT:
+		return refuse(image, record,
+			      "a standby's whole copy of that epoch, but the primary may have gone "
+			      "on",
+			      err);
 	case STORE_OUTDATED:
-		return ft_err_set(err, ESTALE,
-				  "disk %s: Outdated since generation %" PRIu64 " epoch %" PRIu64
-				  ": the guest went on elsewhere; start it there, or let this host "
-				  "be its standby (to give the newer copy up for lost: rm '%s%s')",
-				  image, record->generation, record->epoch, image, METADATA_SUFFIX);
+		return refuse(image, record, "the guest went on elsewhere since", err);
 	case STORE_INCONSISTENT:
-		return ft_err_set(err, ESTALE,
-				  "disk %s: Inconsistent: it was a standby's copy, not taken over; "
-				  "start the guest on the other host, or let this host be its "
-				  "standby (to start from it as after a power cut: rm '%s%s')",
-				  image, image, METADATA_SUFFIX);
+		return refuse(image, record,
+			      "a standby's copy that was being written, a mixture of epochs", err);
 	}
 	assert(!"metadata state out of range");
 	return -EINVAL;
+}
+
+const char *metadata_loss(const struct metadata_record *record)
+{
+	switch (record->state) {
+	case STORE_UP_TO_DATE:
+		return "nothing";
+	case STORE_PROTECTED:
+		return "what its standby did with the guest since, if it took over";
+	case STORE_CONSISTENT:
+		return "what the primary did with the guest after that epoch";
+	case STORE_OUTDATED:
+		return "everything that the guest did since";
+	case STORE_INCONSISTENT:
+		return "everything since an epoch that nobody knows; the filesystems on it may be "
+		       "damaged";
+	}
+	assert(!"metadata state out of range");
+	return "";
 }

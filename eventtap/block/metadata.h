@@ -10,7 +10,7 @@
  *      uuid 8a7b... | -
  *      generation 7
  *      epoch 1234
- *      state UpToDate | Protected | Outdated | Inconsistent
+ *      state UpToDate | Protected | Consistent | Outdated | Inconsistent
  *      sum 0123456789abcdef        XXH3-64 of all lines before
  *
  * It is replaced whole: temporary, fsync, lock, rename, fsync of the folder. One thread at a time.
@@ -26,6 +26,7 @@
 #include "ft/err.h"
 
 #define METADATA_SUFFIX	   ".kemari"
+#define METADATA_VERSION   1
 #define METADATA_UUID_MAX  37
 #define METADATA_BYTES_MAX 512
 
@@ -45,7 +46,8 @@ struct metadata {
 /* "UpToDate", ... */
 const char *metadata_state_name(enum store_state state);
 
-/* Reads without locking. -ENOENT: there is none. -EBADMSG: torn or not ours. */
+/* Reads without locking. -ENOENT: there is none, or its making was cut short. -EBADMSG: torn or not
+ * ours. -ENOTSUP: of a later version. */
 int metadata_read(const char *image, struct metadata_record *record, struct ft_err *err);
 /* Takes the lock (-EBUSY: another agent has it) and reads; creates a file that says UpToDate,
  * generation 0, if there is none. */
@@ -60,5 +62,7 @@ void metadata_close(struct metadata *meta);
 /* -ESTALE, with what to do about it, unless a guest may be started from a disk whose metadata says
  * this. */
 int metadata_startable(const char *image, const struct metadata_record *record, struct ft_err *err);
+/* For people: what is lost if a guest is started from it nevertheless. */
+const char *metadata_loss(const struct metadata_record *record);
 
 #endif

@@ -52,6 +52,8 @@ struct net_tap {
 	bool pressed;
 	uint64_t outputs, bytes, dropped;
 	size_t read_len; // of read_buf: the beginning of a frame
+	uint32_t skip;	 // bytes to come of a frame that is too long
+	bool skipped;	 // told so once
 	uint8_t read_buf[READ_BYTES];
 };
 
@@ -164,7 +166,7 @@ static void push_locked(struct net_tap *t)
 static void out_closed_locked(struct net_tap *t)
 {
 	pump_close(&t->pump, &t->out);
-	t->read_len = 0;
+	t->read_len = t->skip = 0;
 	ft_debug("%s: OUT is closed", t->tap.id);
 }
 
@@ -181,6 +183,17 @@ static void captured_locked(struct net_tap *t, const uint8_t *frame, uint32_t le
 	t->bytes += len;
 }
 
+// A guest may hand its NIC as much as it likes in one piece. No network takes it, so it is lost,
+// and nothing else is: to hang up would end the guest's protection at the guest's wish.
+static void skip_locked(struct net_tap *t, uint32_t len)
+{
+	if (!t->skipped)
+		ft_warn("%s: a frame of %u bytes: dropped, and others like it", t->tap.id, len);
+	t->skipped = true;
+	t->skip = len;
+	t->dropped++;
+}
+
 // Takes whole frames out of read_buf. -EPROTO: what is there can never be one.
 static int parse_locked(struct net_tap *t)
 {
@@ -188,13 +201,26 @@ static int parse_locked(struct net_tap *t)
 	uint32_t len;
 	int rc = 0;
 
-	while (t->read_len - at >= LENGTH_BYTES) {
+	for (;;) {
+		if (t->skip) {
+			size_t n = t->read_len - at < t->skip ? t->read_len - at : t->skip;
+
+			at += n;
+			t->skip -= (uint32_t)n;
+		}
+		if (t->read_len - at < LENGTH_BYTES)
+			break;
 		memcpy(&len, t->read_buf + at, LENGTH_BYTES);
 		len = be32toh(len);
-		if (len == 0 || len > TAP_NET_FRAME_MAX) {
-			ft_warn("%s: a frame of %u bytes: OUT is closed", t->tap.id, len);
+		if (len == 0) {
+			ft_warn("%s: a frame of no bytes: OUT is closed", t->tap.id);
 			rc = -EPROTO;
 			break;
+		}
+		if (len > TAP_NET_FRAME_MAX) {
+			at += LENGTH_BYTES;
+			skip_locked(t, len);
+			continue;
 		}
 		if (t->read_len - at < LENGTH_BYTES + len)
 			break;
@@ -369,7 +395,7 @@ static int drain_locked(struct net_tap *t, struct ft_err *err)
 	}
 	if (t->out.fd < 0 || t->in.fd < 0)
 		return ft_err_set(err, ENOTCONN, "drain OUT: QEMU is not connected");
-	if (t->read_len)
+	if (t->read_len || t->skip)
 		return ft_err_set(err, EBUSY, "drain OUT: half a frame: the guest is not paused");
 	return 0;
 }

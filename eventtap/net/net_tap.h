@@ -10,8 +10,9 @@
  * is full, so OUT is always read, by a thread of the tap's own that never blocks: what IN does not
  * take stays in the queue, and over the queue's bound frames are dropped, as on any network.
  *
- * Connections come and go with the filter; a new one replaces the old. A length that no frame has
- * ends the connection, upon which QEMU drops what the guest transmits. Frames on their way when IN
+ * Connections come and go with the filter; a new one replaces the old. A frame that is longer than
+ * any (TAP_NET_FRAME_MAX) is dropped; one of no bytes, which QEMU never sends, ends the connection,
+ * upon which QEMU drops what the guest transmits. Frames on their way when IN
  * goes are lost; frames that go out before IN comes wait for it. */
 #ifndef EVENTTAP_NET_NET_TAP_H
 #define EVENTTAP_NET_NET_TAP_H

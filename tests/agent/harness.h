@@ -90,6 +90,20 @@ unsigned host_lines(const struct host *h, const char *text);
 /* Asserts that its only line of level error, or its only line, has `text`. */
 void host_one_error(const struct host *h, const char *text);
 
+/* ---- rights ---- */
+
+#include <linux/capability.h>
+#define RIGHT(capability) (1ull << (capability))
+
+/* A number of a thread's status in /proc. */
+unsigned long long status_number(pid_t pid, pid_t tid, const char *name, int base);
+/* The child of an agent that has this name; 0: none. */
+pid_t child_of(pid_t agent, const char *name);
+/* Exactly these capabilities, on all its threads, and no way to others. */
+void assert_rights(pid_t pid, unsigned long long capabilities);
+/* Its system calls are filtered, on all threads (not in builds with a sanitizer). */
+void assert_filtered(pid_t pid);
+
 /* ---- operators ---- */
 
 /* 0, or -1 with the agent's message. */

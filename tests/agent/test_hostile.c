@@ -320,6 +320,84 @@ static void conversations(void **state)
 	conversation(said, 2);
 }
 
+/* As the generation of the frame, and of the HELLO in it. */
+static void frame_generation(struct frame *f, uint64_t generation)
+{
+	f->h.generation = generation;
+	frame_encode(&f->h, f->raw);
+}
+
+static void hello_of(struct frame *f, uint64_t generation)
+{
+	Ft__Hello hello = FT__HELLO__INIT;
+
+	hello.name = (char *)(uintptr_t)GUEST;
+	hello.host_id = (char *)(uintptr_t) "A";
+	hello.role = FT__ROLE__ROLE_PRIMARY;
+	hello.version = (char *)(uintptr_t) "0";
+	hello.runs = true;
+	hello.generation = generation;
+	frame_make(f, FT_MSG_HELLO, 1, 0, &hello.base, 0);
+	frame_generation(f, generation);
+}
+
+/* What was right in an earlier session, said again: by its own frames, and word by word under the
+ * generation of today. */
+static void yesterdays_history(void **state)
+{
+	Ft__Setup setup = FT__SETUP__INIT;
+	Ft__Disk disk = FT__DISK__INIT, *disks[1] = {&disk};
+	static struct frame said[4];
+	uint8_t all[sizeof said];
+	uint64_t generation;
+	Ctl__Reply *reply;
+	size_t n = 0;
+
+	(void)state;
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	ask_ok(&a, "cancel", NULL);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 5);
+	reply = status_of(&a);
+	generation = reply->status->generation;
+	ctl__reply__free_unpacked(reply, NULL);
+	ask_ok(&a, "cancel", NULL);
+	wait_state(&b, "standby", START_MS);
+	assert_true(generation > 1);
+	hello_of(&said[0], generation - 1);
+	spoilt(said[0].raw, said[0].len, "this side knows");
+	/* To go on with a session that is over. */
+	hello_of(&said[0], generation);
+	disk.id = (char *)(uintptr_t) "root";
+	disk.image = (char *)(uintptr_t) "x";
+	disk.bytes = 8u << 20;
+	setup.vmm = (char *)(uintptr_t) "pocket";
+	setup.uuid = (char *)(uintptr_t) "x";
+	setup.session = 5;
+	setup.nics = 1;
+	setup.ram_bytes = 32u << 20;
+	setup.disks = disks;
+	setup.n_disks = 1;
+	setup.resume = true;
+	frame_make(&said[1], FT_MSG_SETUP, 2, 0, &setup.base, 0);
+	frame_generation(&said[1], generation);
+	memcpy(all, said[0].raw, said[0].len);
+	memcpy(all + said[0].len, said[1].raw, said[1].len);
+	spoilt(all, said[0].len + said[1].len, "SETUP: resume");
+	/* A new session, and in it a frame of the one before. */
+	setup.resume = false;
+	frame_make(&said[1], FT_MSG_SETUP, 2, 0, &setup.base, 0);
+	frame_generation(&said[1], generation);
+	frame_make(&said[2], FT_MSG_PAGES, 3, 0, NULL, 300);
+	frame_generation(&said[2], generation - 1);
+	for (unsigned i = 0; i < 3; i++) {
+		memcpy(all + n, said[i].raw, said[i].len);
+		n += said[i].len;
+	}
+	spoilt(all, n, "PAGES: generation");
+	wait_state(&b, "standby", START_MS);
+}
+
 static uint32_t random_next(uint32_t *state)
 {
 	*state ^= *state << 13;
@@ -430,9 +508,13 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(frames),		TEST(frames_while_protected),
-		TEST(conversations),	TEST(garbage),
-		TEST(bad_wire),		TEST(operators),
+		TEST(frames),
+		TEST(frames_while_protected),
+		TEST(conversations),
+		TEST(garbage),
+		TEST(bad_wire),
+		TEST(operators),
+		TEST(yesterdays_history),
 		TEST(silent_strangers),
 	};
 	int failed;

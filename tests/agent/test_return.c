@@ -8,12 +8,12 @@
 static struct host a, b;
 static struct kv_client client;
 
-static void shared_setup(const char *extra)
+static void shared_setup(const char *ft, const char *extra)
 {
 	place_clear(NULL);
 	shell("rm -rf %s", at("arbiter"));
 	shell("mkdir %s", at("arbiter"));
-	pocket_pair(&a, &b, "", extra);
+	pocket_pair(&a, &b, ft, extra);
 	kv_open(&client);
 	kv_work(&client, 10);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
@@ -23,14 +23,21 @@ static void shared_setup(const char *extra)
 static int setup_none(void **state)
 {
 	(void)state;
-	shared_setup("");
+	shared_setup("", "");
 	return 0;
 }
 
 static int setup_file(void **state)
 {
 	(void)state;
-	shared_setup("arbiter { type = \"file\" dir = \"arbiter\" }");
+	shared_setup("", "arbiter { type = \"file\" dir = \"arbiter\" }");
+	return 0;
+}
+
+static int setup_durable(void **state)
+{
+	(void)state;
+	shared_setup("durability = \"disk\"", "");
 	return 0;
 }
 
@@ -87,6 +94,71 @@ static void switched(void **state)
 	}
 }
 
+static uint64_t copied(struct host *h, uint64_t *alike)
+{
+	Ctl__Reply *r = status_of(h);
+	uint64_t bytes = r->status->disk_copied;
+
+	*alike = r->status->disk_alike;
+	ctl__reply__free_unpacked(r, NULL);
+	return bytes;
+}
+
+/* A disk of which both hosts have the same data, but for what the guest and the test write. */
+#define FILL_BYTES (6u << 20) /* of 8 MiB; the guest's journal is in what is before it */
+
+static int setup_filled(void **state)
+{
+	place_clear(state);
+	make_image(at("A.img"), 8u << 20);
+	shell("dd if=/dev/urandom of=%s bs=1M seek=2 count=%u conv=notrunc status=none",
+	      at("A.img"), FILL_BYTES >> 20);
+	pocket_pair(&a, &b, "", "");
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	return 0;
+}
+
+/* The old primary has its image, with writes that nobody acknowledged; it gets what differs while
+ * the guest runs, is protected from its old standby, and the guest goes home. */
+static void home_again(void **state)
+{
+	uint64_t alike, bytes;
+
+	(void)state;
+	assert_true(copied(&a, &alike) >= FILL_BYTES);
+	kv_work(&client, 10);
+	ask_refused(&a, "failback", NULL, "is at home on A");
+	ask_refused(&b, "failback", NULL, "is at home on A");
+
+	host_kill(&a);
+	kv_work(&client, 30);
+	/* As if it had gone on writing when it was cut off already. */
+	shell("dd if=/dev/urandom of=%s bs=64K seek=70 count=2 conv=notrunc status=none",
+	      at("A.img"));
+	ask_refused(&b, "failback", NULL, "not protected by a standby at home (A)");
+	host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+	ask_ok(&b, "migrate", unix_uri("a.sock"));
+	bytes = copied(&b, &alike);
+	assert_true(alike >= FILL_BYTES - (128u << 10));
+	assert_in_range(bytes, 128u << 10, 1u << 20);
+	kv_work(&client, 10);
+	ask_ok(&b, "verify", NULL);
+
+	ask_ok(&b, "failback", NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	assert_true(copied(&a, &alike) <= 1u << 20);
+	kv_work(&client, 10);
+	assert_true(client.longest_ms < GOES_ON_MS);
+	ask_ok(&a, "cancel", NULL);
+	host_stop(&a);
+	host_stop(&b);
+	/* What the guest did not write is the same on both. */
+	shell("cmp -i 2M %s %s", at("A.img"), at("B.img"));
+}
+
 static void not_as_primary(const char *says)
 {
 	host_kill(&a);
@@ -119,6 +191,87 @@ static void not_as_primary_by_record(void **state)
 	/* B itself may start it again. */
 	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL);
 	wait_state(&b, "solo", START_MS);
+}
+
+/* Both die at once and nobody took over: whichever comes first, the primary's copy is the newest,
+ * and is started as soon as its standby says that it holds nothing. */
+static void both_died(void **state)
+{
+	(void)state;
+	host_signal(&b, SIGSTOP);
+	host_kill(&a);
+	host_kill(&b);
+	kv_close(&client);
+	assert_int_equal(host_try(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL), 2);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	assert_int_equal(host_lines(&a, "does not answer"), 1);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	host_start(&a, at("g.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+	assert_true(host_said(&a, "the copy here is the newest"));
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
+/* The standby took over, and died as well: now its copy is the newest, also when it waits as a
+ * standby by mistake. */
+static void both_died_in_turn(void **state)
+{
+	(void)state;
+	host_kill(&a);
+	kv_work(&client, 10);
+	wait_state(&b, "solo", GOES_ON_MS);
+	host_kill(&b);
+	kv_close(&client);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
+	assert_int_equal(host_lines(&a, "b.sock has generation 2, checkpoint 0") +
+				 host_lines(&a, "host B holds the guest"),
+			 1);
+	host_stop(&b);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL);
+	wait_state(&b, "solo", START_MS);
+	kv_open(&client);
+	kv_work(&client, 10);
+	host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+	ask_ok(&b, "migrate", unix_uri("a.sock"));
+	kv_work(&client, 10);
+}
+
+/* An operator wants the old copy, and gives up the newer one: both must be said. */
+static void forced(void **state)
+{
+	(void)state;
+	host_kill(&a);
+	kv_work(&client, 10);
+	wait_state(&b, "solo", GOES_ON_MS);
+	host_kill(&b);
+	kv_close(&client);
+	host_start(&a, at("g.conf"), "--force", NULL);
+	wait_state(&a, "solo", START_MS);
+	assert_true(host_said(&a, "what its standby did since is lost"));
+	assert_true(host_said(&a, "lost is what its standby did with the guest since"));
+	kv_open(&client);
+	kv_work(&client, 10);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_refused(&a, "migrate", unix_uri("b.sock"), "this side knows 2 already");
+	host_stop(&b);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), "--force", NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
 }
 
 /* The standby has not taken over yet, but may at any moment. */
@@ -181,6 +334,8 @@ static void standby_stopped(void **state)
  * again by itself. */
 static void standby_killed(void **state)
 {
+	uint64_t alike;
+
 	(void)state;
 	host_kill(&b);
 	ask_ok(&a, "cancel", NULL);
@@ -190,6 +345,9 @@ static void standby_killed(void **state)
 		   unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	/* It was killed in the middle of an epoch, and has most of the disk all the same. */
+	assert_true(copied(&a, &alike) <= 1u << 20);
+	assert_true(alike >= FILL_BYTES);
 	kv_work(&client, 10);
 	ask_ok(&a, "verify", NULL);
 }
@@ -210,18 +368,28 @@ static void standby_killed_by_record(void **state)
 
 int main(void)
 {
-#define NONE(f)	  cmocka_unit_test_setup_teardown(f, setup_none, teardown)
-#define RECORD(f) cmocka_unit_test_setup_teardown(f, setup_file, teardown)
+#define NONE(f)	   cmocka_unit_test_setup_teardown(f, setup_none, teardown)
+#define DURABLE(f) cmocka_unit_test_setup_teardown(f, setup_durable, teardown)
+#define RECORD(f)  cmocka_unit_test_setup_teardown(f, setup_file, teardown)
 	const struct CMUnitTest tests[] = {
 		NONE(there_and_back),
 		NONE(switched),
+		cmocka_unit_test_setup_teardown(home_again, setup_filled, teardown),
 		NONE(not_as_primary_by_memory),
+		NONE(both_died),
+		NONE(both_died_in_turn),
+		NONE(forced),
 		NONE(stopped_in_order),
 		NONE(standby_stopped),
-		NONE(standby_killed),
+		cmocka_unit_test_setup_teardown(standby_killed, setup_filled, teardown),
+		DURABLE(there_and_back),
+		DURABLE(switched),
+		DURABLE(standby_stopped),
 		RECORD(there_and_back),
 		RECORD(switched),
 		RECORD(not_as_primary_by_record),
+		RECORD(both_died),
+		RECORD(both_died_in_turn),
 		RECORD(not_before_the_standby),
 		RECORD(arbiter_gone),
 		RECORD(stopped_in_order),

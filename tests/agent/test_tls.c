@@ -151,6 +151,20 @@ static void standby_wants_another_name(void **state)
 	assert_state(&b, "standby");
 }
 
+/* Another host with a good certificate of the same CA is no primary of this guest; the one that was
+ * named is. */
+static void standby_knows_its_primaries(void **state)
+{
+	(void)state;
+	conf("b.conf", "pki", "pki/h", "");
+	host_start(&b, at("b.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "tls.peer=203.0.113.7", "--set", "tls.peer=127.0.0.1", "--incoming", URI, NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", URI);
+	wait_state(&a, "protected", PROTECT_MS);
+	ask_ok(&a, "cancel", NULL);
+}
+
 static int talk_to(uint16_t port)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET,
@@ -302,6 +316,7 @@ int main(void)
 		TEST(standby_expired),
 		TEST(standby_of_another_name),
 		TEST(standby_wants_another_name),
+		TEST(standby_knows_its_primaries),
 		TEST(plain_text),
 		TEST(tls_to_plain_text),
 		TEST(another_guest),

@@ -51,5 +51,5 @@ int bench_echo(struct bench *b, struct ft_err *err)
 {
 	int rc = pair_up(b, err);
 
-	return rc ? rc : measure(b->pair, b->quick ? 300 : 1500, err);
+	return rc ? rc : measure(b->pair, b->quick ? 200 : 1500, err);
 }

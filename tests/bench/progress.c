@@ -75,7 +75,7 @@ int bench_progress(struct bench *b, struct ft_err *err)
 	}
 	if (fd < 0)
 		return rc ? rc : fd;
-	rc = measure(b->pair, fd, b->quick ? 1 : 4, b->quick ? 700 : 1500, err);
+	rc = measure(b->pair, fd, b->quick ? 1 : 4, b->quick ? 500 : 1500, err);
 	close(fd);
 	if (pair_type(b->pair, STOP_SPIN, rc ? NULL : err) && !rc)
 		rc = -err->code;

@@ -250,7 +250,7 @@ int bench_ship(struct bench *b, struct ft_err *err)
 {
 	struct samples speed[3] = {0}, cpu[3] = {0};
 	struct shipping s = {0};
-	unsigned rounds = b->quick ? 8 : 40;
+	unsigned rounds = b->quick ? 4 : 40;
 	int rc = start(b, &s, err);
 
 	for (unsigned i = 0; i < rounds + 1 && !rc; i++)

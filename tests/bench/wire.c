@@ -21,7 +21,7 @@ int bench_wire(struct bench *b, struct ft_err *err)
 	bench_idle_ms(500); /* past the load's own start */
 	if (!rc)
 		rc = pair_status(b->pair, &before, err);
-	bench_idle_ms(b->quick ? 2000 : 10000);
+	bench_idle_ms(b->quick ? 1500 : 10000);
 	if (!rc)
 		rc = pair_status(b->pair, &after, err);
 	if (!rc)

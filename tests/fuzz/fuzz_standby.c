@@ -317,6 +317,22 @@ static void do_time(struct input *in)
 	ft_engine_tick(w.engine);
 }
 
+/* The journal's answer, right or wrong, in time or for a checkpoint that was given up long ago. */
+static void do_stored(struct input *in)
+{
+	struct ft_err err = {.code = ENOSPC, .text = "no room"};
+	unsigned how = take(in);
+	uint64_t epoch = w.sealing;
+
+	if (!epoch)
+		return;
+	w.sealing = 0;
+	w.epoch = epoch;
+	w.whole = w.durably = true;
+	ft_engine_stored(w.engine, epoch + (how & 1), how & 2 ? &err : NULL);
+	w.whole = w.durably = false;
+}
+
 static void act(struct input *in);
 
 static void run(const uint8_t *script, size_t len)
@@ -353,7 +369,7 @@ static void act(struct input *in)
 {
 	struct ft_link *link;
 
-	switch (take(in) % 17) {
+	switch (take(in) % 18) {
 	case 0:
 		link = link_make();
 		if (link)
@@ -406,6 +422,9 @@ static void act(struct input *in)
 		break;
 	case 16:
 		do_checkpoint(in);
+		break;
+	case 17:
+		do_stored(in);
 		break;
 	}
 }
@@ -468,6 +487,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	w.arbiter.ops = &world_arbiter;
 	w.vmm.ops = &world_vmm;
 	config.takeover_manual = how & 2;
+	config.durable = w.durable = how & 32;
 	if (how & 1)
 		arbiter = w.none = ft_arbiter_none_new(FT_SURVIVOR_STANDBY, FT_SIDE_STANDBY);
 	if (ft_engine_new(&config, &world_env, NULL, arbiter, &w.engine, &err))

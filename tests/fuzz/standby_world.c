@@ -22,7 +22,8 @@ static int link_send(struct ft_link *link, const struct ft_msg *msg)
 	if (w.fail & FAIL_SEND)
 		return -EPIPE;
 	if (msg->type == FT_MSG_ACK)
-		assert(w.whole && msg->epoch == w.epoch && msg->generation == w.session);
+		assert(w.whole && w.durably == w.durable && msg->epoch == w.epoch &&
+		       msg->generation == w.session);
 	return 0;
 }
 
@@ -200,6 +201,17 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	return 0;
 }
 
+static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err)
+{
+	(void)ctx;
+	(void)seed;
+	(void)sums;
+	assert(w.armed && !w.stored);
+	*range = (struct ft_disk_sums){.bytes = 512, .block = 512, .zero = true};
+	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : w.now & MS ? 1 : 0;
+}
+
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
 			  struct ft_err *err)
 {
@@ -207,6 +219,27 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 	assert(chunk->zero || !chunk->bytes || data);
 	assert(!w.stored);
 	return w.fail & FAIL_STORE ? ft_err_set(err, ENOSPC, "disk full") : 0;
+}
+
+static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	(void)ctx;
+	assert(w.durable && w.whole && rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH);
+	return w.fail & FAIL_STORE ? ft_err_set(err, ENOSPC, "no room for the journal") : 0;
+}
+
+static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	(void)ctx;
+	assert(w.durable && w.whole && generation == w.session && epoch == w.epoch);
+	w.sealing = epoch;
+	return w.fail & FAIL_COMMIT ? ft_err_set(err, EIO, "journal broken") : 0;
+}
+
+static void env_store_unstage(void *ctx)
+{
+	(void)ctx;
+	w.sealing = 0;
 }
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
@@ -219,7 +252,8 @@ static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_er
 static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
 {
 	(void)ctx;
-	assert(w.whole && generation == w.session && epoch == w.epoch && epoch > w.stored);
+	assert(w.whole && w.durably == w.durable && generation == w.session && epoch == w.epoch &&
+	       epoch > w.stored);
 	if (w.fail & FAIL_COMMIT)
 		return ft_err_set(err, EIO, "disk broken");
 	w.stored = epoch;
@@ -262,23 +296,37 @@ static void env_generation(void *ctx, uint64_t generation)
 	assert(generation > 0);
 }
 
+/* After a takeover they are there still, passing through. */
+static int env_taps_out(void *ctx, struct ft_err *err)
+{
+	(void)ctx;
+	(void)err;
+	assert(w.resumed);
+	return 0;
+}
+
 static void env_changed(void *ctx)
 {
 	(void)ctx;
 }
 
-/* What only a primary needs is not there. */
+/* What only a primary that protects needs is not there. */
 const struct ft_env_ops world_env = {
 	.now_ns = env_now,
 	.wake_at = env_wake_at,
 	.random = env_random,
 	.dial = env_dial,
 	.hang_up = env_hang_up,
+	.taps_out = env_taps_out,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,
 	.disarm = env_disarm,
+	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
+	.store_stage = env_store_stage,
+	.store_staged = env_store_staged,
+	.store_unstage = env_store_unstage,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,

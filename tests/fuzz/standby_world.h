@@ -48,6 +48,9 @@ struct world {
 	uint64_t generation, session; /* of the frames; of the SETUP that was taken */
 	uint64_t epoch, pages, state, events, stored;
 	bool whole;
+	/* durability "disk": the epoch whose answer is due, and whether that is being given */
+	bool durable, durably;
+	uint64_t sealing;
 };
 extern struct world w;
 

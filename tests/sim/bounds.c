@@ -5,6 +5,8 @@
 #include "eventtap/block/disk_tap_internal.h"
 #include "ft/engine_internal.h" /* white box: all that it holds */
 
+/* The journal, its successor and its folder. */
+#define FILES_OF_JOURNAL 3
 /* Images, metadata with its successor and a folder, for the VM, tap and store of each disk. */
 #define FILES_PER_DISK 6
 
@@ -56,6 +58,7 @@ void check_bounds(struct world *w)
 		for (unsigned d = 0; d < SIM_DISKS; d++)
 			if (n->disks[d].tap)
 				check_disk_tap(n, (const struct disk_tap *)n->disks[d].tap);
-		over(n, "open files", files_open_count(n), SIM_DISKS * FILES_PER_DISK);
+		over(n, "open files", files_open_count(n),
+		     SIM_DISKS * FILES_PER_DISK + FILES_OF_JOURNAL);
 	}
 }

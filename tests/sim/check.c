@@ -300,3 +300,35 @@ void check_claim(struct node *n, unsigned disk)
 				n->name, disk, metadata_state_name(record.state),
 				(unsigned long long)record.epoch);
 }
+
+static void check_promise(struct node *n, unsigned disk)
+{
+	struct metadata_record record = {0};
+
+	if (!n->promised.epoch || metadata_read(n->disks[disk].path, &record, NULL))
+		return;
+	if (record.state == STORE_INCONSISTENT ||
+	    (record.state == STORE_CONSISTENT &&
+	     (record.generation != n->promised.generation || record.epoch < n->promised.epoch)))
+		world_violation(n->world,
+				"%s had acknowledged epoch %llu as durable, its disk %u is %s at "
+				"epoch %llu",
+				n->name, (unsigned long long)n->promised.epoch, disk,
+				metadata_state_name(record.state),
+				(unsigned long long)record.epoch);
+}
+
+void check_recovered(struct node *n)
+{
+	struct metadata_record record;
+
+	for (unsigned i = 0; i < n->world->options.disks; i++) {
+		if (n->disks[i].shared)
+			continue;
+		check_promise(n, i);
+		if (!metadata_read(n->disks[i].path, &record, NULL) &&
+		    record.state == STORE_CONSISTENT)
+			check_claim(n, i);
+	}
+	n->promised.epoch = 0;
+}

@@ -12,6 +12,8 @@
 
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: would a write have to wait? */
+#include "eventtap/block/disk_sums.h"
+#include "eventtap/block/journal.h"
 #include "eventtap/block/metadata.h"
 #include "ft/engine_internal.h" /* white box: its generation */
 #include "tests/sim/world.h"
@@ -252,6 +254,19 @@ static uint64_t env_disks_behind(void *ctx)
 	return sum;
 }
 
+static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
+			    const uint8_t *sums, uint64_t *alike, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	*alike = 0;
+	if (range->disk >= SIM_DISKS || !n->disks[range->disk].tap ||
+	    (sums && range->block != DISK_SUM_BLOCK_BYTES))
+		return 0;
+	return disk_tap_compare(n->disks[range->disk].tap, seed, range->offset, range->bytes, sums,
+				alike, err);
+}
+
 static void env_disks_yield(void *ctx)
 {
 	struct node *n = ctx;
@@ -278,31 +293,103 @@ static int env_disks_reclaim(void *ctx, struct ft_err *err)
 
 /* ---- standby ---- */
 
+/* Beside the first image that is replicated; false: there is none. */
+static bool journal_path(const struct node *n, char path[96])
+{
+	for (unsigned i = 0; i < n->world->options.disks; i++) {
+		if (n->disks[i].shared)
+			continue;
+		snprintf(path, 96, "%s" JOURNAL_SUFFIX, n->disks[i].path);
+		return true;
+	}
+	return false;
+}
+
+static void on_news(void *ctx)
+{
+	node_journal_soon(ctx);
+}
+
+static int journal_begin(struct node *n, struct ft_err *err)
+{
+	struct journal_disk disks[SIM_DISKS];
+	unsigned count = n->world->options.disks;
+	char path[96];
+
+	if (!n->world->options.durable || !journal_path(n, path))
+		return 0;
+	for (unsigned i = 0; i < count; i++)
+		disks[i] = (struct journal_disk){store_id(n->disks[i].store),
+						 store_image(n->disks[i].store)};
+	return journal_new(path, disks, count, n->world->options.journal_bytes, on_news, n,
+			   &n->journal, err);
+}
+
+static int journal_settle(struct node *n, struct ft_err *err)
+{
+	int rc = n->journal ? journal_finish(n->journal) : 0;
+
+	return rc ? ft_err_set(err, -rc, "disks: flush: %s", strerror(-rc)) : 0;
+}
+
+static void journal_end(struct node *n, bool keep)
+{
+	journal_free(n->journal, keep);
+	n->journal = NULL;
+	n->stored = 0;
+}
+
+void disks_journal_news(struct node *n)
+{
+	struct ft_err err = {0};
+	uint64_t epoch = n->stored;
+	int error = 0;
+
+	if (n->journal && !journal_take(n->journal, &epoch, &error))
+		return;
+	if (error)
+		ft_err_set(&err, -error, "journal: %s", strerror(-error));
+	else
+		n->stored = epoch;
+	ft_engine_stored(n->engine, epoch, error ? &err : NULL);
+}
+
 int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err)
 {
 	if (setup->n_disks != n->world->options.disks)
 		return ft_err_set(err, EPROTO, "sim: %zu disks", setup->n_disks);
+	char path[96];
+	int gone = journal_path(n, path) ? journal_remove(path, err) : 0;
+
+	if (gone)
+		return gone;
+	n->stored = n->sums_at = n->sums_disk = 0;
+	seams_opening(n);
 	for (unsigned i = 0; i < setup->n_disks; i++) {
 		const Ft__Disk *s = setup->disks[i];
 		struct disk *d = &n->disks[i];
 		int rc;
 
-		if (setup->generation && store_generation(d->path) > setup->generation)
+		if (!n->forced && setup->generation &&
+		    store_generation(d->path) > setup->generation)
 			return ft_err_set(err, ESTALE, "disk %s: the copy here is the newer one",
 					  s->id);
 		if (s->shared != d->shared)
 			return ft_err_set(err, EINVAL, "disk %s: mode", s->id);
-		seams_opening(d);
 		rc = store_open(s->id, d->path, d->shared ? STORE_SHARED : STORE_REPLICATED,
 				s->bytes, GUEST_UUID, &d->store, err);
 		if (rc)
 			return rc;
 	}
-	return 0;
+	return journal_begin(n, err);
 }
 
 void disks_stores_free(struct node *n)
 {
+	struct ft_err err = {0};
+
+	if (journal_settle(n, &err))
+		world_log(n->world, "%s: %s", n->name, err.text);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
 		struct disk *d = &n->disks[i];
 
@@ -312,6 +399,7 @@ void disks_stores_free(struct node *n)
 		d->store = NULL;
 		check_claim(n, i);
 	}
+	journal_end(n, false);
 }
 
 static struct store *store_of(struct node *n, unsigned disk, struct ft_err *err)
@@ -320,6 +408,57 @@ static struct store *store_of(struct node *n, unsigned disk, struct ft_err *err)
 		return n->disks[disk].store;
 	ft_err_set(err, EPROTO, "disk %u: there is none", disk);
 	return NULL;
+}
+
+static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	if (!n->world->options.compare)
+		return 0;
+	for (; n->sums_disk < n->world->options.disks; n->sums_disk++, n->sums_at = 0) {
+		int rc;
+
+		range->disk = n->sums_disk;
+		range->offset = n->sums_at;
+		range->block = DISK_SUM_BLOCK_BYTES;
+		rc = store_sums(n->disks[n->sums_disk].store, seed, &n->sums_at,
+				(unsigned)world_range(n->world, 1, FT_SUMS_MAX), &range->bytes,
+				&range->zero, sums, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	if (!n->journal || rec->device >= SIM_DISKS || !n->disks[rec->device].store ||
+	    n->disks[rec->device].shared)
+		return 0;
+	return journal_add(n->journal, rec, err);
+}
+
+static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	struct node *n = ctx;
+
+	if (n->journal)
+		return journal_seal(n->journal, generation, epoch, err);
+	n->stored = epoch;
+	node_journal_soon(n);
+	return 0;
+}
+
+static void env_store_unstage(void *ctx)
+{
+	struct node *n = ctx;
+
+	if (n->journal)
+		journal_drop(n->journal);
 }
 
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
@@ -352,6 +491,9 @@ static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, stru
 	struct node *n = ctx;
 	int rc = 0;
 
+	if (n->world->options.durable && n->stored != epoch)
+		world_violation(n->world, "%s: epoch %llu counts before it is durable", n->name,
+				(unsigned long long)epoch);
 	for (unsigned i = 0; i < SIM_DISKS && !rc; i++) {
 		if (!n->disks[i].store)
 			continue;
@@ -377,7 +519,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 			      struct ft_err *err)
 {
 	struct node *n = ctx;
-	int rc = 0;
+	int rc = journal_settle(n, err);
 
 	for (unsigned i = 0; i < SIM_DISKS && !rc; i++)
 		if (n->disks[i].store)
@@ -389,17 +531,14 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 	if (n->world->options.shared)
 		check_shared_taken(n);
 	check_activated(n, epoch);
-	for (unsigned i = 0; i < SIM_DISKS; i++) {
-		store_free(n->disks[i].store);
-		n->disks[i].store = NULL;
-	}
+	disks_stores_free(n);
 	return 0;
 }
 
 static int env_store_outdate(void *ctx, struct ft_err *err)
 {
 	struct node *n = ctx;
-	int rc = 0;
+	int rc = journal_settle(n, err);
 
 	for (unsigned i = 0; i < SIM_DISKS && !rc; i++) {
 		if (!n->disks[i].store)
@@ -415,9 +554,14 @@ const struct ft_env_ops disk_env = {
 	.disks_all_behind = env_disks_all_behind,
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
+	.disk_compare = env_disk_compare,
 	.disks_yield = env_disks_yield,
 	.disks_reclaim = env_disks_reclaim,
+	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
+	.store_stage = env_store_stage,
+	.store_staged = env_store_staged,
+	.store_unstage = env_store_unstage,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,
@@ -442,14 +586,37 @@ void disks_init(struct node *n)
 	}
 }
 
-int disks_startable(struct node *n, struct ft_err *err)
+int disks_recover(struct node *n, struct ft_err *err)
+{
+	struct store_disk disks[SIM_DISKS];
+	char path[96], ids[SIM_DISKS][8];
+
+	if (!journal_path(n, path))
+		return 0;
+	for (unsigned i = 0; i < n->world->options.disks; i++) {
+		snprintf(ids[i], sizeof ids[i], "disk%u", i);
+		disks[i].id = ids[i];
+		disks[i].image = n->disks[i].shared ? NULL : n->disks[i].path;
+	}
+	return store_recover(path, disks, n->world->options.disks, err);
+}
+
+bool disks_whole(struct node *n, uint64_t generation)
+{
+	for (unsigned i = 0; i < n->world->options.disks; i++)
+		if (n->disks[i].shared || !store_is_consistent(n->disks[i].path, generation))
+			return false;
+	return true;
+}
+
+int disks_startable(struct node *n, enum store_right right, struct ft_err *err)
 {
 	for (unsigned i = 0; i < n->world->options.disks; i++) {
 		int rc;
 
 		if (!files_exists(n->disks[i].path))
 			return ft_err_set(err, ENOENT, "disk %u: there is no image", i);
-		rc = store_check_startable(n->disks[i].path, n->world->options.arbiter_file, err);
+		rc = store_check_startable(n->disks[i].path, right, err);
 		if (rc)
 			return rc;
 	}
@@ -484,9 +651,11 @@ void disks_forget(struct node *n, bool image_too)
 	for (unsigned i = 0; i < n->world->options.disks; i++) {
 		char path[80];
 
+		if (image_too && n->disks[i].shared)
+			continue; /* it is the other host's as well */
 		snprintf(path, sizeof path, "%s" METADATA_SUFFIX, n->disks[i].path);
 		(void)unlink(path);
-		if (image_too && !n->disks[i].shared)
+		if (image_too)
 			(void)unlink(n->disks[i].path);
 	}
 }
@@ -494,10 +663,10 @@ void disks_forget(struct node *n, bool image_too)
 /* Freed without a word: the objects' memory only, since a dead process writes nothing. */
 void disks_process_gone(struct node *n)
 {
+	journal_end(n, true);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
 		store_free(n->disks[i].store);
 		n->disks[i].store = NULL;
-		n->disks[i].syncer = NULL;
 		n->disks[i].image_fd = -1;
 	}
 }

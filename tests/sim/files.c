@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventtap/block/journal.h"
 #include "tests/sim/inode.h"
 #include "tests/sim/world.h"
 
@@ -133,6 +134,11 @@ static int sim_open(struct node *n, const char *path, int flags)
 		return fail(ENOENT);
 	if (inode && (flags & O_EXCL))
 		return fail(EEXIST);
+	if (!folder && inode && (flags & O_TRUNC)) {
+		/* What was there before is there again if the power goes too early. */
+		inode_set(&name->now, NULL);
+		inode = NULL;
+	}
 	if (!folder && !inode) {
 		rc = step(n, &dies);
 		if (rc && !dies)
@@ -257,6 +263,11 @@ static bool is_metadata(const struct file *f)
 	return n > 4 && !strcmp(f->path + n - 4, ".tmp");
 }
 
+static bool is_journal(const char *path)
+{
+	return strstr(path, JOURNAL_SUFFIX) != NULL;
+}
+
 static int sim_sync(struct file *f)
 {
 	enum mutant m = world->mutant;
@@ -271,7 +282,8 @@ static int sim_sync(struct file *f)
 	if (f->folder) {
 		if (m != MUTANT_NAME_UNSYNCED)
 			sync_names(f->path);
-	} else if (!(m == MUTANT_METADATA_UNSYNCED && is_metadata(f))) {
+	} else if (!(m == MUTANT_METADATA_UNSYNCED && is_metadata(f)) &&
+		   !(m == MUTANT_JOURNAL_UNSYNCED && is_journal(f->path))) {
 		inode_sync(f->inode, world, 100);
 	}
 	return 0;
@@ -404,6 +416,19 @@ int __wrap_stat(const char *path, struct stat *st)
 	return 0;
 }
 
+int __real_access(const char *path, int mode);
+int __wrap_access(const char *path, int mode);
+int __wrap_access(const char *path, int mode)
+{
+	char known[PATH_BYTES];
+	struct name *name;
+
+	if (!resolve(path, known))
+		return __real_access(path, mode);
+	name = find(known);
+	return name && name->now ? 0 : fail(ENOENT);
+}
+
 int __real_unlink(const char *path);
 int __wrap_unlink(const char *path);
 int __wrap_unlink(const char *path)
@@ -420,7 +445,8 @@ int __wrap_unlink(const char *path)
 		return fail(ENOENT);
 	if (step(n, &dies) && !dies)
 		return fail(EIO);
-	inode_set(&name->now, NULL);
+	if (world->mutant != MUTANT_JOURNAL_KEPT || !is_journal(known))
+		inode_set(&name->now, NULL);
 	return dies ? fail(EIO) : 0;
 }
 

@@ -193,4 +193,5 @@ void check_boot(struct node *n, const struct machine_state *state)
 	/* The rule let this host have the guest: who spoke before has nothing new to say. */
 	w->spoke = n;
 	w->spoke_generation = 0;
+	w->taken_ops = state->ops;
 }

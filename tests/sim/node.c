@@ -198,6 +198,10 @@ static void env_guard(void *ctx, bool on)
 		return;
 	if (n->world->mutant != MUTANT_GUARD_FORGOTTEN) {
 		n->elsewhere = on;
+		if (on) {
+			n->guarded_generation = n->engine->generation;
+			n->knows_standby = true;
+		}
 		if (disks_mark(n, on, &err))
 			world_log(n->world, "%s: %s", n->name, err.text);
 	}
@@ -346,9 +350,14 @@ static struct ft_env_ops whole_env(void)
 	e.disks_all_behind = disk_env.disks_all_behind;
 	e.disk_next = disk_env.disk_next;
 	e.disks_behind = disk_env.disks_behind;
+	e.disk_compare = disk_env.disk_compare;
 	e.disks_yield = disk_env.disks_yield;
 	e.disks_reclaim = disk_env.disks_reclaim;
+	e.store_sums = disk_env.store_sums;
 	e.store_sync = disk_env.store_sync;
+	e.store_stage = disk_env.store_stage;
+	e.store_staged = disk_env.store_staged;
+	e.store_unstage = disk_env.store_unstage;
 	e.store_apply = disk_env.store_apply;
 	e.store_commit = disk_env.store_commit;
 	e.store_released = disk_env.store_released;
@@ -441,6 +450,24 @@ void node_pressure_soon(struct node *n)
 	world_after(n->world, 20 * US, n, on_pressure, n, 0);
 }
 
+static void on_journal(void *ctx, uint64_t arg)
+{
+	struct node *n = ctx;
+
+	(void)arg;
+	n->journal_told = false;
+	if (n->engine)
+		disks_journal_news(n);
+}
+
+void node_journal_soon(struct node *n)
+{
+	if (n->journal_told)
+		return;
+	n->journal_told = true;
+	world_after(n->world, 20 * US, n, on_journal, n, 0);
+}
+
 /* The arbiter's record, asked by an agent that starts. It waits for the answer and does nothing
  * else meanwhile. */
 static bool ask_record(struct node *n, struct ft_grant_record *now)
@@ -451,6 +478,39 @@ static bool ask_record(struct node *n, struct ft_grant_record *now)
 	return !w->arbiter_down && !n->arbiter_cut;
 }
 
+/* What the standby of before answers, if it does. */
+static bool ask_standby(struct node *n, struct ft_start_standby *says)
+{
+	const struct world *w = n->world;
+	struct node *o = other(n);
+	enum ft_state state;
+
+	if (o->crashed || o->frozen || !o->engine || w->cut[0] || w->cut[1])
+		return false;
+	state = ft_engine_state(o->engine);
+	*says = (struct ft_start_standby){
+		.runs = state == FT_SOLO || state == FT_SYNCING || state == FT_PROTECTED ||
+			state == FT_TAKEOVER,
+		.waits = state == FT_STANDBY,
+		.generation = o->engine->generation,
+		.committed = state == FT_STANDBY ? o->engine->standby.committed : 0};
+	return true;
+}
+
+static int ask_rule(struct node *n, struct ft_start_question *q, enum store_right *right,
+		    struct ft_err *err)
+{
+	struct ft_start_standby says;
+	int rc = ft_start_rule(q, right, err);
+
+	if (rc != FT_START_ASK_STANDBY)
+		return rc;
+	q->asked = true;
+	if (ask_standby(n, &says))
+		q->standby = &says;
+	return ft_start_rule(q, right, err);
+}
+
 /* Does this host's agent start the guest? As production's may_start.c. */
 static bool may_start(struct node *n)
 {
@@ -459,25 +519,37 @@ static bool may_start(struct node *n)
 	struct ft_err err = {0};
 	struct ft_start_question q = {.host_id = n->name,
 				      .elsewhere = n->elsewhere,
-				      .memory = "its memory",
+				      .guarded = n->guarded_generation,
+				      .peer = n->knows_standby ? other(n)->name : "",
 				      .arbiter = w->options.arbiter_file ? "file" : "none",
-				      .why = ""};
+				      .why = "",
+				      .standby_why = "",
+				      .force = n->forced};
+	enum store_right right;
 	int rc;
 
 	if (w->options.arbiter_file && ask_record(n, &now))
 		q.record = &now;
-	rc = ft_start_rule(&q, &err);
-	if (w->mutant == MUTANT_START_UNASKED && rc < 0)
+	if (q.record && disks_whole(n, now.generation))
+		q.whole = now.generation;
+	rc = ask_rule(n, &q, &right, &err);
+	if (w->mutant == MUTANT_START_UNASKED && rc < 0) {
 		rc = FT_START;
+		right = w->options.arbiter_file ? STORE_RIGHT_GRANTED : STORE_RIGHT_NONE;
+	}
+	if (n->forced && err.code)
+		world_log(w, "%s: forced: %s", n->name, err.text);
 	if (rc == FT_START_AFTER_CLAIM) {
 		w->arbiter = ft_start_claim(&q);
 		check_granted(n, &w->arbiter);
 		rc = world_chance(w, 5) ? ft_err_set(&err, EAGAIN, "the claim's answer was lost")
 					: FT_START;
+		if (rc == FT_START)
+			n->remembered_generation = w->arbiter.generation;
 	}
 	if (rc == FT_START) {
 		n->elsewhere = false;
-		rc = disks_startable(n, &err);
+		rc = disks_startable(n, right, &err);
 	}
 	if (rc)
 		world_log(w, "%s: refuses to start the guest: %s", n->name, err.text);
@@ -495,8 +567,34 @@ static bool start_guest(struct node *n)
 	return false;
 }
 
-bool node_start(struct node *n, bool primary)
+static bool recover(struct node *n)
 {
+	struct ft_err err = {0};
+
+	if (disks_recover(n, &err)) {
+		world_log(n->world, "%s: does not start: %s", n->name, err.text);
+		return false;
+	}
+	check_recovered(n);
+	return true;
+}
+
+/* It ends before it has begun, or its host dies meanwhile. */
+static bool not_started(struct node *n)
+{
+	if (n->dying) {
+		node_crash(n, n->powerless);
+		return false;
+	}
+	disks_process_gone(n);
+	files_process_gone(n);
+	n->crashed = true;
+	return false;
+}
+
+bool node_start(struct node *n, enum start_as as)
+{
+	bool primary = as == WITH_GUEST || as == WITH_GUEST_BY_FORCE;
 	const struct options *o = &n->world->options;
 	static struct ft_env_ops env;
 	uint64_t on_disk;
@@ -505,15 +603,15 @@ bool node_start(struct node *n, bool primary)
 	env = whole_env();
 	n->crashed = n->frozen = n->powerless = n->guarded = false;
 	n->crash_in = 0;
+	n->forced = as == AS_STANDBY_BY_FORCE || as == WITH_GUEST_BY_FORCE;
+	if (!recover(n))
+		return not_started(n);
 	on_disk = disks_generation(n); /* after a reboot the disks remember */
 	if (on_disk > n->remembered_generation && n->world->mutant != MUTANT_FORGET_GENERATION)
 		n->remembered_generation = on_disk;
 	if (primary && !start_guest(n)) {
 		n->world->refused_starts++;
-		disks_process_gone(n);
-		files_process_gone(n);
-		n->crashed = true;
-		return false;
+		return not_started(n);
 	}
 	struct ft_engine_config config = {
 		.policy = {.trigger = o->trigger,
@@ -527,8 +625,11 @@ bool node_start(struct node *n, bool primary)
 		.staging_bytes = o->staging_bytes,
 		.delta_base_bytes = o->base_pages * 4096,
 		.generation =
-			n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
+			as == AS_STANDBY_BY_FORCE || n->world->mutant == MUTANT_FORGET_GENERATION
+				? 0
+				: n->remembered_generation,
 		.takeover_manual = o->takeover_manual,
+		.durable = o->durable,
 		.overflow = &overflow_ops,
 		.overflow_ctx = {&n->overflow[0], &n->overflow[1], &n->overflow[2]},
 	};
@@ -589,7 +690,11 @@ void node_crash(struct node *n, bool powerless)
 	n->crashed_ns = w->now;
 	n->incarnation++;
 	n->dial_number[0] = n->dial_number[1] = 0;
-	n->output_told = n->pressure_told = false;
+	n->output_told = n->pressure_told = n->journal_told = false;
+	if (n->journal && n->engine->standby.committed) {
+		n->promised.generation = n->engine->standby.primary_generation;
+		n->promised.epoch = n->engine->standby.committed;
+	}
 	/* A dead process writes nothing: only its memory is given back. */
 	taps_free(n);
 	ft_engine_free(n->engine);
@@ -606,7 +711,7 @@ void node_crash(struct node *n, bool powerless)
 		return;
 	files_power_lost(n);
 	n->remembered_generation = 0;
-	n->elsewhere = false;
+	n->elsewhere = n->knows_standby = false;
 }
 
 void node_freeze(struct node *n, bool frozen)

@@ -88,12 +88,12 @@ static void restart(struct world *w, struct node *n)
 	bool blind = w->options.lockless && !w->nodes[1 - n->id].crashed;
 
 	/* Nor, where no lock would stop it, is a guest started while another host may run it. */
-	if (!w->must_survive && !blind && world_chance(w, 50) && node_start(n, true)) {
+	if (!w->must_survive && !blind && world_chance(w, 50) && node_start(n, WITH_GUEST)) {
 		world_log(w, "%s: restarted with the guest", n->name);
 		return;
 	}
-	(void)node_start(n, false);
-	world_log(w, "%s: restarted as standby", n->name);
+	if (node_start(n, AS_STANDBY))
+		world_log(w, "%s: restarted as standby", n->name);
 }
 
 /* Nobody has the guest, and nobody holds a checkpoint of it. */
@@ -117,8 +117,8 @@ static void forget(struct node *n, bool image_too)
 	n->disk_errors = 0;
 	disks_forget(n, image_too);
 	n->crashed = crashed;
-	n->elsewhere = false;
-	n->remembered_generation = 0;
+	n->elsewhere = n->knows_standby = false;
+	n->remembered_generation = n->promised.epoch = 0;
 }
 
 /* As the messages say when every host refuses: the copy where the guest ran last is the newest;
@@ -127,17 +127,22 @@ static void insist(struct world *w, struct node *n)
 {
 	w->torn = disks_torn(n);
 	world_log(w, "%s: the operators find that the guest ran here last, and insist", n->name);
-	for (unsigned i = 0; i < SIM_NODES; i++) {
+	for (unsigned i = 0; i < SIM_NODES; i++)
 		node_crash(&w->nodes[i], false);
-		forget(&w->nodes[i], &w->nodes[i] != n);
+	forget(&w->nodes[1 - n->id], true);
+	/* --force needs the arbiter, or somebody may be granted the guest later. */
+	if (world_chance(w, 50) && !w->arbiter_down && !n->arbiter_cut) {
+		(void)node_start(n, WITH_GUEST_BY_FORCE);
+		return;
 	}
+	forget(n, false);
 	if (w->options.arbiter_file) {
 		w->arbiter.generation++;
 		w->arbiter.in_sync = false;
 		snprintf(w->arbiter.holder, sizeof w->arbiter.holder, "%s", n->name);
 		check_granted(n, &w->arbiter);
 	}
-	(void)node_start(n, true);
+	(void)node_start(n, WITH_GUEST);
 }
 
 static void look_for_guest(struct world *w)
@@ -151,11 +156,19 @@ static void look_for_guest(struct world *w)
 	w->nobody_since_ns = w->now;
 	for (unsigned i = 0; i < SIM_NODES; i++) {
 		node_crash(&w->nodes[i], false);
-		if (node_start(&w->nodes[i], true))
+		if (node_start(&w->nodes[i], WITH_GUEST))
 			return;
-		(void)node_start(&w->nodes[i], false);
+		(void)node_start(&w->nodes[i], AS_STANDBY);
 	}
 	insist(w, w->ran_last);
+}
+
+/* Its standby refuses it, because it knows a generation under which nobody runs the guest. */
+static bool refused_for_nothing(struct node *n, struct node *o)
+{
+	return !n->world->options.arbiter_file && ft_engine_state(n->engine) == FT_SOLO &&
+	       is_standby(o) && !o->engine->standby.committed &&
+	       o->engine->generation > n->engine->generation;
 }
 
 static void look_after(struct world *w, struct node *n, struct node *o)
@@ -174,6 +187,11 @@ static void look_after(struct world *w, struct node *n, struct node *o)
 	if (state == FT_FENCED || state == FT_FAILED || state == FT_STOPPED) {
 		node_crash(n, false);
 		return;
+	}
+	if (refused_for_nothing(n, o)) {
+		world_log(w, "%s: its operator gives up what it has", o->name);
+		node_crash(o, false);
+		(void)node_start(o, AS_STANDBY_BY_FORCE);
 	}
 	n->knows_peer |= state == FT_SOLO && is_standby(o);
 	if (state == FT_SOLO && is_standby(o) && !ft_engine_protect(n->engine, NULL, NULL, &err))

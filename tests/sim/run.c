@@ -50,6 +50,9 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->lockless = o->shared && world_chance(w, 40);
 	o->fence = o->shared && world_chance(w, 25);
 	o->disk_log_bytes = world_chance(w, 30) ? 8192 : 1u << 20;
+	o->durable = world_chance(w, 40);
+	o->journal_bytes = world_chance(w, 50) ? 8192 : 1u << 20;
+	o->compare = world_chance(w, 75);
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -150,7 +153,8 @@ static void say_options(struct world *w)
 
 	world_log(
 		w,
-		"seed %llu: %u disk%s (%s%s), log %llu, arbiter %s, survivor %s, takeover %s, "
+		"seed %llu: %u disk%s (%s%s), log %llu, durability %s, journal %llu, compare %s, "
+		"arbiter %s, survivor %s, takeover %s, "
 		"trigger %d, interval %u ms, "
 		"latency %llu-%llu us, %llu bytes/ms, window %llu, "
 		"heartbeat %u ms, takeover %u ms, a request every %llu us, %u faults, staging %llu",
@@ -159,7 +163,9 @@ static void say_options(struct world *w)
 		o->disks < 2	    ? ""
 		: o->disk_shared[1] ? ", shared"
 				    : ", replicated",
-		(unsigned long long)o->disk_log_bytes, o->arbiter_file ? "file" : "none",
+		(unsigned long long)o->disk_log_bytes, o->durable ? "disk" : "memory",
+		(unsigned long long)o->journal_bytes, o->compare ? "yes" : "no",
+		o->arbiter_file ? "file" : "none",
 		(const char *[]){"", "standby", "primary", "manual"}[o->survivor],
 		o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
 		(unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,
@@ -185,7 +191,7 @@ static void world_make(struct world *w)
 	for (unsigned i = 0; i < SIM_NODES; i++)
 		disks_init(&w->nodes[i]);
 	for (unsigned i = 0; i < SIM_NODES; i++)
-		(void)node_start(&w->nodes[i], i == 0);
+		(void)node_start(&w->nodes[i], i == 0 ? WITH_GUEST : AS_STANDBY);
 }
 
 static void on_planned_failover(void *ctx, uint64_t arg)

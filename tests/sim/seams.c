@@ -1,35 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 /* What the linker puts under production code of disks (--wrap, see CMakeLists.txt) beside the
- * files: the NBD server, whose client is the simulated guest, and the store's thread, which becomes
- * events; and in the place of some functions mutants of them. */
+ * files: the NBD server, whose client is the simulated guest, and the threads of stores and
+ * journals, which become events; and in the place of some functions mutants of them. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <xxhash.h>
 
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: the mode of a mutant's tap */
 #include "eventtap/block/image.h"
+#include "eventtap/block/journal.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/overlay.h"
-#include "eventtap/block/syncer.h"
+#include "eventtap/block/worker.h"
 #include "tests/sim/world.h"
 
 #define SYNC_LATENCY_MIN 100
 #define SYNC_LATENCY_MAX 20000
+#define BLIND_BYTES	 4096
 
 /* Production calls with nothing of ours. */
 static struct world *world;
-static struct disk *opening; /* whose store is being opened */
+static struct node *opening; /* whose threads are being started */
 
 void seams_init(struct world *w)
 {
 	world = w;
 }
 
-void seams_opening(struct disk *d)
+void seams_opening(struct node *n)
 {
-	opening = d;
+	opening = n;
 }
 
 /* ---- what the linker puts under production code ---- */
@@ -76,63 +80,88 @@ unsigned __wrap_nbd_server_connections(struct nbd_server *server)
 	return 1;
 }
 
-/* The store's thread, as events. */
-static void on_sync(void *ctx, uint64_t arg)
-{
-	struct disk *d = ctx;
-	struct syncer *y = (struct syncer *)(uintptr_t)arg;
+/* The threads of a host's stores and of its journal, as events. */
+#define WORKERS_MAX (SIM_NODES * (SIM_DISKS + 1))
+static struct {
+	struct worker *worker; /* NULL: free */
+	struct node *owner;
+} workers[WORKERS_MAX];
 
-	/* Its store may have ended meanwhile, and another may have the memory: then there is
-	 * nothing, or nothing more, to be done. */
-	if (!d->store || d->syncer != y || !y->wanted)
+static int place_of(const struct worker *worker)
+{
+	for (int i = 0; i < WORKERS_MAX; i++)
+		if (workers[i].worker == worker)
+			return i;
+	return -1;
+}
+
+static void on_work(void *ctx, uint64_t arg)
+{
+	struct worker *y = (struct worker *)(uintptr_t)arg;
+	int place = place_of(y), ret;
+
+	/* It may have ended meanwhile, and another may have the memory: then there is nothing, or
+	 * nothing more, to be done. */
+	if (place < 0 || workers[place].owner != ctx || !y->wanted)
 		return;
 	y->wanted = false;
-	int ret = image_flush(y->image);
+	ret = y->fn(y->ctx);
 	if (ret < 0 && y->error == 0)
 		y->error = ret;
 }
 
-int __wrap_syncer_start(struct syncer *y, const struct image *image);
-int __wrap_syncer_start(struct syncer *y, const struct image *image)
+int __wrap_worker_start(struct worker *y);
+int __wrap_worker_start(struct worker *y)
 {
-	y->image = image;
-	y->started = true;
-	opening->syncer = y;
+	int place = place_of(NULL);
+
+	if (place < 0)
+		abort();
+	workers[place].worker = y;
+	workers[place].owner = opening;
 	return 0;
 }
 
-static struct node *owner_of(const struct disk *d)
+void __wrap_worker_want(struct worker *y);
+void __wrap_worker_want(struct worker *y)
 {
-	for (unsigned i = 0; i < SIM_NODES; i++)
-		if (d >= world->nodes[i].disks && d < world->nodes[i].disks + SIM_DISKS)
-			return &world->nodes[i];
-	abort();
+	int place = place_of(y);
+
+	if (place < 0 || y->wanted)
+		return;
+	y->wanted = true;
+	world_after(world, world_range(world, SYNC_LATENCY_MIN, SYNC_LATENCY_MAX) * US,
+		    workers[place].owner, on_work, workers[place].owner, (uint64_t)(uintptr_t)y);
 }
 
-void __wrap_syncer_want(struct syncer *y);
-void __wrap_syncer_want(struct syncer *y)
+void __wrap_worker_stop(struct worker *y);
+void __wrap_worker_stop(struct worker *y)
 {
-	for (unsigned i = 0; i < SIM_NODES * SIM_DISKS; i++) {
-		struct disk *d = &world->nodes[i / SIM_DISKS].disks[i % SIM_DISKS];
+	int place = place_of(y);
 
-		if (d->syncer != y || y->wanted)
-			continue;
-		y->wanted = true;
-		world_after(world, world_range(world, SYNC_LATENCY_MIN, SYNC_LATENCY_MAX) * US,
-			    owner_of(d), on_sync, d, (uint64_t)(uintptr_t)y);
-	}
+	if (place >= 0)
+		workers[place].worker = NULL;
 }
 
-void __wrap_syncer_stop(struct syncer *y);
-void __wrap_syncer_stop(struct syncer *y)
+void __real_worker_free(struct worker *y);
+void __wrap_worker_free(struct worker *y);
+void __wrap_worker_free(struct worker *y)
 {
-	for (unsigned i = 0; i < SIM_NODES * SIM_DISKS; i++) {
-		struct disk *d = &world->nodes[i / SIM_DISKS].disks[i % SIM_DISKS];
+	__wrap_worker_stop(y);
+	__real_worker_free(y);
+}
 
-		if (d->syncer == y)
-			d->syncer = NULL;
-	}
-	y->started = false;
+ssize_t __real_getrandom(void *buf, size_t len, unsigned flags);
+ssize_t __wrap_getrandom(void *buf, size_t len, unsigned flags);
+ssize_t __wrap_getrandom(void *buf, size_t len, unsigned flags)
+{
+	uint64_t random;
+
+	if (!world || len != sizeof random)
+		return __real_getrandom(buf, len, flags);
+	random = world_random(world);
+	memcpy(buf, &random, sizeof random);
+	return sizeof random;
 }
 
 /* ---- mutants of production code ---- */
@@ -224,4 +253,23 @@ void __wrap_overlay_put(struct overlay *o, const struct overlay_extent *extent)
 				   extent->start);
 	}
 	__real_overlay_put(o, extent);
+}
+
+int __real_journal_add(struct journal *j, const struct tap_record *rec, struct ft_err *err);
+int __wrap_journal_add(struct journal *j, const struct tap_record *rec, struct ft_err *err);
+int __wrap_journal_add(struct journal *j, const struct tap_record *rec, struct ft_err *err)
+{
+	if (world->mutant == MUTANT_JOURNAL_HOLE && world_chance(world, 5))
+		return 0;
+	return __real_journal_add(j, rec, err);
+}
+
+/* Only disks are compared by sums of this kind. */
+XXH128_hash_t __real_XXH3_128bits_withSeed(const void *data, size_t len, XXH64_hash_t seed);
+XXH128_hash_t __wrap_XXH3_128bits_withSeed(const void *data, size_t len, XXH64_hash_t seed);
+XXH128_hash_t __wrap_XXH3_128bits_withSeed(const void *data, size_t len, XXH64_hash_t seed)
+{
+	if (world->mutant == MUTANT_COMPARE_BLIND && len > BLIND_BYTES)
+		len = BLIND_BYTES;
+	return __real_XXH3_128bits_withSeed(data, len, seed);
 }

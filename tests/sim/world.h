@@ -55,7 +55,8 @@ struct world;
 struct node;
 struct run;
 struct sim_link;
-struct syncer;
+struct worker;
+struct journal;
 
 /* ---- clock ---- */
 typedef void event_fn(void *ctx, uint64_t arg);
@@ -145,7 +146,6 @@ struct disk {
 	struct nbd_export export; /* ops NULL: no tap */
 	struct tap *tap;
 	struct store *store;
-	struct syncer *syncer; /* of the store */
 };
 /* Where the guest's block lies. */
 uint64_t disk_offset(unsigned block);
@@ -164,7 +164,13 @@ void disks_taps_gone(struct node *n);
 int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err);
 void disks_stores_free(struct node *n);
 int disks_mark(struct node *n, bool is_protected, struct ft_err *err);
-int disks_startable(struct node *n, struct ft_err *err);
+int disks_startable(struct node *n, enum store_right right, struct ft_err *err);
+/* All are whole copies of that generation. */
+bool disks_whole(struct node *n, uint64_t generation);
+/* As an agent that starts: a journal is replayed. */
+int disks_recover(struct node *n, struct ft_err *err);
+/* The journal's thread has told something. */
+void disks_journal_news(struct node *n);
 uint64_t disks_generation(struct node *n);
 /* A shared disk says that it is neither one thing nor the other. */
 bool disks_torn(struct node *n);
@@ -189,6 +195,12 @@ struct node {
 	struct ft_arbiter arbiter, *none;
 	struct machine *machine;
 	struct disk disks[SIM_DISKS];
+	/* A standby's: its journal, the last epoch that it calls durable, and how far it has told
+	 * what its disks have. */
+	struct journal *journal;
+	uint64_t stored;
+	unsigned sums_disk;
+	uint64_t sums_at;
 	struct tap *net_tap;
 	bool crashed, powerless, frozen, arbiter_cut;
 	bool guarded; /* if the process dies, so must the VM */
@@ -203,7 +215,13 @@ struct node {
 	uint64_t wake_seq;
 	/* The agent's memory: outlives the process, not the host's power. */
 	uint64_t remembered_generation;
-	bool elsewhere;
+	bool forced; /* --force */
+	bool elsewhere, knows_standby;
+	uint64_t guarded_generation;
+	/* What it had acknowledged as durable when it died; epoch 0: nothing. */
+	struct {
+		uint64_t generation, epoch;
+	} promised;
 	/* The next disk operations fail. */
 	unsigned disk_errors;
 	int disk_errno;
@@ -215,7 +233,7 @@ struct node {
 	uint64_t frozen_ns;
 	uint64_t steps;		 /* calls with an effect, since the world began */
 	uint64_t dial_number[2]; /* of the dial under way, 0 = none */
-	bool output_told, pressure_told;
+	bool output_told, pressure_told, journal_told;
 	int state_told;
 	uint64_t crashed_ns, waits_since_ns, released_op;
 	bool knows_peer;	 /* an operator named it */
@@ -226,9 +244,11 @@ bool node_step(struct node *n);
 /* From inside the guest: the engine hears of it in a turn of its own. */
 void node_output_soon(struct node *n);
 void node_pressure_soon(struct node *n);
-/* As standby, or with the guest, which boots from its disks, if the rules allow it here. False:
- * refused, nothing runs. */
-bool node_start(struct node *n, bool primary);
+void node_journal_soon(struct node *n);
+/* As standby, or with the guest, which boots from its disks, if the rules allow it here; by force:
+ * what is, or may be, newer is given up. False: refused, nothing runs. */
+enum start_as { AS_STANDBY, AS_STANDBY_BY_FORCE, WITH_GUEST, WITH_GUEST_BY_FORCE };
+bool node_start(struct node *n, enum start_as as);
 uint64_t node_now(const struct node *n);
 void node_crash(struct node *n, bool powerless);
 void node_freeze(struct node *n, bool frozen);
@@ -257,6 +277,9 @@ struct options {
 	bool fence;
 	bool lockless; /* the storage's locks do not reach from host to host */
 	uint64_t disk_log_bytes;
+	bool durable; /* durability = "disk" */
+	uint64_t journal_bytes;
+	bool compare; /* a standby tells what its disks have */
 	bool arbiter_file, takeover_manual;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
@@ -309,6 +332,10 @@ enum mutant {
 	MUTANT_DISK_SWAPPED,	 /* records of the second disk go to the first */
 	MUTANT_NO_LOCK,		 /* the metadata's lock keeps nobody out */
 	MUTANT_FLUSH_LIES,	 /* the tap answers a flush without one */
+	MUTANT_COMPARE_BLIND,	 /* a sum is of a block's first part only */
+	MUTANT_JOURNAL_HOLE,	 /* a record is missing in the standby's journal */
+	MUTANT_JOURNAL_UNSYNCED, /* the journal is not synced before the acknowledgement */
+	MUTANT_JOURNAL_KEPT,	 /* a journal is not removed when its session is over */
 	/* one primary */
 	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */
@@ -390,6 +417,8 @@ void check_standby(struct node *n);
 void check_activated(struct node *n, uint64_t epoch);
 /* A store has ended, or was told to: what its metadata claims is true. */
 void check_claim(struct node *n, unsigned disk);
+/* A host has come up and replayed its journal, if it had one: what it had acknowledged is there. */
+void check_recovered(struct node *n);
 /* The arbiter let n have this generation. */
 void check_granted(struct node *n, const struct ft_grant_record *record);
 /* A shared disk is one for both: whoever writes must have it, and nobody's writes may come late. */
@@ -408,8 +437,8 @@ void check_boot(struct node *n, const struct machine_state *state);
 
 /* ---- seams.c ---- */
 void seams_init(struct world *w);
-/* The next store that is opened is this disk's. */
-void seams_opening(struct disk *d);
+/* The threads that are started now are this host's. */
+void seams_opening(struct node *n);
 
 /* ---- arbiter.c: type "file" ---- */
 extern const struct ft_arbiter_ops sim_arbiter_ops;

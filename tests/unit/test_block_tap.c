@@ -804,11 +804,11 @@ static void test_fenced(void **state)
 	assert_int_equal(metadata_read(image, &record, &err), 0);
 	assert_int_equal(record.state, STORE_PROTECTED);
 	assert_int_equal(record.generation, 8);
-	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
 	assert_non_null(strstr(err.text, "was protected by a standby"));
 	assert_int_equal(disk_tap_set_protected(tap, false, 8, &err), 0);
 	// Whoever else could start from it now: the lock says that a guest runs from it.
-	assert_int_equal(store_check_startable(image, false, &err), -EBUSY);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -EBUSY);
 	tap_chain_set_mode(&chain, TAP_HOLD);
 	close_epoch(1);
 	struct filler f = {.nbd = connect_nbd(), .n = 64};
@@ -838,7 +838,7 @@ static void test_fenced(void **state)
 	nbd_close(f.nbd);
 	tap_chain_free(&chain);
 	if (!shared) {
-		assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+		assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
 		const struct disk_tap_config config = {.id = "root",
 						       .image = image,
 						       .socket = sock,

@@ -190,6 +190,34 @@ static void test_cheapest(void **state)
 	ft_codec_free(c);
 }
 
+/* Behind pages that cannot be packed: what plainly can be is, at once; what only looks as if it
+ * could not be is found before long. */
+static void test_after_ciphertext(void **state)
+{
+	struct ft_codec *c = ft_codec_new(PAGES, 0);
+	uint8_t page[FT_PAGE_BYTES], image[FT_PAGE_BYTES] = {0};
+	unsigned tries = 1;
+
+	(void)state;
+	for (unsigned i = 0; i < 100; i++) {
+		fill_random(page, sizeof page);
+		assert_int_equal(pass(c, 1, i % PAGES, page, image), FT_PAGE_RAW);
+	}
+	fill_text(page);
+	assert_int_equal(pass(c, 1, 0, page, image), FT_PAGE_LZ4);
+	for (unsigned i = 0; i < 100; i++) {
+		fill_random(page, sizeof page);
+		assert_int_equal(pass(c, 1, i % PAGES, page, image), FT_PAGE_RAW);
+	}
+	/* Random bytes, twice the same. */
+	memcpy(page, page + sizeof page / 2, sizeof page / 2);
+	while (pass(c, 1, 0, page, image) != FT_PAGE_LZ4)
+		assert_true(++tries <= 32);
+	/* And its like from then on. */
+	assert_int_equal(pass(c, 1, 1, page, image), FT_PAGE_LZ4);
+	ft_codec_free(c);
+}
+
 static void test_commit_and_abort(void **state)
 {
 	struct ft_codec *c = ft_codec_new(PAGES, PLENTY);
@@ -651,6 +679,7 @@ int main(void)
 		cmocka_unit_test(test_wire),
 		cmocka_unit_test(test_delta_shapes),
 		cmocka_unit_test(test_cheapest),
+		cmocka_unit_test(test_after_ciphertext),
 		cmocka_unit_test(test_commit_and_abort),
 		cmocka_unit_test(test_without_cache),
 		cmocka_unit_test(test_eviction),

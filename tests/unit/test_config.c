@@ -116,7 +116,9 @@ static const char full[] =
 	"ft        { trigger = \"both\" interval_ms = 20  max_downtime_ms = 10 max_overhead = 0.5\n"
 	"            heartbeat_ms = 30 takeover_ms = 200 lease_ms = 150 takeover = \"manual\"\n"
 	"            staging = 64M delta_base = \"0\" }\n"
-	"tls       { ca = \"ca.pem\"  cert = \"host.pem\"  key = \"host.key\" peer = other "
+	"security  { seccomp = log }\n"
+	"tls       { ca = \"ca.pem\"  cert = \"host.pem\"  key = \"host.key\" peer = {other, "
+	"\"192.0.2.1\"} "
 	"insecure = yes }\n"
 	"arbiter   { type = \"etcd\" endpoints = {\"http://a:2379\", 'https://b:2379'}\n"
 	"            survivor = \"manual\" dir = gen fence = \"fence.sh\" fence_timeout_ms = 5000 "
@@ -156,7 +158,10 @@ static void test_full(void **state)
 	assert_true(config.ft.takeover_manual);
 	assert_int_equal(config.ft.delta_base_bytes, 0);
 	assert_string_equal(config.tls.key, in_dir("host.key"));
-	assert_string_equal(config.tls.peer, "other");
+	assert_int_equal(config.security.seccomp, CONFIG_SECCOMP_LOG);
+	assert_int_equal(config.tls.peer.n, 2);
+	assert_string_equal(config.tls.peer.item[0], "other");
+	assert_string_equal(config.tls.peer.item[1], "192.0.2.1");
 	assert_true(config.tls.insecure);
 	assert_int_equal(config.arbiter.type, CONFIG_ARBITER_ETCD);
 	assert_int_equal(config.arbiter.endpoints.n, 2);

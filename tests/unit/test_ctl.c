@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -21,6 +22,8 @@
 
 #define WITHIN_MS 20000
 #define CALLS_MAX 64 /* of one test */
+
+#define NOBODY 65534
 
 static char dir[64], run_dir[80];
 static struct event_base *base;
@@ -499,6 +502,70 @@ static void test_socket(void **state)
 	close(fd);
 }
 
+/* A local user who can reach the socket, for somebody opened the folder, gets no further. */
+static void test_stranger(void **state)
+{
+	struct sockaddr_un addr;
+	int status;
+	pid_t pid;
+
+	(void)state;
+	if (geteuid() != 0) {
+		printf("skipped: only root can be another user\n");
+		skip();
+	}
+	assert_int_equal(ctl_socket_path(run_dir, "web1", &addr, NULL), 0);
+	assert_int_equal(chmod(dir, 0711) | chmod(run_dir, 0711) | chmod(addr.sun_path, 0666), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		char said[512] = "";
+		ssize_t n = 0, got;
+		int fd = setresuid(NOBODY, NOBODY, NOBODY)
+				 ? -1
+				 : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr))
+			_exit(1);
+		while ((got = read(fd, said + n, sizeof said - (size_t)n)) > 0)
+			n += got;
+		_exit(got == 0 && memmem(said, (size_t)n, CTL_ERR_DENIED, 6) ? 0 : 2);
+	}
+	while (waitpid(pid, &status, WNOHANG) == 0) {
+		struct timeval tick = {.tv_usec = 10000};
+
+		event_base_loopexit(base, &tick);
+		event_base_loop(base, EVLOOP_ONCE);
+	}
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+	assert_int_equal(seen.requests, 0);
+}
+
+static void test_run_dir(void **state)
+{
+	struct ctl_server *second = NULL;
+	struct ft_err err;
+	struct stat st;
+
+	(void)state;
+	assert_int_equal(stat(run_dir, &st), 0);
+	assert_int_equal(st.st_mode & 07777, 0700);
+	assert_int_equal(chmod(run_dir, 0770), 0);
+	assert_int_equal(ctl_server_new(base, run_dir, "web2", &ops, &second, &err), -EPERM);
+	assert_non_null(strstr(err.text, "others may write there (mode 770)"));
+	assert_int_equal(chmod(run_dir, 01777), 0);
+	assert_int_equal(ctl_server_new(base, run_dir, "web2", &ops, &second, &err), -EPERM);
+	assert_int_equal(chmod(run_dir, 0700), 0);
+	if (geteuid() == 0) {
+		assert_int_equal(chown(run_dir, NOBODY, NOBODY), 0);
+		assert_int_equal(ctl_server_new(base, run_dir, "web2", &ops, &second, &err),
+				 -EPERM);
+		assert_non_null(strstr(err.text, "belongs to user 65534"));
+		assert_int_equal(chown(run_dir, 0, 0), 0);
+	}
+}
+
 /* The answer to `stop` arrives though the server ends right after it; who waits is cut off. */
 static void test_last_words(void **state)
 {
@@ -533,6 +600,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_hostile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bound, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_socket, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_stranger, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_run_dir, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_last_words, setup, teardown),
 	};
 

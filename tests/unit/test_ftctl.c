@@ -233,6 +233,7 @@ static Ctl__Status full_status(void)
 	s.held_outputs = 3, s.held_bytes = 1500, s.overhead = 0.125, s.generation = 2;
 	s.arbiter = &arbiter, s.vmm = &vmm, s.disks = disks, s.n_disks = 1;
 	s.last_error = (char *)"link: reset by peer", s.rounds = 5;
+	s.disk_alike = 1 << 30, s.disk_copied = 1 << 20, s.home = (char *)"hostA";
 	return s;
 }
 
@@ -252,7 +253,8 @@ static Ctl__Status full_status(void)
 	" \"vmm\": {\"kind\": \"qemu\", \"pid\": 4711, \"status\": \"running\"},"                  \
 	" \"disks\": [{\"name\": \"root\", \"mode\": \"replicated\", \"state\": \"UpToDate\", "    \
 	"\"bytes_behind\": 4096}],"                                                                \
-	" \"deciding\": false, \"rounds\": 5, \"last_error\": \"link: reset by peer\"}"
+	" \"deciding\": false, \"rounds\": 5, \"resync\": {\"alike\": 1073741824, \"copied\": "    \
+	"1048576}, \"home\": \"hostA\", \"last_error\": \"link: reset by peer\"}"
 
 static void test_status(void **state)
 {
@@ -290,6 +292,8 @@ static void test_status(void **state)
 		    "arbiter      file, held, held by hostA\n"
 		    "vmm          qemu, pid 4711, running\n"
 		    "disk         root: replicated, UpToDate, 4.0K behind\n"
+		    "resync       1.0G were there already, 1.0M copied\n"
+		    "home         hostA\n"
 		    "last error   link: reset by peer\n",
 		    "");
 }
@@ -320,7 +324,8 @@ static void test_status_odd(void **state)
 		    " \"generation\": 0, \"arbiter\": {\"type\": \"\", \"state\": \"\", "
 		    "\"holder\": null},"
 		    " \"vmm\": {\"kind\": \"\", \"pid\": 0, \"status\": \"\"}, \"disks\": [],"
-		    " \"deciding\": false, \"rounds\": 0, \"last_error\": null}");
+		    " \"deciding\": false, \"rounds\": 0, \"resync\": {\"alike\": 0, \"copied\": "
+		    "0}, \"home\": null, \"last_error\": null}");
 	ftctl("status web1");
 	assert_non_null(strstr(run.out_text, "reason       ?[2Jcaf\xe9\n"));
 	reply.status = NULL;
@@ -391,7 +396,7 @@ static void test_outcomes(void **state)
 {
 	static Ctl__Reply reply = CTL__REPLY__INIT;
 	static Ctl__Status s;
-	static const char *const plain[] = {"failover", "cancel", "stop"};
+	static const char *const plain[] = {"failover", "failback", "cancel", "stop"};
 	char line[64];
 
 	(void)state;

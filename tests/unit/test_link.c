@@ -95,7 +95,7 @@ static uint32_t random32(uint32_t *seed)
 struct stream {
 	unsigned sent, total;
 	uint32_t seed_out, seed_in;
-	bool use_reserve;
+	bool use_reserve, use_cork;
 	uint8_t *memory; /* payloads are made here when not reserved */
 };
 
@@ -129,7 +129,7 @@ static const uint8_t *payload_of(const struct ft_msg *msg)
 	return noise + (msg->generation >> 8 & 0xffff);
 }
 
-static void stream_more(struct end *end)
+static void stream_frames(struct end *end)
 {
 	struct stream *s = end->user;
 
@@ -157,6 +157,17 @@ static void stream_more(struct end *end)
 	}
 }
 
+static void stream_more(struct end *end)
+{
+	struct stream *s = end->user;
+
+	if (s->use_cork)
+		ft_link_cork(end->link, true);
+	stream_frames(end);
+	if (s->use_cork)
+		ft_link_cork(end->link, false);
+}
+
 static void stream_check(struct end *end, const struct ft_msg *msg)
 {
 	struct stream *s = end->user;
@@ -174,14 +185,14 @@ static void stream_check(struct end *end, const struct ft_msg *msg)
 		assert_memory_equal(msg->payload, payload_of(&want), want.payload_len);
 }
 
-static void test_random_frames_both_ways(void **state)
+static void random_frames_both_ways(bool cork)
 {
 	struct test t;
-	struct stream a = {.total = 5000, .seed_out = 1, .seed_in = 2, .use_reserve = true};
+	struct stream a = {
+		.total = 5000, .seed_out = 1, .seed_in = 2, .use_reserve = true, .use_cork = cork};
 	struct stream b = {.total = 5000, .seed_out = 2, .seed_in = 1};
 	uint32_t seed = 99;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof noise; i += 4)
 		memcpy(noise + i, &(uint32_t){random32(&seed)}, 4);
 	setup_links(&t);
@@ -200,6 +211,18 @@ static void test_random_frames_both_ways(void **state)
 	free(a.memory);
 	free(b.memory);
 	teardown(&t);
+}
+
+static void test_random_frames_both_ways(void **state)
+{
+	(void)state;
+	random_frames_both_ways(false);
+}
+
+static void test_random_frames_corked(void **state)
+{
+	(void)state;
+	random_frames_both_ways(true);
 }
 
 static void test_backpressure(void **state)
@@ -234,6 +257,39 @@ static void order_check(struct end *end, const struct ft_msg *msg)
 	assert_int_equal(msg->type, end->messages);
 	assert_int_equal(msg->payload[0], msg->type);
 	assert_int_equal(msg->payload[msg->payload_len - 1], msg->type);
+}
+
+/* Small frames wait, wherever they lie; what is large takes them along, in order. */
+static void test_cork(void **state)
+{
+	static uint8_t small[100], large[50000];
+	struct test t;
+	uint8_t *p;
+
+	(void)state;
+	setup_links(&t);
+	t.b.on_message = order_check;
+	ft_link_cork(t.a.link, true);
+	memset(small, 1, sizeof small);
+	assert_int_equal(end_send(&t.a, 1, small, sizeof small), 0);
+	p = t.a.link->ops->reserve(t.a.link, FT_PAYLOAD_MAX);
+	assert_non_null(p);
+	memset(p, 2, sizeof small);
+	assert_int_equal(end_send(&t.a, 2, p, sizeof small), 0);
+	assert_true(link_queued(t.a.link) == 2 * (FRAME_HEADER + sizeof small));
+	assert_true(t.a.link->ops->bytes_sent(t.a.link) == 0);
+	memset(large, 3, sizeof large);
+	assert_int_equal(end_send(&t.a, 3, large, sizeof large), 0);
+	assert_true(t.a.link->ops->bytes_sent(t.a.link) > 0);
+	memset(small, 4, sizeof small);
+	assert_int_equal(end_send(&t.a, 4, small, sizeof small), 0);
+	ft_link_cork(t.a.link, false);
+	run_until(t.base, t.b.messages == 4);
+	/* A cork that held nothing back sends nothing. */
+	ft_link_cork(t.a.link, true);
+	ft_link_cork(t.a.link, false);
+	assert_int_equal(link_queued(t.a.link), 0);
+	teardown(&t);
 }
 
 /* Others may be sent between a reservation and its use, and a reservation may be given up. */
@@ -673,6 +729,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_outbuf),
 		cmocka_unit_test(test_random_frames_both_ways),
+		cmocka_unit_test(test_random_frames_corked),
+		cmocka_unit_test(test_cork),
 		cmocka_unit_test(test_backpressure),
 		cmocka_unit_test(test_reservation_keeps),
 		cmocka_unit_test(test_close_in_message),

@@ -28,6 +28,9 @@
 #define HELD_BYTES_MAX (16u << 20)
 #define DEADLINE_MS    10000
 #define FRAME_MAX      70000
+#define FLOOD_FRAMES   100000u
+#define FLOOD_WRITE_NS 5000000000u // half a megabyte; minutes if anybody waited for anybody
+#define FLOOD_SLACK    (8u << 20)
 
 struct lab {
 	char folder[64], out_path[128], in_path[128];
@@ -44,6 +47,17 @@ static uint64_t now_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static unsigned long rss_kib(void)
+{
+	unsigned long pages = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%*u %lu", &pages), 1);
+	fclose(f);
+	return pages * 4;
 }
 
 static int dial(const char *path)
@@ -431,23 +445,79 @@ static void expect_closed(int fd)
 	assert_true(read(fd, &byte, 1) <= 0);
 }
 
-static void impossible_lengths_end_the_connection(void **state)
+static void a_frame_of_nothing_ends_the_connection(void **state)
 {
-	static const uint32_t lengths[] = {0, TAP_NET_FRAME_MAX + 1, UINT32_MAX, 0x80000000};
 	struct lab *l = *state;
+	uint32_t be = 0;
 
+	transmit(l->out, 0, 80);
+	write_all(l->out, &be, 4);
+	expect(l->in, 0, 80); // what came before is whole
+	expect_closed(l->out);
+	close(l->out);
+	l->out = dial(l->out_path);
+	transmit(l->out, 100, 80);
+	expect(l->in, 100, 80);
+}
+
+// A guest decides how much it hands its NIC in one piece: that is lost, and nothing else, held or
+// not. No checkpoint ends in the middle of it.
+static void a_giant_frame_costs_only_itself(void **state)
+{
+	static const uint32_t lengths[] = {TAP_NET_FRAME_MAX + 1, 1u << 20, 20u << 20};
+	static uint8_t piece[1u << 16];
+	struct lab *l = *state;
+	struct ft_err err;
+
+	hold(l, 1);
 	for (uint32_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-		uint32_t be = htonl(lengths[i]);
+		uint32_t be = htonl(lengths[i]), left = lengths[i];
 
-		transmit(l->out, i, 80);
+		transmit(l->out, 2 * i, 80);
 		write_all(l->out, &be, 4);
-		expect(l->in, i, 80); // what came before is whole
-		expect_closed(l->out);
-		close(l->out);
-		l->out = dial(l->out_path);
-		transmit(l->out, 100 + i, 80);
-		expect(l->in, 100 + i, 80);
+		for (uint32_t n; left > 1; left -= n) {
+			n = left - 1 < sizeof piece ? left - 1 : sizeof piece;
+			write_all(l->out, piece, n);
+		}
+		assert_int_equal(l->tap->ops->close_epoch(l->tap, 2 + i, &err), -EBUSY);
+		write_all(l->out, piece, 1);
+		transmit(l->out, 2 * i + 1, 80);
+		close_epoch(l, 2 + i);
+		assert_int_equal(stats_of(l).held_outputs, 2);
+		assert_int_equal(stats_of(l).dropped, i + 1);
+		release(l, 2 + i);
+		expect(l->in, 2 * i, 80);
+		expect(l->in, 2 * i + 1, 80);
 	}
+}
+
+// The smallest frames cost the most: what is held stays within its bound whatever they are, the
+// sender, which is QEMU with its lock held, never waits for it, and memory does not grow.
+static void a_flood_costs_no_more_than_its_bound(void **state)
+{
+	static uint8_t flood[FLOOD_FRAMES * 5];
+	struct lab *l = *state;
+	struct tap_stats s;
+	unsigned long before;
+
+	for (size_t i = 0; i < FLOOD_FRAMES; i++)
+		flood[5 * i + 3] = 1; // be32 length 1, one byte
+	hold(l, 1);
+	write_all(l->out, flood, sizeof flood);
+	wait_captured(l, FLOOD_FRAMES);
+	before = rss_kib();
+	for (unsigned i = 0; i < 20; i++) {
+		uint64_t began = now_ns();
+
+		write_all(l->out, flood, sizeof flood);
+		assert_true(now_ns() - began < FLOOD_WRITE_NS);
+	}
+	wait_captured(l, 21 * FLOOD_FRAMES);
+	s = stats_of(l);
+	assert_true(s.held_bytes <= HELD_BYTES_MAX && s.dropped > 0);
+	assert_int_equal(s.held_outputs + s.dropped, 21 * FLOOD_FRAMES);
+	assert_true(rss_kib() <= before + (HELD_BYTES_MAX + FLOOD_SLACK) / 1024);
+	l->tap->ops->discard(l->tap);
 }
 
 static void connections_come_and_go(void **state)
@@ -665,7 +735,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_slow_reader_gets_everything_and_stops_nobody,
 						setup, teardown),
 		cmocka_unit_test(over_the_bound_frames_are_dropped_and_counted),
-		cmocka_unit_test_setup_teardown(impossible_lengths_end_the_connection, setup,
+		cmocka_unit_test_setup_teardown(a_giant_frame_costs_only_itself, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_flood_costs_no_more_than_its_bound, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(a_frame_of_nothing_ends_the_connection, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(connections_come_and_go, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_checkpoint_needs_a_paused_and_connected_guest,

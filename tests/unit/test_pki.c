@@ -239,9 +239,10 @@ static void test_config(void **state)
 	says(&err, EINVAL, "TLS: ca is not configured");
 	assert_int_equal(load(ca, cert, NULL, &err), -EINVAL);
 	says(&err, EINVAL, "TLS: key is not configured");
-	assert_int_equal(tls_config_load(&(struct tls_files){ca, cert, key, ""},
-					 &(struct tls_config *){0}, &err),
-			 -EINVAL);
+	assert_int_equal(
+		tls_config_load(&(struct tls_files){ca, cert, key, (const char *const[]){"", NULL}},
+				&(struct tls_config *){0}, &err),
+		-EINVAL);
 	says(&err, EINVAL, "TLS: peer: must have 1 to 253 characters");
 	assert_int_equal(load("/no/ca.pem", cert, key, &err), -ENOENT);
 	says(&err, ENOENT, "TLS CA file /no/ca.pem: No such file");

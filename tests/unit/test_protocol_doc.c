@@ -16,6 +16,7 @@
 #include "eventtap/tap.h"
 #include "ft/arbiter.h"
 #include "ft/codec.h"
+#include "ft/engine.h"
 #include "ft/lease.h"
 #include "ft/msg.h"
 #include "ft/policy.h"
@@ -78,7 +79,7 @@ static void test_messages(void **state)
 			fail_msg("PROTOCOL.md has no section '%s'", ft_msg_name(type));
 	}
 	snprintf(last, sizeof last, "\n| %u | ", FT_MSG_TYPE_MAX);
-	assert_null(strstr(strstr(doc, "\n| 16 | BEAT |") + 1, last));
+	assert_null(strstr(strstr(doc, "\n| 17 | SUMS |") + 1, last));
 }
 
 static const char *type_name(const ProtobufCFieldDescriptor *field)
@@ -108,6 +109,7 @@ static void test_bodies(void **state)
 		&ft__hello__descriptor, &ft__refuse__descriptor, &ft__setup__descriptor,
 		&ft__disk__descriptor,	&ft__ready__descriptor,	 &ft__disk_chunk__descriptor,
 		&ft__end__descriptor,	&ft__digest__descriptor, &ft__beat__descriptor,
+		&ft__sums__descriptor,
 	};
 	const size_t bodies_n = sizeof bodies / sizeof *bodies;
 	char *proto = read_file("proto/ft.proto");
@@ -267,6 +269,8 @@ static void test_bounds(void **state)
 		{"FT_PAYLOAD_MAX", FT_PAYLOAD_MAX},
 		{"LINK_OUTPUT_BYTES", LINK_OUTPUT_BYTES},
 		{"FT_MSG_BODY_SMALL", FT_MSG_BODY_SMALL},
+		{"FT_SUM_BYTES", FT_SUM_BYTES},
+		{"FT_SUMS_MAX", FT_SUMS_MAX},
 		{"FT_COUNTER_MAX", FT_COUNTER_MAX},
 		{"FT_HOST_ID_MAX", FT_HOST_ID_MAX},
 		{"FT_PAGE_BYTES", FT_PAGE_BYTES},

@@ -192,6 +192,13 @@ static void a_peers_command_line_is_not_trusted(void **state)
 	peer_says(ARGS("-device", "vfio-pci,host=00:01.0"), "driver=vfio-pci is not allowed");
 	peer_says(ARGS("-device", "virtio-net-pci,romfile=/etc/shadow"),
 		  "romfile=/etc/shadow is not allowed");
+	/* What JSON calls one key, printed as QEMU's own notation, would be two. */
+	peer_says(
+		ARGS("-device", "{\"driver\":\"virtio-net-pci\",\"romfile=/etc/shadow,x\":\"1\"}"),
+		"is no key");
+	snprintf(drive, sizeof drive, "file=%s,format=raw,if=virtio,aio=/etc/shadow",
+		 guest_path("d.img"));
+	peer_says(ARGS("-drive", drive), "'/' is not allowed there");
 	peer_says(ARGS("-global", "virtio-net-pci.romfile=/etc/shadow"),
 		  "'/' is not allowed there");
 	peer_says(ARGS("-object", "secret,id=s,file=/etc/shadow"),
@@ -203,6 +210,8 @@ static void a_peers_command_line_is_not_trusted(void **state)
 	peer_says(ARGS("-vga", "std"), "only none is allowed");
 	peer_says(ARGS("-m", "64G"), "more than this host allows");
 	peer_says(ARGS("-m", "32,slots=4"), "only a size is allowed");
+	peer_says(ARGS("-m", "-1B"), "only a size is allowed");
+	peer_says(ARGS("-m", "32 "), "only a size is allowed");
 	peer_says(ARGS("-machine", "pc,kernel=/etc/shadow"), "is not allowed");
 	peer_says(ARGS("-kernel", "/etc/shadow"), "not below an allowed directory");
 	peer_says(ARGS("-device"), "without a value");

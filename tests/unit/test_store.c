@@ -119,11 +119,11 @@ static void test_replicated_life(void **state)
 	assert_int_equal(store_commit(s, 3, 17, &err), 0);
 	assert_int_equal(store_state(s), STORE_UP_TO_DATE);
 	expect_state(STORE_INCONSISTENT, 0, 0); // still a standby's
-	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
 
 	assert_int_equal(store_activate(s, 4, 17, true, &err), 0);
 	expect_state(STORE_UP_TO_DATE, 4, 17);
-	assert_int_equal(store_check_startable(image, false, &err), 0);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), 0);
 	expect_byte(100, 9);
 	expect_byte(220, 0);
 	expect_byte(320, 0);
@@ -147,9 +147,9 @@ static void test_ends_without_takeover(void **state)
 	assert_int_equal(store_commit(s, 2, 5, &err), 0);
 	assert_int_equal(store_outdate(s, &err), 0);
 	expect_state(STORE_OUTDATED, 2, 5);
-	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
 	assert_non_null(strstr(err.text, "Outdated"));
-	assert_non_null(strstr(err.text, "rm '"));
+	assert_non_null(strstr(err.text, "--force"));
 	// The peer is back: a copy in progress is worse than an old one.
 	uint8_t block[512] = {1};
 	assert_int_equal(store_sync_write(s, 0, block, sizeof(block), false, &err), 0);
@@ -166,7 +166,7 @@ static void test_ends_without_takeover(void **state)
 	assert_int_equal(store_activate(s, 4, 1, true, &err), -ESTALE);
 	store_free(s);
 	expect_state(STORE_INCONSISTENT, 3, 9);
-	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
 	assert_non_null(strstr(err.text, "Inconsistent"));
 }
 
@@ -237,7 +237,7 @@ static void test_torn_metadata(void **state)
 		assert_int_equal(pwrite(fd, bad, (size_t)len, 0), len);
 		assert_int_equal(metadata_read(image, &record, &err), -EBADMSG);
 	}
-	assert_int_equal(store_check_startable(image, false, &err), -EBADMSG);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -EBADMSG);
 	assert_non_null(strstr(err.text, "damaged"));
 	assert_int_equal(store_open("d0", image, STORE_REPLICATED, BYTES, UUID, &s, &err),
 			 -EBADMSG);
@@ -252,6 +252,37 @@ static void test_torn_metadata(void **state)
 	s = open_store(STORE_REPLICATED);
 	store_free(s);
 	assert_int_equal(access(temporary, F_OK), -1);
+}
+
+// By an operator's word anything is started, and is the guest's disk from then on.
+static void test_forced(void **state)
+{
+	(void)state;
+	static const enum store_state states[] = {STORE_INCONSISTENT, STORE_OUTDATED,
+						  STORE_PROTECTED, STORE_CONSISTENT};
+	make_image();
+	for (size_t i = 0; i < sizeof(states) / sizeof(*states); i++) {
+		struct metadata m;
+		struct metadata_record record = {
+			.generation = 5, .epoch = 6, .state = states[i], .uuid = UUID};
+		assert_int_equal(metadata_open(image, &m, &err), 0);
+		assert_int_equal(metadata_write(&m, &record, &err), 0);
+		metadata_close(&m);
+		assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
+		assert_non_null(strstr(err.text, metadata_state_name(states[i])));
+		assert_non_null(strstr(err.text, "generation 5 epoch 6"));
+		assert_non_null(strstr(err.text, "--incoming"));
+		assert_non_null(strstr(err.text, "--force"));
+		assert_null(strchr(err.text, '\n'));
+		assert_int_equal(store_check_startable(image, STORE_RIGHT_FORCE, &err), 0);
+		expect_state(STORE_UP_TO_DATE, 5, 6);
+	}
+	int fd = open(meta, O_RDWR | O_TRUNC);
+	assert_int_equal(write(fd, "nonsense", 8), 8);
+	close(fd);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_GRANTED, &err), -EBADMSG);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_FORCE, &err), 0);
+	assert_int_equal(access(meta, F_OK), -1);
 }
 
 static void test_shared(void **state)
@@ -326,11 +357,11 @@ static void test_protected(void **state)
 	assert_int_equal(metadata_write(&m, &record, &err), 0);
 	metadata_close(&m);
 	assert_int_equal(store_generation(image), 6);
-	assert_int_equal(store_check_startable(image, false, &err), -ESTALE);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), -ESTALE);
 	assert_non_null(strstr(err.text, "--incoming"));
-	assert_int_equal(store_check_startable(image, true, &err), 0);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_GRANTED, &err), 0);
 	expect_state(STORE_UP_TO_DATE, 6, 0);
-	assert_int_equal(store_check_startable(image, false, &err), 0);
+	assert_int_equal(store_check_startable(image, STORE_RIGHT_NONE, &err), 0);
 }
 
 int main(void)
@@ -341,6 +372,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_locked, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_torn_metadata, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_forced, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_shared, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_unsettled, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_protected, setup, teardown),

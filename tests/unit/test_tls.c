@@ -263,16 +263,21 @@ static void test_expected_peer(void **state)
 {
 	struct tls_config *picky = load_config(dir, dir, "good", "backup.example");
 	struct tls_config *by_ip = load_config(dir, dir, "good", "10.9.8.7");
+	struct tls_config *several = load_config(dir, dir, "good", "other.example backup.example");
 	struct tls_config *backup = load_config(dir, dir, "backup", NULL);
 	struct test t;
 
 	(void)state;
 	exchange(&t, "127.0.0.1", picky, backup);
 	exchange(&t, "127.0.0.1", by_ip, backup);
+	exchange(&t, "127.0.0.1", several, backup);
 	refuses(bare_ctx(dir, "good", TLS1_3_VERSION), picky,
 		"peer's certificate is not for backup.example but for localhost, 127.0.0.1");
 	refuses(bare_ctx(dir, "good", TLS1_3_VERSION), by_ip,
 		"is not for 10.9.8.7 but for localhost");
+	refuses(bare_ctx(dir, "good", TLS1_3_VERSION), several,
+		"is not for other.example or backup.example but for localhost");
+	tls_config_free(several);
 	tls_config_free(picky);
 	tls_config_free(by_ip);
 	tls_config_free(backup);

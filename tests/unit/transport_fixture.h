@@ -157,10 +157,15 @@ static inline struct tls_config *load_config(const char *ca_dir, const char *dir
 					     const char *peer)
 {
 	char ca[300], cert[300], key[300];
-	struct tls_files files = {ca, cert, key, peer};
+	char names[300] = "", *save = NULL;
+	const char *peers[TLS_PEERS_MAX + 1] = {NULL};
+	struct tls_files files = {ca, cert, key, peer ? peers : NULL};
 	struct tls_config *config = NULL;
 	struct ft_err err = {0};
 
+	snprintf(names, sizeof names, "%s", peer ? peer : "");
+	for (unsigned i = 0; i < TLS_PEERS_MAX; i++)
+		peers[i] = strtok_r(i ? NULL : names, " ", &save);
 	snprintf(ca, sizeof ca, "%s/ca.pem", ca_dir);
 	snprintf(cert, sizeof cert, "%s/%s.pem", dir, name);
 	snprintf(key, sizeof key, "%s/%s.key", dir, name);

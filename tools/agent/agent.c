@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "ft/log.h"
+#include "tools/agent/privileges.h"
+#include "vmm-glue/helper.h"
 
 static void on_tick(evutil_socket_t fd, short what, void *ctx)
 {
@@ -75,11 +77,14 @@ static int make_arbiter(struct agent *a, struct ft_err *err)
 
 static int make_tls(struct agent *a, struct ft_err *err)
 {
+	const char *peers[CONFIG_LIST_MAX + 1] = {NULL};
 	struct tls_files files = {.ca = a->config.tls.ca,
 				  .cert = a->config.tls.cert,
 				  .key = a->config.tls.key,
-				  .peer = a->config.tls.peer[0] ? a->config.tls.peer : NULL};
+				  .peers = peers};
 
+	for (unsigned i = 0; i < a->config.tls.peer.n; i++)
+		peers[i] = a->config.tls.peer.item[i];
 	return files.ca[0] ? tls_config_load(&files, &a->tls, err) : 0;
 }
 
@@ -96,6 +101,7 @@ static int make_engine(struct agent *a, struct ft_err *err)
 		.lease_ms = c->ft.lease_ms,
 		.takeover_manual = c->ft.takeover_manual,
 		.fence = c->arbiter.fence[0],
+		.durable = c->ft.durable,
 		.staging_bytes = c->ft.staging_bytes,
 		.delta_base_bytes = c->ft.delta_base_bytes,
 		.overflow = &spill_ops,
@@ -103,13 +109,16 @@ static int make_engine(struct agent *a, struct ft_err *err)
 	struct memory m;
 
 	memory_load(a->run_dir, c->name, &m);
-	e.generation = m.generation;
+	/* A standby that is told to give up what it has must not refuse an older primary. */
+	e.generation = a->incoming && a->force ? 0 : m.generation;
 	/* After a reboot the disks remember. */
-	for (unsigned i = 0; i < c->disks_n; i++) {
+	for (unsigned i = 0; i < c->disks_n && !(a->incoming && a->force); i++) {
 		uint64_t on_disk = c->disks[i].image[0] ? store_generation(c->disks[i].image) : 0;
 
 		e.generation = on_disk > e.generation ? on_disk : e.generation;
 	}
+	snprintf(e.home, sizeof e.home, "%s", c->home[0] ? c->home : m.home);
+	e.home_is_fixed = c->home[0] != 0;
 	snprintf(e.name, sizeof e.name, "%s", c->name);
 	snprintf(e.host_id, sizeof e.host_id, "%s", a->host_id);
 	for (unsigned i = 0; i < AGENT_SPILLS; i++) {
@@ -142,6 +151,8 @@ static int start_role(struct agent *a, struct ft_err *err)
 	memory_load(a->run_dir, a->config.name, &m);
 	if (!m.elsewhere)
 		rc = guest_find_again(a, err);
+	if (rc == -ENOENT && durable_recover(a, err))
+		return -err->code;
 	if (rc == -ENOENT && a->incoming) {
 		ft_engine_start_standby(a->engine);
 		return 0;
@@ -166,6 +177,10 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
 	if (!rc)
+		rc = privileges_drop(&a->config, err);
+	if (!rc)
+		rc = afterlife_start(&a->afterlife, err);
+	if (!rc)
 		rc = make_loop(a, err);
 	if (!rc)
 		rc = ctl_server_new(a->base, a->run_dir, a->config.name, &ctl, &a->ctl, err);
@@ -183,6 +198,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = peer_listen(a, incoming, err);
 	if (!rc)
 		rc = start_role(a, err);
+	if (!rc)
+		rc = seccomp_install(a->config.security.seccomp, err);
 	return rc;
 }
 
@@ -283,8 +300,7 @@ void agent_free(struct agent *a)
 		taps_free(a);
 	if (a->engine && a->vmm)
 		guest_release(a);
-	for (unsigned i = 0; i < a->stores_n; i++)
-		store_free(a->stores[i]);
+	stores_free(a);
 	if (a->pio_tap)
 		a->pio_tap->ops->free(a->pio_tap);
 	ctl_server_free(a->ctl);
@@ -313,6 +329,8 @@ void agent_free(struct agent *a)
 		event_base_free(a->base);
 	if (a->wait_fd >= 0)
 		close(a->wait_fd);
+	afterlife_stop(a->afterlife);
 	keeper_stop(a->keeper);
+	helper_stop();
 	bridge_taps_remove(a);
 }

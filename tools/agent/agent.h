@@ -23,6 +23,7 @@
 #include "transport/listener.h"
 #include "transport/tls_config.h"
 #include "transport/uri.h"
+#include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/vmm.h"
@@ -76,15 +77,17 @@ struct spill {
 struct agent {
 	struct ft_config config;
 	char run_dir[CONFIG_PATH_MAX], host_id[FT_HOST_ID_MAX];
-	bool incoming;
+	bool incoming, force;
+	enum store_right right; /* to start the guest, once may_start() has found out */
 	enum agent_exit exit_code;
 
 	struct event_base *base;
 	struct event *tick, *vm_event, *waiting, *leaving, *look, *signals[2];
 	int wait_fd; /* eventfd: some tap has something to tell */
-	atomic_bool output, pressure;
+	atomic_bool output, pressure, journaled;
 
 	struct keeper *keeper;
+	struct afterlife *afterlife;
 	bool keeper_lost;
 	struct ft_arbiter *arbiter;
 	struct ft_engine *engine;
@@ -104,6 +107,11 @@ struct agent {
 
 	struct store *stores[VMM_DISKS_MAX];
 	unsigned stores_n;
+	uint64_t stored_epoch;	 /* of a guest that has nothing to journal */
+	struct journal *journal; /* NULL: durability is "memory", or nothing is replicated */
+	char journal_path[VMM_PATH_MAX + 16];
+	unsigned sums_disk; /* what of them was told to the primary */
+	uint64_t sums_at;
 
 	struct tls_config *tls;
 	struct listener *listener;
@@ -143,6 +151,8 @@ void agent_end(struct agent *a, enum agent_exit code);
 void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffix);
 
 /* env.c */
+/* The standby's stores and their journal end, in order. */
+void stores_free(struct agent *a);
 extern const struct ft_env_ops agent_env;
 int agent_start_engine(struct agent *a, struct ft_err *err);
 uint64_t agent_now_ns(void);
@@ -177,12 +187,37 @@ void taps_settle(struct agent *a);
 enum store_mode taps_disk_mode(struct agent *a, const char *id);
 /* Start-up: how taps' threads reach the loop. */
 int taps_listen(struct agent *a, struct ft_err *err);
+/* Any thread: the loop looks at output, pressure and journaled. */
+void taps_wake(struct agent *a);
 
 /* peer.c */
 int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
 int peer_set(struct agent *a, const char *uri, struct ft_err *err);
 void peer_dial(struct agent *a, bool heartbeat);
 void peer_hang_up(struct agent *a);
+/* Every link to an agent is told which guest it is about. */
+void peer_link(const struct agent *a, struct ft_link *link);
+/* Asks another agent who has the guest, without becoming its peer: *waits: it is a standby, which
+ * knows `generation` and holds checkpoint `committed` (0: none). Start-up: runs the loop for at
+ * most some seconds. -errno: no answer. */
+struct peer_answer {
+	bool waits, runs;
+	uint64_t generation, committed;
+};
+int peer_ask(struct agent *a, const char *uri, struct peer_answer *answer, struct ft_err *err);
+
+/* durable.c: the standby's journal */
+/* Start-up: brings the disks of a standby whose host lost its power to its last epoch. */
+int durable_recover(struct agent *a, struct ft_err *err);
+/* A new session, whose stores are open. */
+int durable_begin(struct agent *a, struct ft_err *err);
+/* Everything applied is on the disks: their metadata may say so. Then the journal may go. */
+int durable_settle(struct agent *a, struct ft_err *err);
+void durable_end(struct agent *a);
+int durable_stage(struct agent *a, const struct tap_record *rec, struct ft_err *err);
+int durable_staged(struct agent *a, uint64_t generation, uint64_t epoch, struct ft_err *err);
+/* The journal's thread has news. */
+void durable_news(struct agent *a);
 
 /* requests.c, status.c */
 extern const struct ctl_server_ops agent_ctl_ops;
@@ -198,9 +233,12 @@ int may_start(struct agent *a, struct ft_err *err);
  * arbiter does not know. */
 struct memory {
 	uint64_t generation;
-	int64_t vmm_pid;    /* 0: none */
-	uint64_t vmm_start; /* its start time, so that a reused pid is not taken for it */
-	bool elsewhere;	    /* the peer may run the guest, or surely does */
+	uint64_t guarded;	     /* that of the last protection from here */
+	int64_t vmm_pid;	     /* 0: none */
+	uint64_t vmm_start;	     /* its start time, so that a reused pid is not taken for it */
+	bool elsewhere;		     /* the peer may run the guest, or surely does */
+	char home[FT_HOST_ID_MAX];   /* "" = nobody knows */
+	char peer[URI_TEXT_MAX + 1]; /* its standby, while the guest was protected from here */
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SECTIONS_MAX 8
+#define SECTIONS_MAX 12
 
 struct loader {
 	struct ft_config *config;

@@ -41,6 +41,10 @@ enum config_source {
 enum config_nic_kind { CONFIG_NIC_BRIDGE, CONFIG_NIC_TAP, CONFIG_NIC_UDP };
 enum config_arbiter { CONFIG_ARBITER_NONE, CONFIG_ARBITER_FILE, CONFIG_ARBITER_ETCD };
 
+/* System calls that an agent has no use for: refused / allowed, and the kernel logs them / not
+ * looked at. */
+enum config_seccomp { CONFIG_SECCOMP_ON, CONFIG_SECCOMP_LOG, CONFIG_SECCOMP_OFF };
+
 struct config_list {
 	unsigned n;
 	char item[CONFIG_LIST_MAX][CONFIG_TEXT_MAX];
@@ -71,6 +75,7 @@ struct ft_config {
 	char name[CTL_NAME_MAX];
 	char uuid[CONFIG_UUID_MAX]; /* the UUIDv5 of the name unless given, so that both hosts agree
 				     */
+	char home[FT_HOST_ID_MAX];  /* host id; "" = where the guest was started first */
 	enum config_vmm vmm;
 	enum config_source source;
 	enum config_program program; /* pocket */
@@ -100,14 +105,19 @@ struct ft_config {
 		unsigned lease_ms; /* of a shared disk; takeover_ms unless given */
 		double max_overhead;
 		bool takeover_manual;
+		bool durable; /* disk writes are on the standby's disk before they are acknowledged
+			       */
 		uint64_t staging_bytes, delta_base_bytes;
 	} ft;
 	struct {
 		char ca[CONFIG_PATH_MAX], cert[CONFIG_PATH_MAX], key[CONFIG_PATH_MAX];
-		char peer[CONFIG_TEXT_MAX]; /* name that the peer's certificate must bear; "" = the
-					       URI's host */
-		bool insecure;		    /* plaintext transports are allowed */
+		struct config_list peer; /* names of which the certificate of whoever connects must
+					    bear one; none = whoever the CA signed */
+		bool insecure;		 /* plaintext transports are allowed */
 	} tls;
+	struct {
+		enum config_seccomp seccomp;
+	} security;
 	struct {
 		enum config_arbiter type;
 		enum ft_survivor survivor;

@@ -230,8 +230,8 @@ static int parse_word(const struct config_key *key, const char *dir, const char 
 	return 0;
 }
 
-static int parse_takeover(const struct config_key *key, const char *dir, const char *text, void *to,
-			  struct ft_err *err)
+static int parse_flag_word(const struct config_key *key, const char *dir, const char *text,
+			   void *to, struct ft_err *err)
 {
 	const struct config_word *word = find_word(key, text, err);
 
@@ -340,8 +340,11 @@ static const struct config_word mode_words[] = {{"replicated", STORE_REPLICATED}
 static const struct config_word attach_words[] = {{"bridge", CONFIG_NIC_BRIDGE}, {"tap", CONFIG_NIC_TAP}, {"udp", CONFIG_NIC_UDP}, {0}};
 static const struct config_word trigger_words[] = {{"output", FT_TRIGGER_OUTPUT}, {"interval", FT_TRIGGER_INTERVAL}, {"both", FT_TRIGGER_BOTH}, {0}};
 static const struct config_word takeover_words[] = {{"auto", false}, {"manual", true}, {0}};
+static const struct config_word durability_words[] = {{"memory", false}, {"disk", true}, {0}};
 static const struct config_word arbiter_words[] = {{"none", CONFIG_ARBITER_NONE}, {"file", CONFIG_ARBITER_FILE}, {"etcd", CONFIG_ARBITER_ETCD}, {0}};
 static const struct config_word survivor_words[] = {{"standby", FT_SURVIVOR_STANDBY}, {"primary", FT_SURVIVOR_PRIMARY}, {"manual", FT_SURVIVOR_MANUAL}, {0}};
+
+static const struct config_word seccomp_words[] = {{"on", CONFIG_SECCOMP_ON}, {"log", CONFIG_SECCOMP_LOG}, {"off", CONFIG_SECCOMP_OFF}, {0}};
 
 #define AT(field)      .offset = offsetof(struct ft_config, field), .room = sizeof(((struct ft_config *)0)->field)
 #define AT_DISK(field) .offset = offsetof(struct config_disk, field), .room = sizeof(((struct config_disk *)0)->field)
@@ -353,6 +356,7 @@ static const struct config_word survivor_words[] = {{"standby", FT_SURVIVOR_STAN
 const struct config_key config_keys[] = {
 	{"", "name", parse_name, AT(name)},
 	{"", "uuid", parse_uuid, AT(uuid)},
+	{"", "home", parse_string, AT(home)},
 	{"", "vmm", parse_word, AT(vmm), .words = vmm_words},
 	{"", "program", parse_word, AT(program), .words = program_words},
 	{"", "memory", parse_memory, AT(memory_bytes), MIB(1, 16u << 20), .machine = true},
@@ -385,15 +389,18 @@ const struct config_key config_keys[] = {
 	{"ft", "heartbeat_ms", parse_number, AT(ft.heartbeat_ms), MS},
 	{"ft", "takeover_ms", parse_number, AT(ft.takeover_ms), MS},
 	{"ft", "lease_ms", parse_number, AT(ft.lease_ms), MS},
-	{"ft", "takeover", parse_takeover, AT(ft.takeover_manual), .words = takeover_words},
+	{"ft", "takeover", parse_flag_word, AT(ft.takeover_manual), .words = takeover_words},
+	{"ft", "durability", parse_flag_word, AT(ft.durable), .words = durability_words},
 	{"ft", "staging", parse_size, AT(ft.staging_bytes), MIB(1, 1u << 20)},
 	{"ft", "delta_base", parse_size, AT(ft.delta_base_bytes), MIB(0, 1u << 20)},
 
 	{"tls", "ca", parse_path, AT(tls.ca)},
 	{"tls", "cert", parse_path, AT(tls.cert)},
 	{"tls", "key", parse_path, AT(tls.key)},
-	{"tls", "peer", parse_string, AT(tls.peer)},
+	{"tls", "peer", parse_string, AT_LIST(tls.peer)},
 	{"tls", "insecure", parse_bool, AT(tls.insecure)},
+
+	{"security", "seccomp", parse_word, AT(security.seccomp), .words = seccomp_words},
 
 	{"arbiter", "type", parse_word, AT(arbiter.type), .words = arbiter_words},
 	{"arbiter", "survivor", parse_word, AT(arbiter.survivor), .words = survivor_words},

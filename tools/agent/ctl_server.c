@@ -300,19 +300,29 @@ static void on_event(struct bufferevent *bev, short what, void *ctx)
 
 /* ---- connections ---- */
 
-static void refuse_connection(evutil_socket_t fd)
+static void refuse_connection(evutil_socket_t fd, const char *error, const char *message)
 {
 	Ctl__Reply reply = CTL__REPLY__INIT;
 	size_t len = 0;
 	uint8_t *buf;
 
-	reply.error = (char *)CTL_ERR_BUSY;
-	reply.message = (char *)"too many clients";
+	reply.error = (char *)(uintptr_t)error;
+	reply.message = (char *)(uintptr_t)message;
 	buf = pack(&reply, &len);
 	if (buf)
 		(void)!send(fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
 	free(buf);
 	evutil_closesocket(fd);
+}
+
+/* By what the kernel says of who connected. */
+static bool may_ask(evutil_socket_t fd)
+{
+	struct ucred peer = {.uid = (uid_t)-1};
+	socklen_t len = sizeof peer;
+
+	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) &&
+	       (peer.uid == 0 || peer.uid == geteuid());
 }
 
 static void on_connect(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *addr,
@@ -323,12 +333,16 @@ static void on_connect(struct evconnlistener *listener, evutil_socket_t fd, stru
 	struct bufferevent *bev;
 
 	(void)listener, (void)addr, (void)len;
+	if (!may_ask(fd)) {
+		refuse_connection(fd, CTL_ERR_DENIED, "only root, or who the agent runs as");
+		return;
+	}
 	for (unsigned i = 0; i < CTL_CLIENTS_MAX && !call; i++)
 		if (!server->calls[i].server)
 			call = &server->calls[i];
 	bev = call ? bufferevent_socket_new(server->base, fd, BEV_OPT_CLOSE_ON_FREE) : NULL;
 	if (!bev) {
-		refuse_connection(fd);
+		refuse_connection(fd, CTL_ERR_BUSY, "too many clients");
 		return;
 	}
 	*call = (struct ctl_call){.server = server, .bev = bev};
@@ -390,6 +404,25 @@ static int listen_here(struct ctl_server *server, struct ft_err *err)
 	return ft_err_set(err, code, "%s: %s", server->addr.sun_path, strerror(code));
 }
 
+static int make_run_dir(const char *run_dir, struct ft_err *err)
+{
+	struct stat st;
+
+	if (mkdir(run_dir, 0700) && errno != EEXIST)
+		return ft_err_set(err, errno, "%s: %s", run_dir, strerror(errno));
+	if (stat(run_dir, &st))
+		return ft_err_set(err, errno, "%s: %s", run_dir, strerror(errno));
+	if (!S_ISDIR(st.st_mode))
+		return ft_err_set(err, ENOTDIR, "%s: %s", run_dir, strerror(ENOTDIR));
+	if (st.st_uid != 0 && st.st_uid != geteuid())
+		return ft_err_set(err, EPERM, "%s: belongs to user %u", run_dir,
+				  (unsigned)st.st_uid);
+	if (st.st_mode & (S_IWGRP | S_IWOTH))
+		return ft_err_set(err, EPERM, "%s: others may write there (mode %03o)", run_dir,
+				  (unsigned)st.st_mode & 0777);
+	return 0;
+}
+
 int ctl_server_new(struct event_base *base, const char *run_dir, const char *name,
 		   const struct ctl_server_ops *ops, struct ctl_server **out, struct ft_err *err)
 {
@@ -408,8 +441,7 @@ int ctl_server_new(struct event_base *base, const char *run_dir, const char *nam
 	if (!ret) {
 		snprintf(server->name, sizeof server->name, "%s", name);
 		snprintf(server->lock_path, sizeof server->lock_path, "%s/%s.lock", run_dir, name);
-		if (mkdir(run_dir, 0755) && errno != EEXIST)
-			ret = ft_err_set(err, errno, "%s: %s", run_dir, strerror(errno));
+		ret = make_run_dir(run_dir, err);
 	}
 	if (!ret)
 		ret = lock_name(server, err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The agent's end of the control socket (tools/ctl/ctl.h, proto/ctl.proto): RUN_DIR/NAME.sock, mode
- * 0600.
+ * 0600, for root and whoever the agent runs as: nobody else is listened to, whatever the modes on
+ * the way say.
  *
  * A client asks one thing at a time; an answer may come much later. `wait` is answered here, by the
  * agent's changes of state; everything else is handed on. What clients may cost is bounded: their
@@ -38,9 +39,10 @@ struct ctl_server_ops {
 	void *ctx;
 };
 
-/* Creates run_dir (the last component only, 0755) if it is absent, and takes the name: a second
- * agent for the guest gets -EADDRINUSE, a socket that a dead one left is replaced. ops is copied.
- * The state is `starting`. Other errors: -errno of the system. */
+/* Creates run_dir (the last component only, 0700) if it is absent; one that others own or may write
+ * to is refused (-EPERM), for they could put a socket of theirs in the place of ours. Takes the
+ * name: a second agent for the guest gets -EADDRINUSE, a socket that a dead one left is replaced.
+ * ops is copied. The state is `starting`. Other errors: -errno of the system. */
 int ctl_server_new(struct event_base *base, const char *run_dir, const char *name,
 		   const struct ctl_server_ops *ops, struct ctl_server **out, struct ft_err *err);
 

@@ -7,7 +7,9 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "eventtap/block/disk_sums.h"
 #include "eventtap/block/disk_tap.h"
+#include "eventtap/block/journal.h"
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 #include "vmm-glue/qemu/qemu.h"
@@ -198,6 +200,20 @@ static uint64_t env_disks_behind(void *ctx)
 	return sum;
 }
 
+static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
+			    const uint8_t *sums, uint64_t *alike, struct ft_err *err)
+{
+	struct agent *a = ctx;
+
+	*alike = 0;
+	/* A standby that sums other blocks gets everything. */
+	if (range->disk >= VMM_DISKS_MAX || !a->disk_taps[range->disk] ||
+	    (sums && range->block != DISK_SUM_BLOCK_BYTES))
+		return 0;
+	return disk_tap_compare(a->disk_taps[range->disk], seed, range->offset, range->bytes, sums,
+				alike, err);
+}
+
 static bool is_shared(struct agent *a, unsigned i)
 {
 	return a->disk_taps[i] && taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
@@ -238,6 +254,15 @@ static void env_guard(void *ctx, bool on)
 	 * standby runs. */
 	memory_load(a->run_dir, a->config.name, &m);
 	m.elsewhere = on;
+	if (on) {
+		struct ft_engine_status s;
+
+		ft_engine_status(a->engine, &s);
+		m.guarded = s.generation;
+		m.peer[0] = 0;
+		if (a->has_peer)
+			uri_format(&a->peer, m.peer, sizeof m.peer);
+	}
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	if (mark_disks(a, on, &err))
@@ -257,11 +282,17 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	return guest_arm(ctx, setup, err);
 }
 
-static void stores_free(struct agent *a)
+void stores_free(struct agent *a)
 {
+	struct ft_err err = {0};
+
+	if (durable_settle(a, &err))
+		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)
 		store_free(a->stores[i]);
-	a->stores_n = 0;
+	durable_end(a);
+	a->stores_n = a->sums_disk = 0;
+	a->sums_at = 0;
 }
 
 static void env_disarm(void *ctx)
@@ -280,6 +311,25 @@ static int find_store(struct agent *a, unsigned disk, struct store **store, stru
 	return 0;
 }
 
+static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
+			  struct ft_err *err)
+{
+	struct agent *a = ctx;
+
+	for (; a->sums_disk < a->stores_n; a->sums_disk++, a->sums_at = 0) {
+		int rc;
+
+		range->disk = a->sums_disk;
+		range->offset = a->sums_at;
+		range->block = DISK_SUM_BLOCK_BYTES;
+		rc = store_sums(a->stores[a->sums_disk], seed, &a->sums_at, FT_SUMS_MAX,
+				&range->bytes, &range->zero, sums, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
 static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
 			  struct ft_err *err)
 {
@@ -288,6 +338,24 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 
 	return rc ? rc
 		  : store_sync_write(store, chunk->offset, data, chunk->bytes, chunk->zero, err);
+}
+
+static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
+{
+	return durable_stage(ctx, rec, err);
+}
+
+static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
+{
+	return durable_staged(ctx, generation, epoch, err);
+}
+
+static void env_store_unstage(void *ctx)
+{
+	struct agent *a = ctx;
+
+	if (a->journal)
+		journal_drop(a->journal);
 }
 
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
@@ -320,7 +388,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 			      struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = 0;
+	int rc = durable_settle(a, err);
 
 	for (unsigned i = 0; i < a->stores_n && !rc; i++)
 		rc = store_activate(a->stores[i], generation, epoch, settled, err);
@@ -337,7 +405,7 @@ static void env_fence(void *ctx, const char *host, uint64_t generation)
 static int env_store_outdate(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = 0;
+	int rc = durable_settle(a, err);
 
 	for (unsigned i = 0; i < a->stores_n && !rc; i++)
 		rc = store_outdate(a->stores[i], err);
@@ -349,11 +417,14 @@ static int env_store_outdate(void *ctx, struct ft_err *err)
 static void env_generation(void *ctx, uint64_t generation)
 {
 	struct agent *a = ctx;
+	struct ft_engine_status s;
 	struct ft_err err = {0};
 	struct memory m;
 
 	memory_load(a->run_dir, a->config.name, &m);
 	m.generation = generation;
+	ft_engine_status(a->engine, &s);
+	snprintf(m.home, sizeof m.home, "%s", s.home);
 	if (memory_save(a->run_dir, a->config.name, &m, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
@@ -399,13 +470,18 @@ const struct ft_env_ops agent_env = {
 	.disks_all_behind = env_disks_all_behind,
 	.disk_next = env_disk_next,
 	.disks_behind = env_disks_behind,
+	.disk_compare = env_disk_compare,
 	.disks_yield = env_disks_yield,
 	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,
 	.disarm = env_disarm,
+	.store_sums = env_store_sums,
 	.store_sync = env_store_sync,
+	.store_stage = env_store_stage,
+	.store_staged = env_store_staged,
+	.store_unstage = env_store_unstage,
 	.store_apply = env_store_apply,
 	.store_commit = env_store_commit,
 	.store_released = env_store_released,

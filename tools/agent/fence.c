@@ -3,7 +3,7 @@
  * 0 says that HOST is surely off, or cut from the guest's storage; anything else, a program that
  * cannot be started and one that takes too long say that nothing is known. What it prints goes to
  * RUN/NAME.fence, anew each time, and its last line into the error. It has a session of its own, so
- * that what it started ends with it. */
+ * that what it started ends with it; as all that an agent starts it has no capabilities. */
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -19,7 +19,7 @@
 static int reap(struct fence *f)
 {
 	int status = 0;
-	bool known = waitpid(f->process.pid, &status, WNOHANG) == f->process.pid;
+	bool known = process_status(&f->process, &status) == 0;
 
 	process_close(&f->process);
 	f->process.pid = 0;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "eventtap/block/image.h"
+#include "eventtap/block/journal.h"
 #include "eventtap/console/console_tap.h"
 #include "eventtap/pio/pio_tap.h"
 #include "ft/log.h"
@@ -277,8 +278,7 @@ static int images_check(struct agent *a, struct ft_err *err)
 
 		if (!d->image[0])
 			continue;
-		rc = store_check_startable(d->image, a->config.arbiter.type != CONFIG_ARBITER_NONE,
-					   err);
+		rc = store_check_startable(d->image, a->right, err);
 		if (!rc)
 			rc = d->size ? image_open_or_create(d->image, false, d->size, &image, err)
 				     : image_open(d->image, false, &image, err);
@@ -397,45 +397,62 @@ static bool allowed_path(struct agent *a, const char *path)
 	return false;
 }
 
+/* The place of a disk's image here, and whether it may be overwritten. */
+static int store_path(struct agent *a, const Ft__Setup *setup, const Ft__Disk *d,
+		      char path[VMM_PATH_MAX], struct ft_err *err)
+{
+	const struct config_disk *c = config_disk(a, d->id);
+
+	if (c && c->image[0]) {
+		snprintf(path, VMM_PATH_MAX, "%s", c->image);
+	} else {
+		local_path(a, d->image, path);
+		if (!allowed_path(a, path))
+			return ft_err_set(err, EPERM,
+					  "disk %.64s: %s: not below a folder of qemu { "
+					  "directories }",
+					  d->id, path);
+	}
+	/* An older history must not overwrite a newer one, unless an operator said so. */
+	if (!a->force && setup->generation && store_generation(path) > setup->generation)
+		return ft_err_set(err, ESTALE,
+				  "disk %.64s: %s is of generation %llu, the primary acts under "
+				  "%llu: the copy here is the newer one (--force gives it up)",
+				  d->id, path, (unsigned long long)store_generation(path),
+				  (unsigned long long)setup->generation);
+	if (c && (c->mode == STORE_SHARED) != d->shared)
+		return ft_err_set(err, EINVAL, "disk %.64s: %s here, %s at the primary", d->id,
+				  c->mode == STORE_SHARED ? "shared" : "replicated",
+				  d->shared ? "shared" : "replicated");
+	return 0;
+}
+
 static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 {
+	a->journal_path[0] = 0;
 	if (setup->n_disks > VMM_DISKS_MAX)
 		return ft_err_set(err, EPROTO, "set-up: %zu disks: at most %d", setup->n_disks,
 				  VMM_DISKS_MAX);
 	for (unsigned i = 0; i < setup->n_disks; i++) {
 		const Ft__Disk *d = setup->disks[i];
-		const struct config_disk *c = config_disk(a, d->id);
 		char path[VMM_PATH_MAX];
-		int rc;
+		int rc = store_path(a, setup, d, path, err);
 
-		if (c && c->image[0]) {
-			snprintf(path, sizeof path, "%s", c->image);
-		} else {
-			local_path(a, d->image, path);
-			if (!allowed_path(a, path))
-				return ft_err_set(err, EPERM,
-						  "disk %.64s: %s: not below a folder of qemu { "
-						  "directories }",
-						  d->id, path);
+		if (!rc && !d->shared && !a->journal_path[0]) {
+			snprintf(a->journal_path, sizeof a->journal_path, "%s%s", path,
+				 JOURNAL_SUFFIX);
+			/* Of another session: what it has must never be replayed again. */
+			rc = journal_remove(a->journal_path, err);
 		}
-		/* An older history must not overwrite a newer one. */
-		if (setup->generation && store_generation(path) > setup->generation)
-			return ft_err_set(err, ESTALE,
-					  "disk %.64s: %s is of generation %llu, the primary acts "
-					  "under %llu: the copy here is the newer one",
-					  d->id, path, (unsigned long long)store_generation(path),
-					  (unsigned long long)setup->generation);
-		if (c && (c->mode == STORE_SHARED) != d->shared)
-			return ft_err_set(err, EINVAL, "disk %.64s: %s here, %s at the primary",
-					  d->id, c->mode == STORE_SHARED ? "shared" : "replicated",
-					  d->shared ? "shared" : "replicated");
+		if (rc)
+			return rc;
 		rc = store_open(d->id, path, d->shared ? STORE_SHARED : STORE_REPLICATED, d->bytes,
 				a->config.uuid, &a->stores[i], err);
 		if (rc)
 			return rc;
 		a->stores_n = i + 1;
 	}
-	return 0;
+	return durable_begin(a, err);
 }
 
 static int arm_qemu(struct agent *a, const Ft__Setup *setup, struct vmm **vmm, struct ft_err *err)

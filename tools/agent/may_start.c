@@ -47,26 +47,72 @@ static int claim(struct agent *a, const struct ft_start_question *rule, struct f
 			  a->arbiter->ops->type, q.why);
 }
 
-static int ask(struct agent *a, bool elsewhere, struct ft_err *err)
+/* All disks here are a standby's whole copies of that generation. */
+static bool is_whole(struct agent *a, uint64_t generation)
 {
-	char memory[2 * CONFIG_PATH_MAX];
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		if (a->config.disks[i].mode != STORE_REPLICATED ||
+		    !store_is_consistent(a->config.disks[i].image, generation))
+			return false;
+	return a->config.disks_n > 0;
+}
+
+static bool ask_standby(struct agent *a, const char *uri, struct ft_start_standby *says,
+			struct ft_err *why)
+{
+	struct peer_answer peer;
+
+	if (peer_ask(a, uri, &peer, why))
+		return false;
+	*says = (struct ft_start_standby){.runs = peer.runs,
+					  .waits = peer.waits,
+					  .generation = peer.generation,
+					  .committed = peer.committed};
+	return true;
+}
+
+static int obey(struct agent *a, struct ft_start_question *rule, struct ft_err *err)
+{
+	struct ft_start_standby says;
+	struct ft_err why = {0};
+	int rc = ft_start_rule(rule, &a->right, err);
+
+	if (rc == FT_START_ASK_STANDBY) {
+		rule->asked = true;
+		rule->standby_why = why.text;
+		if (ask_standby(a, rule->peer, &says, &why))
+			rule->standby = &says;
+		rc = ft_start_rule(rule, &a->right, err);
+		if (rc >= 0)
+			ft_info("%s: the standby of before, %s, holds nothing: the copy here is "
+				"the newest",
+				a->config.name, rule->peer);
+	}
+	if (rule->force && err->code)
+		ft_warn("%s: forced: %s", a->config.name, err->text);
+	return rc == FT_START_AFTER_CLAIM ? claim(a, rule, err) : rc;
+}
+
+static int ask(struct agent *a, const struct memory *m, struct ft_err *err)
+{
 	struct question q = {0};
 	struct ft_start_question rule = {.host_id = a->host_id,
-					 .elsewhere = elsewhere,
-					 .memory = memory,
+					 .elsewhere = m->elsewhere,
+					 .guarded = m->guarded,
+					 .peer = m->peer,
 					 .arbiter = a->arbiter->ops->type,
-					 .why = q.why};
-	int rc;
+					 .why = q.why,
+					 .force = a->force};
 
-	snprintf(memory, sizeof memory, "%s/%s.memory", a->run_dir, a->config.name);
 	if (a->config.arbiter.type != CONFIG_ARBITER_NONE) {
 		a->arbiter->ops->read(a->arbiter, on_answer, &q);
 		await(a, &q);
 		if (q.answer == FT_ARBITER_GRANTED)
 			rule.record = &q.now;
 	}
-	rc = ft_start_rule(&rule, err);
-	return rc == FT_START_AFTER_CLAIM ? claim(a, &rule, err) : rc;
+	if (rule.record && is_whole(a, q.now.generation))
+		rule.whole = q.now.generation;
+	return obey(a, &rule, err);
 }
 
 /* The keeper ends a protected guest's VM with its agent; should it have been killed too, this is
@@ -89,7 +135,7 @@ int may_start(struct agent *a, struct ft_err *err)
 	memory_load(a->run_dir, a->config.name, &m);
 	if (m.elsewhere)
 		end_leftover(a, &m);
-	rc = ask(a, m.elsewhere, err);
+	rc = ask(a, &m, err);
 	if (rc)
 		return rc;
 	m.elsewhere = false;

@@ -19,7 +19,7 @@ static void path_of(char out[MEMORY_PATH_MAX], const char *run_dir, const char *
 
 int memory_load(const char *run_dir, const char *name, struct memory *m)
 {
-	char path[MEMORY_PATH_MAX], line[128];
+	char path[MEMORY_PATH_MAX], line[URI_TEXT_MAX + 16];
 	FILE *f;
 
 	memset(m, 0, sizeof *m);
@@ -30,9 +30,14 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 	while (fgets(line, sizeof line, f)) {
 		line[strcspn(line, "\n")] = 0;
 		if (sscanf(line, "generation %" SCNu64, &m->generation) == 1 ||
+		    sscanf(line, "guarded %" SCNu64, &m->guarded) == 1 ||
 		    sscanf(line, "vmm_pid %" SCNd64, &m->vmm_pid) == 1 ||
 		    sscanf(line, "vmm_start %" SCNu64, &m->vmm_start) == 1)
 			continue;
+		if (!strncmp(line, "home ", 5))
+			snprintf(m->home, sizeof m->home, "%.*s", FT_HOST_ID_MAX - 1, line + 5);
+		if (!strncmp(line, "peer ", 5))
+			snprintf(m->peer, sizeof m->peer, "%.*s", URI_TEXT_MAX, line + 5);
 		m->elsewhere = m->elsewhere || !strcmp(line, "elsewhere 1");
 	}
 	fclose(f);
@@ -51,9 +56,13 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 	if (!f)
 		return ft_err_set(err, errno, "%s: cannot write: %s", temporary, strerror(errno));
 	fprintf(f,
-		"generation %" PRIu64 "\nvmm_pid %" PRId64 "\nvmm_start %" PRIu64
-		"\nelsewhere %d\n",
-		m->generation, m->vmm_pid, m->vmm_start, m->elsewhere);
+		"generation %" PRIu64 "\nguarded %" PRIu64 "\nvmm_pid %" PRId64
+		"\nvmm_start %" PRIu64 "\nelsewhere %d\n",
+		m->generation, m->guarded, m->vmm_pid, m->vmm_start, m->elsewhere);
+	if (m->home[0])
+		fprintf(f, "home %s\n", m->home);
+	if (m->peer[0])
+		fprintf(f, "peer %s\n", m->peer);
 	bad = fflush(f) || fsync(fileno(f));
 	bad = fclose(f) || bad;
 	if (bad || rename(temporary, path))

@@ -35,7 +35,7 @@ static int check_uri(struct agent *a, const char *text, struct uri *uri, struct 
 }
 
 /* The same on both hosts, for it comes from the name unless the guest file gives one. */
-static void about_guest(const struct agent *a, struct ft_link *link)
+void peer_link(const struct agent *a, struct ft_link *link)
 {
 	uint8_t uuid[FRAME_UUID];
 	unsigned n = 0, byte;
@@ -54,7 +54,7 @@ static void on_accepted(void *ctx, struct ft_link *link)
 {
 	struct agent *a = ctx;
 
-	about_guest(a, link);
+	peer_link(a, link);
 	ft_engine_accepted(a->engine, link);
 }
 
@@ -95,7 +95,7 @@ static void on_dialed(void *ctx, struct ft_link *link, const struct ft_err *why)
 
 	d->connector = NULL;
 	if (link)
-		about_guest(d->agent, link);
+		peer_link(d->agent, link);
 	ft_engine_dialed(d->agent->engine, d->heartbeat, link, why);
 }
 

@@ -155,6 +155,8 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 		run_later(a, call, ft_engine_verify, CALL_VERIFY);
 	} else if (!strcmp(command, "failover")) {
 		run_later(a, call, ft_engine_failover, CALL_STATUS);
+	} else if (!strcmp(command, "failback")) {
+		run_later(a, call, ft_engine_failback, CALL_STATUS);
 	} else if (!strcmp(command, "cancel")) {
 		do_cancel(a, call);
 	} else if (!strcmp(command, "stop")) {

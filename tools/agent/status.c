@@ -28,8 +28,8 @@ static uint64_t wall_ms(uint64_t mono_ns)
 
 static const char *disk_state(struct agent *a, unsigned i)
 {
-	static const char *const names[] = {"", "Inconsistent", "Outdated", "UpToDate",
-					    "Protected"};
+	static const char *const names[] = {"",		"Inconsistent", "Outdated",
+					    "UpToDate", "Protected",	"Consistent"};
 
 	return i < a->stores_n && a->stores[i] ? names[store_state(a->stores[i])] : "UpToDate";
 }
@@ -95,6 +95,9 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.generation = s.generation;
 	out.deciding = s.waiting_for_decision;
 	out.rounds = s.rounds;
+	out.disk_alike = s.disk_bytes_alike;
+	out.disk_copied = s.disk_bytes_copied;
+	out.home = (char *)(uintptr_t)s.home;
 	arbiter.type = (char *)(uintptr_t)arbiters[a->config.arbiter.type];
 	arbiter.state = (char *)(uintptr_t)s.arbiter_state;
 	arbiter.holder = s.is_primary ? a->host_id : (char *)(uintptr_t) "";

@@ -19,8 +19,7 @@
 		       networks do */
 #define DISK_LOG_BYTES_MAX (32u << 20)
 
-/* Any thread. */
-static void wake(struct agent *a)
+void taps_wake(struct agent *a)
 {
 	uint64_t one = 1;
 
@@ -32,7 +31,7 @@ static void on_output(void *ctx)
 	struct agent *a = ctx;
 
 	if (!atomic_exchange(&a->output, true))
-		wake(a);
+		taps_wake(a);
 }
 
 static void on_pressure(void *ctx)
@@ -40,7 +39,7 @@ static void on_pressure(void *ctx)
 	struct agent *a = ctx;
 
 	if (!atomic_exchange(&a->pressure, true))
-		wake(a);
+		taps_wake(a);
 }
 
 struct tap_notify taps_notify(struct agent *a)
@@ -218,6 +217,8 @@ static void on_waiting(evutil_socket_t fd, short what, void *ctx)
 		ft_engine_pressure(a->engine);
 	if (atomic_exchange(&a->output, false))
 		ft_engine_output(a->engine);
+	if (atomic_exchange(&a->journaled, false))
+		durable_news(a);
 }
 
 int taps_listen(struct agent *a, struct ft_err *err)

@@ -39,6 +39,7 @@ uint32_t ctl_get_length(const uint8_t in[CTL_HEADER_BYTES]);
 #define CTL_ERR_NOT_RUNNING   "not-running"   /* no agent for that guest */
 #define CTL_ERR_NO_ANSWER     "no-answer"     /* there is one, but it does not answer */
 #define CTL_ERR_PROTOCOL      "protocol"      /* it answers what nobody understands */
+#define CTL_ERR_DENIED	      "denied"	      /* not by this user */
 #define CTL_ERR_BUSY	      "busy"	      /* too many clients or operations */
 #define CTL_ERR_STATE	      "state"	      /* impossible in the guest's state */
 #define CTL_ERR_TIMEOUT	      "timeout"	      /* not reached in time (wait: exit code 4) */

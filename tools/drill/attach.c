@@ -11,8 +11,9 @@
 #include "tools/drill/ledger.h"
 #include "tools/drill/scene.h"
 
-#define TAP  "tap0"
-#define WORD (2 * HOST_PATH_MAX)
+#define TAP    "tap0"
+#define NETDEV "tap,id=n0,ifname=" TAP ",script=no,downscript=no"
+#define WORD   (2 * HOST_PATH_MAX)
 
 /* attach: where it runs already. How a peer's command line becomes one for here stands in both
  * files: after a planned switch who attached is the standby. */
@@ -99,7 +100,7 @@ int attach_start_theirs(struct drill *d, struct ft_err *err)
 				    "-device",
 				    "virtio-blk-pci,drive=d0",
 				    "-netdev",
-				    "tap,id=n0,ifname=" TAP ",script=no,downscript=no",
+				    NETDEV,
 				    "-device",
 				    "virtio-net-pci,netdev=n0,mac=52:54:00:0d:0d:01",
 				    "-chardev",

@@ -133,7 +133,7 @@ int run_round(struct drill *d, struct round *r, struct ft_err *err)
 	d->round = NULL;
 	if (!rc)
 		report_round(d, r);
-	return rc;
+	return rc || !d->o->give_back ? rc : homecoming(d, r, err);
 }
 
 static int run_rounds(struct drill *d, struct round *rounds, unsigned *done, struct ft_err *err)
@@ -189,7 +189,8 @@ static int run_all(struct drill *d, struct round *rounds, unsigned *done, struct
 		rc = (d->o->soak_s ? soak : run_rounds)(d, rounds, done, err);
 	}
 	if (!rc)
-		rc = pair_compare(d, d->o->kill == DRILL_SWITCH && !d->o->soak_s, err);
+		rc = pair_compare(
+			d, (d->o->kill == DRILL_SWITCH || d->o->give_back) && !d->o->soak_s, err);
 	if (!d->client)
 		return rc;
 	/* Whatever else went wrong, this is what counts. */

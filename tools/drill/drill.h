@@ -55,8 +55,10 @@ struct drill_options {
 	bool arbiter_file;    /* else none, with the survivor that the fault asks for */
 	bool attach;	      /* to a QEMU that was started without us */
 	bool shared_disk;
-	bool json; /* one object on stdout, and nothing else */
-	bool keep; /* the folder with logs and images stays */
+	bool durable;	/* the standby syncs before it acknowledges */
+	bool give_back; /* after the takeover the lost host returns, and the guest goes home */
+	bool json;	/* one object on stdout, and nothing else */
+	bool keep;	/* the folder with logs and images stays */
 };
 
 /* Also exit codes of `ftctl drill`. */

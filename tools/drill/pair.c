@@ -163,8 +163,10 @@ static int write_guest_file(struct drill *d, const char *name, unsigned which, m
 	fprintf(f, "name = \"" DRILL_GUEST "\"\n");
 	machine(d, which, f);
 	fprintf(f, "tls { ca = \"pki/ca.pem\" }\n");
+	fprintf(f, "ft { durability = \"%s\"", d->o->durable ? "disk" : "memory");
 	if (d->o->takeover_ms)
-		fprintf(f, "ft { takeover_ms = %u }\n", d->o->takeover_ms);
+		fprintf(f, " takeover_ms = %u", d->o->takeover_ms);
+	fprintf(f, " }\n");
 	if (d->o->arbiter_file)
 		fprintf(f, "arbiter { type = \"file\" dir = \"arbiter\" }\n");
 	else

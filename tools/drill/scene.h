@@ -49,7 +49,9 @@ struct round {
 	bool verified;
 	uint64_t digest;
 	uint64_t thawed_ns;
-	unsigned marks_n; /* checkpoints that were committed */
+	uint64_t disk_alike, disk_copied; /* when the lost host returned */
+	double home_gap_ms;		  /* longest silence of the way home */
+	unsigned marks_n;		  /* checkpoints that were committed */
 	struct mark marks[DRILL_MARKS_MAX];
 };
 
@@ -136,6 +138,11 @@ int attach_host(struct host *h, struct ft_err *err);
 int attach_start_theirs(struct drill *d, struct ft_err *err);
 /* Leaves protection; the guest must run on as before. */
 int attach_let_go(struct drill *d, struct ft_err *err);
+
+/* ---- homecoming.c ---- */
+
+/* The lost host returns as the standby, gets what differs, and the guest goes home. */
+int homecoming(struct drill *d, struct round *r, struct ft_err *err);
 
 /* ---- strike.c ---- */
 

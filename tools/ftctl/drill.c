@@ -21,7 +21,9 @@ enum {
 	OPT_KEEP,
 	OPT_SOAK,
 	OPT_SEED,
-	OPT_ATTACH
+	OPT_ATTACH,
+	OPT_RETURN,
+	OPT_DURABILITY
 };
 
 /* 0, or what is wrong with the option's value. */
@@ -72,6 +74,14 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 	case OPT_ATTACH:
 		o->attach = true;
 		return NULL;
+	case OPT_DURABILITY:
+		o->durable = !strcmp(value, "disk");
+		return strcmp(value, "disk") && strcmp(value, "memory")
+			       ? "--durability is memory or disk"
+			       : NULL;
+	case OPT_RETURN:
+		o->give_back = true;
+		return NULL;
 	case OPT_KEEP:
 		o->keep = true;
 		return NULL;
@@ -82,17 +92,20 @@ static const char *take_option(struct drill_options *o, int opt, const char *val
 
 int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
-	static const struct option longs[] = {{"kill", required_argument, NULL, OPT_KILL},
-					      {"rounds", required_argument, NULL, OPT_ROUNDS},
-					      {"vmm", required_argument, NULL, OPT_VMM},
-					      {"arbiter", required_argument, NULL, OPT_ARBITER},
-					      {"disk", required_argument, NULL, OPT_DISK},
-					      {"takeover", required_argument, NULL, OPT_TAKEOVER},
-					      {"keep", no_argument, NULL, OPT_KEEP},
-					      {"attach", no_argument, NULL, OPT_ATTACH},
-					      {"soak", required_argument, NULL, OPT_SOAK},
-					      {"seed", required_argument, NULL, OPT_SEED},
-					      {0}};
+	static const struct option longs[] = {
+		{"kill", required_argument, NULL, OPT_KILL},
+		{"rounds", required_argument, NULL, OPT_ROUNDS},
+		{"vmm", required_argument, NULL, OPT_VMM},
+		{"arbiter", required_argument, NULL, OPT_ARBITER},
+		{"disk", required_argument, NULL, OPT_DISK},
+		{"takeover", required_argument, NULL, OPT_TAKEOVER},
+		{"keep", no_argument, NULL, OPT_KEEP},
+		{"attach", no_argument, NULL, OPT_ATTACH},
+		{"return", no_argument, NULL, OPT_RETURN},
+		{"durability", required_argument, NULL, OPT_DURABILITY},
+		{"soak", required_argument, NULL, OPT_SOAK},
+		{"seed", required_argument, NULL, OPT_SEED},
+		{0}};
 	struct drill_options o = {.run_dir = ctl->run_dir, .json = ctl->json, .rounds = 1};
 	struct ft_err err = {0};
 	const char *mistake;
@@ -111,6 +124,10 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	if (o.attach && (o.name || o.shared_disk))
 		return fail_usage(ctl, command,
 				  "--attach goes with neither a name nor --disk shared");
+	if (o.give_back && (o.name || o.soak_s || o.attach || o.kill == DRILL_STANDBY ||
+			    o.kill == DRILL_SWITCH || o.kill == DRILL_LINK))
+		return fail_usage(ctl, command,
+				  "--return goes with --kill host, agent, vmm or freeze only");
 	if (o.soak_s && (o.name || o.kill_given))
 		return fail_usage(ctl, command, "--soak goes with neither a name nor --kill");
 	ret = drill_run(&o, &reported, &err);

@@ -6,7 +6,7 @@
  *   ask.c       one request to one agent; the list of guests
  *   out.c       errors and JSON
  *   status.c    status, wait, and the JSON of a status        table.c  the table of status and top
- *   protect.c   migrate, checkpoint, failover, cancel, verify, stop
+ *   protect.c   migrate, checkpoint, failover, failback, cancel, verify, stop
  *   top.c, pki.c, drill.c
  *
  * A command prints its result and returns an exit code. With --json it prints exactly one object,

@@ -105,6 +105,10 @@ json_t *status_json(const Ctl__Status *s)
 	json_object_set_new(o, "disks", disks_json(s));
 	json_object_set_new(o, "deciding", json_boolean(s->deciding));
 	json_object_set_new(o, "rounds", json_integer(count(s->rounds)));
+	json_object_set_new(o, "resync",
+			    json_pack("{s:I, s:I}", "alike", count(s->disk_alike), "copied",
+				      count(s->disk_copied)));
+	json_object_set_new(o, "home", text_or_null(s->home));
 	json_object_set_new(o, "last_error", text_or_null(s->last_error));
 	return o;
 }

@@ -145,5 +145,9 @@ void status_details(const Ctl__Status *s, FILE *to)
 			 bytes_text(a, s->disks[i]->bytes_behind));
 		text_line(to, "disk", line);
 	}
+	if (s->disk_alike || s->disk_copied)
+		fprintf(to, "%-12s %s were there already, %s copied\n", "resync",
+			bytes_text(a, s->disk_alike), bytes_text(b, s->disk_copied));
+	text_line(to, "home", s->home);
 	text_line(to, "last error", s->last_error);
 }

@@ -5,6 +5,7 @@
 // ours, its serial ports become sockets in our run directory.
 #include "vmm-glue/qemu/command_line.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <libgen.h>
@@ -222,12 +223,14 @@ static int option_memory(struct command_line *c, const char *option, const char 
 	json_t *o = options_parse(value, "size");
 	const char *size = options_get(o, "size");
 	char *end = NULL;
-	uint64_t n = size ? strtoull(size, &end, 10) : 0;
+	/* A sign is no digit: -1 would be a very large number. */
+	uint64_t n = size && isdigit((unsigned char)*size) ? strtoull(size, &end, 10) : 0;
 	unsigned shift = 20; /* QEMU: MiB without a suffix */
 
 	if (end && *end) {
 		static const char units[] = "BKMGT";
-		const char *unit = strchr(units, *end & ~0x20);
+		const char *unit =
+			isalpha((unsigned char)*end) ? strchr(units, *end & ~0x20) : NULL;
 
 		shift = unit && end[1] == '\0' ? 10 * (unsigned)(unit - units) : 64;
 	}
@@ -331,7 +334,7 @@ static void begin(struct command_line *c)
 	argv_opt(&c->trial, "-name", "%s-trial", c->rules->name);
 }
 
-static int translate(struct command_line *c, const char *const *argv, struct ft_err *err)
+int command_line_translate(struct command_line *c, const char *const *argv, struct ft_err *err)
 {
 	int r = 0;
 
@@ -362,7 +365,7 @@ int qemu_arm_command_line(const char *const *argv, const struct qemu_arm_rules *
 
 	if (r < 0)
 		return r;
-	r = translate(&c, argv, err);
+	r = command_line_translate(&c, argv, err);
 	if (r == 0)
 		r = qemu_arm_argv(vm, &c.run, &c.trial, c.memory_bytes, err);
 	argv_free(&c.run);

@@ -13,6 +13,11 @@ struct command_line {
 	unsigned nics_n, serials_n;
 };
 
+/* c->rules is given. run and trial, and memory_bytes, are made of argv, which is NULL-terminated;
+ * both are argv_free()'d by the caller, also after an error. -EPERM: what is not on the list, by
+ * name. Touches nothing but the files that argv names. */
+int command_line_translate(struct command_line *c, const char *const *argv, struct ft_err *err);
+
 /* Handler of one option on the allow-list. -EPERM for what it does not allow. */
 typedef int option_handler(struct command_line *c, const char *option, const char *value,
 			   struct ft_err *err);

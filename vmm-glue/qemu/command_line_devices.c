@@ -13,21 +13,37 @@
 #include "vmm-glue/qemu/internal.h"
 #include "vmm-glue/qemu/options.h"
 
-#define VALUE_MAX 2048
+#define VALUE_MAX      2048
+#define KEY_CHARACTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-"
 
 static int parse(const char *option, const char *value, const char *first, json_t **out,
 		 struct ft_err *err)
 {
-	*out = options_parse(value, first);
-	return *out ? 0
-		    : ft_err_set(err, EPERM, "qemu: command line: -%s %s: malformed", option,
-				 value);
-}
-
-static int check_keys(const char *option, json_t *o, const char *const *keys, struct ft_err *err)
-{
 	const char *key;
 	json_t *item;
+
+	*out = options_parse(value, first);
+	if (!*out)
+		return ft_err_set(err, EPERM, "qemu: command line: -%s %s: malformed", option,
+				  value);
+	/* JSON takes any text as a key; printed as ours, it could become several. */
+	json_object_foreach(
+		*out, key,
+		item) if (key[strspn(key, KEY_CHARACTERS)]) return ft_err_set(err, EPERM,
+									      "qemu: command line: "
+									      "-%s: '%s' is no key",
+									      option, key);
+	return 0;
+}
+
+/* Only those keys; values are plain but for that of `path`, which has a rule of its own. path NULL:
+ * nothing of them will be printed. */
+static int check_keys(const char *option, json_t *o, const char *const *keys, const char *path,
+		      struct ft_err *err)
+{
+	const char *key, *text;
+	json_t *item;
+	int r;
 
 	json_object_foreach(o, key, item)
 	{
@@ -38,6 +54,10 @@ static int check_keys(const char *option, json_t *o, const char *const *keys, st
 		if (!*k)
 			return ft_err_set(err, EPERM, "qemu: command line: -%s: %s is not allowed",
 					  option, key);
+		text = options_get(o, key);
+		r = text && path && strcmp(key, path) ? command_line_plain(option, text, err) : 0;
+		if (r < 0)
+			return r;
 	}
 	return 0;
 }
@@ -134,7 +154,7 @@ int option_drive(struct command_line *c, const char *option, const char *value, 
 	int r = parse(option, value, NULL, &o, err);
 
 	if (r == 0)
-		r = check_keys(option, o, keys, err);
+		r = check_keys(option, o, keys, "file", err);
 	if (r == 0 && !is_one_of(options_get(o, "if"), interfaces))
 		r = refuse(option, "if", options_get(o, "if"), err);
 	if (r == 0 && !is_one_of(options_get(o, "format"), (const char *const[]){"raw", NULL}))
@@ -176,10 +196,10 @@ int option_blockdev(struct command_line *c, const char *option, const char *valu
 	json_t *o;
 	int r = parse(option, value, "driver", &o, err);
 
-	if (r == 0)
-		r = check_keys(option, o, keys, err);
 	driver = options_get(o, "driver");
 	below = options_get(o, "file.driver");
+	if (r == 0)
+		r = check_keys(option, o, keys, below ? "file.filename" : "filename", err);
 	if (r < 0)
 		;
 	else if (is_one_of(driver, files) && options_get(o, "filename") && !below)
@@ -209,7 +229,7 @@ int option_netdev(struct command_line *c, const char *option, const char *value,
 	if (r == 0 && !is_one_of(options_get(o, "type"), (const char *const[]){"tap", NULL}))
 		r = refuse(option, "type", options_get(o, "type"), err);
 	if (r == 0)
-		r = check_keys(option, o, keys, err);
+		r = check_keys(option, o, keys, NULL, err);
 	ifname = options_get(o, "ifname");
 	id = options_get(o, "id");
 	vhost = options_get(o, "vhost");
@@ -358,7 +378,7 @@ int option_object(struct command_line *c, const char *option, const char *value,
 	if (r == 0 && !is_one_of(type, rng))
 		r = refuse(option, "qom-type", type, err);
 	if (r == 0)
-		r = check_keys(option, o, keys, err);
+		r = check_keys(option, o, keys, "filename", err);
 	if (r == 0 && options_get(o, "filename") && !is_one_of(options_get(o, "filename"), sources))
 		r = refuse(option, "filename", options_get(o, "filename"), err);
 	if (r == 0)

@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "vmm-glue/helper.h"
 #include "vmm-glue/qemu/clock.h"
 
 #define LAST_WORDS_MAX 4096
@@ -50,20 +51,17 @@ static int spawn_with(pid_t *pid, char *const argv[], const int *fds, unsigned f
 	return r;
 }
 
-int process_spawn(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
-		  const char *log, struct ft_err *err)
+int process_spawn_here(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
+		       int log_fd, struct ft_err *err)
 {
 	int high[SPAWN_FDS_MAX + 1], r = 0;
-	unsigned n = 0;
+	unsigned n;
 
 	assert(fds_n <= SPAWN_FDS_MAX);
 	*p = (struct process){.pidfd = -1};
-	high[n] = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
-	if (high[n++] < 0)
-		return ft_err_set(err, errno, "qemu: %s: %s", log, strerror(errno));
 	/* dup2() in the child must not overwrite a source that is still to be copied. */
-	for (; n <= fds_n && !r; n++) {
-		high[n] = fcntl(fds[n - 1], F_DUPFD_CLOEXEC, FD_HIGH);
+	for (n = 0; n <= fds_n && !r; n++) {
+		high[n] = fcntl(n ? fds[n - 1] : log_fd, F_DUPFD_CLOEXEC, FD_HIGH);
 		r = high[n] < 0 ? errno : 0;
 	}
 	if (!r)
@@ -81,6 +79,22 @@ int process_spawn(struct process *p, char *const argv[], const int *fds, unsigne
 	kill(p->pid, SIGKILL);
 	waitpid(p->pid, NULL, 0);
 	return ft_err_set(err, r, "qemu: pidfd_open: %s", strerror(r));
+}
+
+int process_spawn(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
+		  const char *log, struct ft_err *err)
+{
+	int log_fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600), r;
+
+	*p = (struct process){.pidfd = -1};
+	if (log_fd < 0)
+		return ft_err_set(err, errno, "qemu: %s: %s", log, strerror(errno));
+	if (helper_here())
+		r = helper_spawn(argv, log_fd, fds, fds_n, &p->pid, &p->pidfd, err);
+	else
+		r = process_spawn_here(p, argv, fds, fds_n, log_fd, err);
+	close(log_fd);
+	return r;
 }
 
 int process_open(struct process *p, pid_t pid, struct ft_err *err)
@@ -105,6 +119,16 @@ bool process_ended(struct process *p, unsigned within_ms)
 		waitpid(p->pid, NULL, 0);
 	p->child = false;
 	return true;
+}
+
+int process_status(struct process *p, int *status)
+{
+	if (helper_here() && !p->child)
+		return helper_status(p->pid, status, NULL);
+	if (!p->child || waitpid(p->pid, status, WNOHANG) != p->pid)
+		return -ECHILD;
+	p->child = false;
+	return 0;
 }
 
 void process_kill(struct process *p)

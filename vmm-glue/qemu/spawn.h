@@ -20,13 +20,19 @@ struct process {
 	bool child; /* ours to reap */
 };
 
-/* log: appended to. Returns when the program has been executed, not when it is ready. */
+/* log: appended to. Through the helper where there is one (helper.h). Returns when the program has
+ * been executed, not when it is ready. */
 int process_spawn(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
 		  const char *log, struct ft_err *err);
+/* The same, never through the helper (helper.h), with the log as a descriptor. */
+int process_spawn_here(struct process *p, char *const argv[], const int *fds, unsigned fds_n,
+		       int log_fd, struct ft_err *err);
 /* A process that somebody else started. */
 int process_open(struct process *p, pid_t pid, struct ft_err *err);
 /* Has it ended? Waits at most within_ms. Reaps it. */
 bool process_ended(struct process *p, unsigned within_ms);
+/* The wait status of one that was spawned and has ended. -ECHILD: nobody can tell. */
+int process_status(struct process *p, int *status);
 void process_kill(struct process *p);
 /* Forgets it; it runs on. */
 void process_close(struct process *p);
