@@ -41,6 +41,7 @@ struct journal {
 	bool begins;		  // the next seal is the first of a file
 	uint64_t nonce, at, used; // where the entry begins, bytes of records in it
 	XXH3_state_t *hash;
+	bool finished; // the images may be closed
 
 	struct worker worker;
 	pthread_mutex_t lock; // guards what follows
@@ -164,7 +165,9 @@ void journal_free(struct journal *j, bool keep)
 int journal_finish(struct journal *j)
 {
 	worker_stop(&j->worker);
-	return flush_images(j);
+	int ret = j->finished ? 0 : flush_images(j);
+	j->finished = ret == 0;
+	return ret;
 }
 
 int journal_remove(const char *path, struct ft_err *err)

@@ -57,8 +57,8 @@ int journal_seal(struct journal *j, uint64_t generation, uint64_t epoch, struct 
 /* The last epoch that is durable: true when there is one that was not taken yet. *error: 0, or
  * -errno of the disk; then nothing more becomes durable. */
 bool journal_take(struct journal *j, uint64_t *epoch, int *error);
-/* Stops the thread and makes the images durable. The journal can only be freed then, 0 or
- * -errno. */
+/* Stops the thread and makes the images durable. The journal can only be freed then, and the images
+ * may be closed before. 0, also when called again, or -errno. */
 int journal_finish(struct journal *j);
 /* NULL is fine. keep: the file stays, for a replay after what looks like a power cut. */
 void journal_free(struct journal *j, bool keep);
