@@ -103,12 +103,12 @@ static int open_all(struct recovery *r, struct ft_err *err)
 		if (!r->disks[i].image)
 			continue;
 		ret = metadata_open(r->disks[i].image, &r->metas[i], err);
-		if (ret == 0)
+		r->unknown |= ret == 0 && r->metas[i].fresh;
+		if (ret == 0 && !r->unknown)
 			ret = image_open(r->disks[i].image, true, &r->images[i], err);
-		if (ret < 0)
+		if (ret < 0 || r->unknown)
 			break;
 		r->open[i].image = &r->images[i];
-		r->unknown |= r->metas[i].fresh;
 		if (r->metas[i].record.state != STORE_INCONSISTENT) {
 			r->settled = true;
 			r->as = r->metas[i].record;

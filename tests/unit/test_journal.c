@@ -419,6 +419,14 @@ static void test_recover(void **state)
 	assert_int_equal(store_recover(journal, disks, DISKS, &err), 0);
 	expect_state(1, STORE_INCONSISTENT, 3, 2);
 
+	// And the image with it, so that it is copied anew.
+	write_file(journal, file, len);
+	unlink(path);
+	unlink(image[0]);
+	assert_int_equal(store_recover(journal, disks, DISKS, &err), 0);
+	assert_int_equal(access(journal, F_OK), -1);
+	write_file(image[0], model[1][0], BYTES);
+
 	// A journal of nothing, and no journal: still inconsistent.
 	write_file(journal, file, 200);
 	for (unsigned i = 0; i < DISKS; i++)
