@@ -234,6 +234,12 @@ void ft_engine_free(struct ft_engine *e)
 	free(e);
 }
 
+void ft_engine_remember(struct ft_engine *e, uint64_t generation)
+{
+	assert(e->state.now == FT_STARTING);
+	e->generation = generation > e->generation ? generation : e->generation;
+}
+
 void ft_engine_start_solo(struct ft_engine *e, struct vmm *vmm)
 {
 	e->vmm = vmm;

@@ -41,8 +41,10 @@ static int claim(struct agent *a, const struct ft_start_question *rule, struct f
 
 	a->arbiter->ops->swap(a->arbiter, rule->record->generation, &want, on_answer, &q);
 	await(a, &q);
-	if (q.answer == FT_ARBITER_GRANTED)
+	if (q.answer == FT_ARBITER_GRANTED) {
+		ft_engine_remember(a->engine, want.generation); /* it runs under that one */
 		return 0;
+	}
 	return ft_err_set(err, EAGAIN, "arbiter %s: the guest cannot be claimed: %s",
 			  a->arbiter->ops->type, q.why);
 }
@@ -129,6 +131,7 @@ static void end_leftover(struct agent *a, const struct memory *m)
 
 int may_start(struct agent *a, struct ft_err *err)
 {
+	struct ft_engine_status s;
 	struct memory m;
 	int rc;
 
@@ -138,6 +141,8 @@ int may_start(struct agent *a, struct ft_err *err)
 	rc = ask(a, &m, err);
 	if (rc)
 		return rc;
+	ft_engine_status(a->engine, &s);
+	m.generation = s.generation;
 	m.elsewhere = false;
 	return memory_save(a->run_dir, a->config.name, &m, err);
 }
