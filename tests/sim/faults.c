@@ -239,8 +239,10 @@ static void on_runner_crash(void *ctx, uint64_t powerless)
 {
 	struct world *w = ctx;
 
-	if (!w->faults_over)
-		node_crash(world_runner(w), powerless);
+	if (w->faults_over)
+		return;
+	node_crash(world_runner(w), powerless);
+	w->must_survive = false; /* more than one fault */
 }
 
 /* The old primary is away for long, and the new one does not live to tell it. */
