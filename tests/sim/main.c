@@ -265,7 +265,7 @@ int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
 
-	signal(SIGABRT, run_died);
+	signal(SIGABRT, run_died); // NOLINT(bugprone-signal-handler): only write(2)
 	if (argc == 2 && *what >= '0' && *what <= '9')
 		return simulate(&(struct run){.seed = number(what), .timeline = TIMELINE_WHOLE})
 			       ? 0

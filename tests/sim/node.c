@@ -497,17 +497,16 @@ static bool ask_standby(struct node *n, struct ft_start_standby *says)
 	return true;
 }
 
-static int ask_rule(struct node *n, struct ft_start_question *q, enum store_right *right,
-		    struct ft_err *err)
+static int ask_rule(struct node *n, struct ft_start_question *q, struct ft_start_standby *says,
+		    enum store_right *right, struct ft_err *err)
 {
-	struct ft_start_standby says;
 	int rc = ft_start_rule(q, right, err);
 
 	if (rc != FT_START_ASK_STANDBY)
 		return rc;
 	q->asked = true;
-	if (ask_standby(n, &says))
-		q->standby = &says;
+	if (ask_standby(n, says))
+		q->standby = says;
 	return ft_start_rule(q, right, err);
 }
 
@@ -525,6 +524,7 @@ static bool may_start(struct node *n)
 				      .why = "",
 				      .standby_why = "",
 				      .force = n->forced};
+	struct ft_start_standby says;
 	enum store_right right;
 	int rc;
 
@@ -532,7 +532,7 @@ static bool may_start(struct node *n)
 		q.record = &now;
 	if (q.record && disks_whole(n, now.generation))
 		q.whole = now.generation;
-	rc = ask_rule(n, &q, &right, &err);
+	rc = ask_rule(n, &q, &says, &right, &err);
 	if (w->mutant == MUTANT_START_UNASKED && rc < 0) {
 		rc = FT_START;
 		right = w->options.arbiter_file ? STORE_RIGHT_GRANTED : STORE_RIGHT_NONE;

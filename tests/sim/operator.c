@@ -38,10 +38,9 @@ static void decide(struct world *w, struct node *n, struct node *o)
 	if (w->ran_generation > generation) {
 		world_log(w, "%s: an operator discards it: the guest went on elsewhere", n->name);
 		node_crash(n, false);
-	} else if (o->machine && o->machine->running && !waits(o)) {
-		return;
-	} else if (standby && waits(o) && !is_standby(o)) {
-		return; /* the guest itself is there: that side first */
+	} else if ((o->machine && o->machine->running && !waits(o)) ||
+		   (standby && waits(o) && !is_standby(o))) {
+		return; /* the guest itself is there: it runs, or that side comes first */
 	} else if (standby) {
 		world_log(w, "%s: an operator says failover", n->name);
 		if (ft_engine_failover(n->engine, NULL, NULL, &err))

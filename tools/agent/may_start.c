@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Asks what the rule of starting a guest (ft/start_rule.h) wants to know, and obeys it. */
+#include <assert.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -36,9 +37,11 @@ static void await(struct agent *a, const struct question *q)
 
 static int claim(struct agent *a, const struct ft_start_question *rule, struct ft_err *err)
 {
-	struct ft_grant_record want = ft_start_claim(rule);
+	struct ft_grant_record want;
 	struct question q = {0};
 
+	assert(rule->record); /* else the rule claims nothing */
+	want = ft_start_claim(rule);
 	a->arbiter->ops->swap(a->arbiter, rule->record->generation, &want, on_answer, &q);
 	await(a, &q);
 	if (q.answer == FT_ARBITER_GRANTED) {
@@ -73,17 +76,15 @@ static bool ask_standby(struct agent *a, const char *uri, struct ft_start_standb
 	return true;
 }
 
-static int obey(struct agent *a, struct ft_start_question *rule, struct ft_err *err)
+static int obey(struct agent *a, struct ft_start_question *rule, struct ft_start_standby *says,
+		struct ft_err *why, struct ft_err *err)
 {
-	struct ft_start_standby says;
-	struct ft_err why = {0};
 	int rc = ft_start_rule(rule, &a->right, err);
 
 	if (rc == FT_START_ASK_STANDBY) {
 		rule->asked = true;
-		rule->standby_why = why.text;
-		if (ask_standby(a, rule->peer, &says, &why))
-			rule->standby = &says;
+		if (ask_standby(a, rule->peer, says, why))
+			rule->standby = says;
 		rc = ft_start_rule(rule, &a->right, err);
 		if (rc >= 0)
 			ft_info("%s: the standby of before, %s, holds nothing: the copy here is "
@@ -98,12 +99,15 @@ static int obey(struct agent *a, struct ft_start_question *rule, struct ft_err *
 static int ask(struct agent *a, const struct memory *m, struct ft_err *err)
 {
 	struct question q = {0};
+	struct ft_start_standby says;
+	struct ft_err why = {0};
 	struct ft_start_question rule = {.host_id = a->host_id,
 					 .elsewhere = m->elsewhere,
 					 .guarded = m->guarded,
 					 .peer = m->peer,
 					 .arbiter = a->arbiter->ops->type,
 					 .why = q.why,
+					 .standby_why = why.text,
 					 .force = a->force};
 
 	if (a->config.arbiter.type != CONFIG_ARBITER_NONE) {
@@ -114,7 +118,7 @@ static int ask(struct agent *a, const struct memory *m, struct ft_err *err)
 	}
 	if (rule.record && is_whole(a, q.now.generation))
 		rule.whole = q.now.generation;
-	return obey(a, &rule, err);
+	return obey(a, &rule, &says, &why, err);
 }
 
 /* The keeper ends a protected guest's VM with its agent; should it have been killed too, this is
