@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The standby's disk. Epochs are written into the page cache as they come; the disk itself catches
-// up on a thread (struct syncer), because an fdatasync may take longer than an epoch and nothing
+// up on a thread (block/worker.h), because an fdatasync may take longer than an epoch and nothing
 // waits for it before activation.
 #include "eventtap/store.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <libgen.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,21 +15,12 @@
 #include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
+#include "eventtap/block/overlay.h"
 #include "eventtap/block/record.h"
+#include "eventtap/block/worker.h"
 #include "ft/log.h"
 
 #define SYNC_BYTES (32u << 20)
-
-// One fdatasync at a time, asked for any number of times.
-struct syncer {
-	const struct image *image;
-	pthread_t thread;
-	bool started;
-	pthread_mutex_t lock; // guards what follows
-	pthread_cond_t changed;
-	bool wanted, stop;
-	int error; // the first one; 0 or -errno
-};
 
 struct store {
 	char id[64];
@@ -50,68 +39,8 @@ struct store {
 	uint64_t unsynced;	 // bytes of the initial copy since the disk was asked to catch up
 	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
-	struct syncer syncer;
+	struct worker syncer;	 // makes the image durable
 };
-
-static void *syncer_main(void *arg)
-{
-	struct syncer *y = arg;
-	pthread_mutex_lock(&y->lock);
-	for (;;) {
-		while (!y->wanted && !y->stop)
-			pthread_cond_wait(&y->changed, &y->lock);
-		if (y->stop)
-			break;
-		y->wanted = false;
-		pthread_mutex_unlock(&y->lock);
-		int ret = image_flush(y->image);
-		pthread_mutex_lock(&y->lock);
-		if (ret < 0 && y->error == 0)
-			y->error = ret;
-	}
-	pthread_mutex_unlock(&y->lock);
-	return NULL;
-}
-
-static int syncer_start(struct syncer *y, const struct image *image)
-{
-	sigset_t all, old;
-	y->image = image;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	int ret = pthread_create(&y->thread, NULL, syncer_main, y);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	y->started = ret == 0;
-	return -ret;
-}
-
-static void syncer_want(struct syncer *y)
-{
-	pthread_mutex_lock(&y->lock);
-	y->wanted = true;
-	pthread_cond_signal(&y->changed);
-	pthread_mutex_unlock(&y->lock);
-}
-
-static int syncer_error(struct syncer *y)
-{
-	pthread_mutex_lock(&y->lock);
-	int error = y->error;
-	pthread_mutex_unlock(&y->lock);
-	return error;
-}
-
-static void syncer_stop(struct syncer *y)
-{
-	if (!y->started)
-		return;
-	pthread_mutex_lock(&y->lock);
-	y->stop = true;
-	pthread_cond_signal(&y->changed);
-	pthread_mutex_unlock(&y->lock);
-	pthread_join(y->thread, NULL);
-	y->started = false;
-}
 
 static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
 {
@@ -119,6 +48,12 @@ static int write_metadata(struct store *s, enum store_state state, struct ft_err
 		.generation = s->generation, .epoch = s->epoch, .state = state};
 	memcpy(record.uuid, s->uuid, sizeof(record.uuid));
 	return metadata_write(&s->meta, &record, err);
+}
+
+// An fdatasync may take longer than an epoch and nothing waits for it.
+static int make_durable(void *ctx)
+{
+	return image_flush(&((struct store *)ctx)->image);
 }
 
 static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
@@ -137,7 +72,7 @@ static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 	s->generation = s->meta.record.generation;
 	s->epoch = s->meta.record.epoch;
 	ret = write_metadata(s, STORE_INCONSISTENT, err);
-	if (ret == 0 && (ret = syncer_start(&s->syncer, &s->image)) < 0)
+	if (ret == 0 && (ret = worker_start(&s->syncer)) < 0)
 		ft_err_set(err, -ret, "thread: %s", strerror(-ret));
 	return ret;
 }
@@ -154,9 +89,7 @@ static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
 
 static void destroy(struct store *s)
 {
-	syncer_stop(&s->syncer);
-	pthread_mutex_destroy(&s->syncer.lock);
-	pthread_cond_destroy(&s->syncer.changed);
+	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
 	image_close(&s->image);
 	metadata_close(&s->meta);
@@ -182,8 +115,7 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
 	s->image.fd = s->meta.fd = -1;
-	pthread_mutex_init(&s->syncer.lock, NULL);
-	pthread_cond_init(&s->syncer.changed, NULL);
+	worker_init(&s->syncer, make_durable, s);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
 	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
 					   : open_shared(s, bytes, err);
@@ -235,7 +167,7 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	s->unsynced += zero ? 0 : len;
 	if (s->unsynced >= SYNC_BYTES) {
 		s->unsynced = 0;
-		syncer_want(&s->syncer);
+		worker_want(&s->syncer);
 	}
 	return 0;
 }
@@ -298,11 +230,11 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 		if (!s->lock_seen)
 			s->lock_seen = metadata_locked(s->path);
 	} else {
-		int ret = syncer_error(&s->syncer);
+		int ret = worker_error(&s->syncer);
 		if (ret < 0)
 			return failed(s, ret, "flush", err);
 		if (s->flush)
-			syncer_want(&s->syncer);
+			worker_want(&s->syncer);
 	}
 	s->partial = s->flush = false;
 	s->generation = generation;
@@ -320,19 +252,45 @@ void store_drop_pending(struct store *s, uint64_t epoch)
 	disk_log_drop(&s->pending, epoch);
 }
 
-static int replay_pending(struct store *s)
+// What the pending writes leave behind, over all of them.
+static int sum_pending(const struct store *s, struct overlay *sum)
 {
-	struct disk_segment *segment = NULL;
-	while ((segment = disk_log_next(&s->pending, segment))) {
+	for (struct disk_segment *segment = disk_log_next(&s->pending, NULL); segment;
+	     segment = disk_log_next(&s->pending, segment)) {
 		struct tap_record rec;
 		size_t at = 0;
 		while (disk_segment_next(segment, &at, &rec)) {
-			int ret = record_apply(&s->image, &rec);
+			uint64_t offset, len;
+			int ret = record_range(&rec, s->image.bytes, &offset, &len);
+			if (ret == 0 && len > 0)
+				ret = overlay_reserve(sum);
 			if (ret < 0)
 				return ret;
+			struct overlay_extent extent = {
+				.start = offset,
+				.end = offset + len,
+				.data = rec.kind == TAP_DISK_WRITE ? rec.data : NULL};
+			if (len > 0)
+				overlay_put(sum, &extent);
 		}
 	}
 	return 0;
+}
+
+// Only the newest bytes are written: those of the primary's that are on the disk already must not
+// give way to older ones for a moment, in which this host may die.
+static int replay_pending(struct store *s)
+{
+	struct overlay sum = {0};
+	int ret = sum_pending(s, &sum);
+	for (size_t i = 0; i < sum.n && ret == 0; i++) {
+		const struct overlay_extent *x = &sum.extents[i];
+		ret = x->data ? image_pwrite(&s->image, x->data, x->end - x->start, x->start)
+			      : image_zero(&s->image, x->start, x->end - x->start, IMAGE_ZERO_UNMAP,
+					   false);
+	}
+	overlay_free(&sum);
+	return ret;
 }
 
 // Shared: the old primary is to write no more.
@@ -365,13 +323,18 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 		ret = take_lock(s, settled, err);
 	if (ret < 0)
 		return ft_err_context(err, "disk %s", s->id);
-	syncer_stop(&s->syncer);
+	worker_stop(&s->syncer);
 	if (s->mode == STORE_SHARED)
 		image_forget(&s->image);
+	// A replay that is cut short may leave a mixture, in the middle of an epoch.
+	if (s->pending.records > 0 && write_metadata(s, STORE_INCONSISTENT, err) < 0)
+		return ft_err_context(err, "disk %s", s->id);
 	ret = replay_pending(s);
 	if (ret < 0)
 		return ft_err_set(err, -ret, "disk %s: replay: %s", s->id, strerror(-ret));
-	ret = s->syncer.error ? s->syncer.error : image_flush(&s->image);
+	ret = worker_error(&s->syncer);
+	if (ret == 0)
+		ret = image_flush(&s->image);
 	if (ret < 0)
 		return failed(s, ret, "flush", err);
 	s->generation = generation;

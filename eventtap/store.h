@@ -14,7 +14,7 @@
  * Outdated when the store ends whole but without it.
  *
  * A shared disk's metadata file is one for both hosts and its lock is the primary's; the store has
- * neither before store_activate(). */
+ * neither before store_activate(), which says Inconsistent while it replays. */
 #ifndef EVENTTAP_STORE_H
 #define EVENTTAP_STORE_H
 
@@ -98,7 +98,8 @@ void store_free(struct store *s);
 /* For a primary: refuses (-ESTALE, says why) to start a guest on an image whose metadata says
  * Outdated, Inconsistent, Consistent or Protected, or is damaged (-EBADMSG), unless the right is
  * good for it: GRANTED for Protected, STANDBY for Consistent, FORCE for anything, with what is lost
- * in the log; it is UpToDate then. No metadata: fine. */
+ * in the log; it is UpToDate then. No metadata: fine. -EBUSY: somebody holds the lock, whatever the
+ * right. */
 int store_check_startable(const char *image, enum store_right right, struct ft_err *err);
 /* Whether the image is a standby's whole copy of that generation. */
 bool store_is_consistent(const char *image, uint64_t generation);

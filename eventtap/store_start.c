@@ -16,7 +16,8 @@
 #include "eventtap/block/metadata.h"
 #include "ft/log.h"
 
-// From now on it is the guest's disk, whatever it was.
+// From now on it is the guest's disk, whatever it was. A shared disk may be under the tap of
+// another host's guest, and only the lock tells.
 static int settle(const char *image, struct ft_err *err)
 {
 	struct metadata meta;
@@ -25,7 +26,8 @@ static int settle(const char *image, struct ft_err *err)
 		return ret;
 	struct metadata_record record = meta.record;
 	record.state = STORE_UP_TO_DATE;
-	ret = metadata_write(&meta, &record, err);
+	if (meta.record.state != STORE_UP_TO_DATE)
+		ret = metadata_write(&meta, &record, err);
 	metadata_close(&meta);
 	return ret;
 }
@@ -49,16 +51,18 @@ int store_check_startable(const char *image, enum store_right right, struct ft_e
 		struct ft_err why = *err;
 		return force_damaged(image, &why, err);
 	}
-	if (ret < 0 || record.state == STORE_UP_TO_DATE)
+	bool settled = (right == STORE_RIGHT_GRANTED && record.state == STORE_PROTECTED) ||
+		       (right == STORE_RIGHT_STANDBY && record.state == STORE_CONSISTENT) ||
+		       right == STORE_RIGHT_FORCE;
+	if (ret == 0 && !settled)
+		ret = metadata_startable(image, &record, err);
+	if (ret < 0)
 		return ret;
-	if ((right == STORE_RIGHT_GRANTED && record.state == STORE_PROTECTED) ||
-	    (right == STORE_RIGHT_STANDBY && record.state == STORE_CONSISTENT))
-		return settle(image, err);
-	if (right != STORE_RIGHT_FORCE)
-		return metadata_startable(image, &record, err);
-	ft_warn("disk %s: forced: %s at generation %" PRIu64 " epoch %" PRIu64 ": lost is %s",
-		image, metadata_state_name(record.state), record.generation, record.epoch,
-		metadata_loss(&record));
+	if (right == STORE_RIGHT_FORCE && record.state != STORE_UP_TO_DATE)
+		ft_warn("disk %s: forced: %s at generation %" PRIu64 " epoch %" PRIu64
+			": lost is %s",
+			image, metadata_state_name(record.state), record.generation, record.epoch,
+			metadata_loss(&record));
 	return settle(image, err);
 }
 
@@ -99,12 +103,12 @@ static int open_all(struct recovery *r, struct ft_err *err)
 		if (!r->disks[i].image)
 			continue;
 		ret = metadata_open(r->disks[i].image, &r->metas[i], err);
-		if (ret == 0)
+		r->unknown |= ret == 0 && r->metas[i].fresh;
+		if (ret == 0 && !r->unknown)
 			ret = image_open(r->disks[i].image, true, &r->images[i], err);
-		if (ret < 0)
+		if (ret < 0 || r->unknown)
 			break;
 		r->open[i].image = &r->images[i];
-		r->unknown |= r->metas[i].fresh;
 		if (r->metas[i].record.state != STORE_INCONSISTENT) {
 			r->settled = true;
 			r->as = r->metas[i].record;

@@ -106,10 +106,13 @@ void tap_chain_add(struct tap_chain *chain, struct tap *tap)
 	*at = tap;
 }
 
-void tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode)
+int tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode)
 {
-	for (struct tap *tap = chain->first; tap; tap = tap->next)
-		tap->ops->set_mode(tap, mode);
+	int rc = 0;
+
+	for (struct tap *tap = chain->first; tap && !rc; tap = tap->next)
+		rc = tap->ops->set_mode(tap, mode);
+	return rc;
 }
 
 // The tap's name in front of its error; for an error that nobody wants to read, nothing.

@@ -90,8 +90,9 @@ struct tap_ops {
 	/* To HOLD: takes effect at the next close_epoch(), i.e. with the guest paused; what came
 	 * before is passed on. To PASS: at once, everything still held is let go in order (only
 	 * after a solo grant, or when protection ended by agreement). TRACK: at once; every byte
-	 * the peer lacks is marked as behind by the caller beforehand. */
-	void (*set_mode)(struct tap *tap, enum tap_mode mode);
+	 * the peer lacks is marked as behind by the caller beforehand. 0, or -errno: what a shared
+	 * disk holds could not be written; it stays held, and the call may be repeated. */
+	int (*set_mode)(struct tap *tap, enum tap_mode mode);
 	/* Guest paused. Ends the open epoch `epoch`; the next one is epoch + 1. A disk that was
 	 * TRACK and becomes HOLD here puts what is still behind into `epoch`, so that the
 	 * checkpoint is whole. 0, or -errno: then this checkpoint must fail. After a checkpoint
@@ -131,7 +132,9 @@ struct tap_chain {
 };
 /* Puts the tap where its kind belongs, behind others of its kind. The chain owns it from now on. */
 void tap_chain_add(struct tap_chain *chain, struct tap *tap);
-void tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode);
+/* -errno: the links behind the one that failed are as they were, so that nobody is told of what is
+ * not on the disk. */
+int tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode);
 int tap_chain_close_epoch(struct tap_chain *chain, uint64_t epoch, struct ft_err *err);
 /* As tap_ops.export over all links; *link (zeroed at start) remembers which. */
 struct tap_chain_cursor {

@@ -129,14 +129,26 @@ static uint64_t tick_strangers(struct ft_engine *e, uint64_t now)
 	return wake;
 }
 
-/* Taps that cannot be taken out go on passing through: the guest needs them. */
+int engine_pass(struct ft_engine *e, struct ft_err *err)
+{
+	int rc = tap_chain_set_mode(&e->chain, TAP_PASS);
+
+	return rc ? ft_err_set(err, -rc, "a shared disk does not take what was held: %s",
+			       strerror(-rc))
+		  : 0;
+}
+
+/* Taps that cannot be taken out go on passing through: the guest needs them. Those that still hold
+ * something have the only copy of it. */
 void engine_untap(struct ft_engine *e)
 {
 	struct ft_err err = {0};
+	bool held = engine_pass(e, &err);
 
-	if (e->env->taps_out(e->env_ctx, &err)) {
+	if (held || e->env->taps_out(e->env_ctx, &err)) {
 		engine_note_error(e, &err);
-		e->untap_ns = engine_now(e) + FT_UNTAP_RETRY_MS * NS_PER_MS;
+		e->untap_ns = engine_now(e) +
+			      (held ? FT_RELEASE_RETRY_MS : FT_UNTAP_RETRY_MS) * NS_PER_MS;
 		return;
 	}
 	e->primary.taps_in = false;
@@ -166,8 +178,7 @@ void ft_engine_tick(struct ft_engine *e)
 	}
 	if (e->untap_ns && now >= e->untap_ns) {
 		e->untap_ns = 0;
-		if (e->primary.taps_in &&
-		    (e->primary.phase == PRIMARY_IDLE || e->primary.phase == PRIMARY_RETRY))
+		if (e->primary.taps_in && !e->primary.tracking && !engine_is_standby(e))
 			engine_untap(e);
 	} else if (e->untap_ns) {
 		wake = min_u64(wake, e->untap_ns);
@@ -221,6 +232,12 @@ void ft_engine_free(struct ft_engine *e)
 	primary_free(e);
 	standby_free(e);
 	free(e);
+}
+
+void ft_engine_remember(struct ft_engine *e, uint64_t generation)
+{
+	assert(e->state.now == FT_STARTING);
+	e->generation = generation > e->generation ? generation : e->generation;
 }
 
 void ft_engine_start_solo(struct ft_engine *e, struct vmm *vmm)

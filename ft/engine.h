@@ -165,6 +165,8 @@ void ft_engine_free(struct ft_engine *e);
 
 /* ---- the host tells ---- */
 void ft_engine_tick(struct ft_engine *e);
+/* Before a start: what became known since ft_engine_new(). Older ones are known already. */
+void ft_engine_remember(struct ft_engine *e, uint64_t generation);
 /* Role at start: the VM runs here / we wait for a primary. */
 void ft_engine_start_solo(struct ft_engine *e, struct vmm *vmm);
 void ft_engine_start_standby(struct ft_engine *e);

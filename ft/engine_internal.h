@@ -260,7 +260,11 @@ void engine_beat(struct ft_engine *e);
  */
 void engine_ask_patience(struct ft_engine *e, unsigned ms);
 void engine_watch(struct ft_engine *e, bool on);
-/* Takes the taps out; if that fails they stay, passing through, and it is tried again later. */
+/* Lets go all that is held, in order. -errno: a disk did not take it, and what comes behind is held
+ * on. */
+int engine_pass(struct ft_engine *e, struct ft_err *err);
+/* Lets go what is still held and takes the taps out; if that fails they stay, passing through, and
+ * it is tried again later. */
 void engine_untap(struct ft_engine *e);
 void engine_fence(struct ft_engine *e, const char *why);
 void done_call(struct ft_done *done, const struct ft_err *err, uint64_t value);

@@ -136,7 +136,11 @@ void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse)
 		p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 		break;
 	case PRIMARY_HANDING:
-		if (p->vm_dead)
+		/* One that failed to take it refuses under our generation. A newer one was acted
+		 * under, though it may not run there any more. */
+		if (refuse->generation > e->generation)
+			engine_fence(e, refuse->what);
+		else if (p->vm_dead)
 			primary_peer_lost(e, err.text);
 		else
 			switch_undone(e, &err);

@@ -169,8 +169,10 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 		return ft_err_set(err, ENOMEM, "protect: out of memory");
 	if (p->taps_in && !p->tracking) {
 		/* Left from a takeover, passing through: they were made to replay, and there is no
-		 * disk among them. */
-		rc = e->env->taps_out(e->env_ctx, err);
+		 * disk among them; or a disk does not take what was held. */
+		rc = engine_pass(e, err);
+		if (!rc)
+			rc = e->env->taps_out(e->env_ctx, err);
 		if (rc)
 			return ft_err_context(err, "taps");
 		p->taps_in = false;
@@ -184,7 +186,7 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	e->untap_ns = 0;
 	/* Marked first, so that a write between the two is never forgotten. */
 	e->env->disks_all_behind(e->env_ctx);
-	tap_chain_set_mode(&e->chain, TAP_TRACK);
+	(void)tap_chain_set_mode(&e->chain, TAP_TRACK); /* new ones hold nothing */
 	rc = vmm_track_start(e->vmm, err);
 	if (rc)
 		return ft_err_context(err, "tracker");

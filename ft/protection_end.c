@@ -22,7 +22,7 @@ static bool standby_may_have_it(const struct ft_primary *p)
  * a standby may go on with another one. */
 static void vm_gone(struct ft_engine *e, const char *why)
 {
-	struct ft_err err = {.code = ESRCH};
+	struct ft_err err = {.code = ESRCH}, pass = {0};
 	bool shared = standby_may_have_it(&e->primary);
 
 	snprintf(err.text, sizeof err.text, "%s", why);
@@ -33,8 +33,8 @@ static void vm_gone(struct ft_engine *e, const char *why)
 	engine_hang_up(e);
 	if (shared)
 		tap_chain_discard(&e->chain);
-	else
-		tap_chain_set_mode(&e->chain, TAP_PASS);
+	else if (engine_pass(e, &pass))
+		engine_note_error(e, &pass);
 	primary_abort_checkpoint(e, why);
 	e->env->vm_end(e->env_ctx);
 	primary_forget_waiting(e, &err);
@@ -71,7 +71,8 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	/* A planned switch that came to nothing had given shared disks up. */
 	if (p->stopped && e->env->disks_reclaim(e->env_ctx, &err))
 		engine_note_error(e, &err);
-	tap_chain_set_mode(&e->chain, TAP_PASS);
+	if (p->taps_in && engine_pass(e, &err))
+		engine_note_error(e, &err);
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
 	p->stopped = p->stepped_back = false;

@@ -109,7 +109,7 @@ static void finish_rounds(struct ft_engine *e)
 	ft_codec_commit(p->codec, 0);
 	p->phase = PRIMARY_RUNNING;
 	p->deadline_ns = 0;
-	tap_chain_set_mode(&e->chain, TAP_HOLD);
+	(void)tap_chain_set_mode(&e->chain, TAP_HOLD);
 	primary_checkpoint(e, false);
 }
 

@@ -352,7 +352,10 @@ void ft_engine_stored(struct ft_engine *e, uint64_t epoch, const struct ft_err *
 	if (!s->storing || (!why && epoch != s->storing))
 		return; /* a checkpoint that was given up */
 	s->storing = 0;
-	if (why || stage_commit(e, &err))
+	/* A journal that failed once takes nothing more: only a new session has a new one. */
+	if (why)
+		image_broken(e, &err);
+	else if (stage_commit(e, &err))
 		conversation_failed(e, before, &err);
 	ft_engine_tick(e);
 }

@@ -301,7 +301,7 @@ static void takeover_continue(struct ft_engine *e)
 	s->suspicious = s->handover = s->given = s->offering = false;
 	s->asked_ns = 0;
 	s->fence = FENCE_TO_DO;
-	tap_chain_set_mode(&e->chain, TAP_PASS);
+	(void)tap_chain_set_mode(&e->chain, TAP_PASS); /* no disk is among them */
 	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows
 	 * where; should it wake up only now, it hears there that the guest is here. */
 	e->primary.phase = PRIMARY_RETRY;

@@ -124,7 +124,7 @@ static int add_segment(struct disk_log *log)
 		return ret;
 	segment->next = NULL;
 	segment->seq = log->next_seq++;
-	segment->closed = segment->flush = false;
+	segment->closed = false;
 	segment->records = 0;
 	segment->used = 0;
 	if (log->last)
@@ -198,7 +198,6 @@ int disk_log_append(struct disk_log *log, const struct tap_record *rec, const ui
 		memcpy(at + TAP_RECORD_HEADER, rec->data, rec->len);
 	segment->used += whole;
 	segment->records++;
-	segment->flush |= rec->kind == TAP_DISK_FLUSH;
 	log->bytes += whole;
 	log->records++;
 	if (copy)

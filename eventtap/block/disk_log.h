@@ -28,7 +28,6 @@ struct disk_segment {
 	uint64_t seq;	/* running number */
 	uint64_t epoch; /* once closed */
 	bool closed;
-	bool flush; /* has a TAP_DISK_FLUSH */
 	bool spilled;
 	uint32_t slot; /* in the file, if spilled */
 	uint32_t records;

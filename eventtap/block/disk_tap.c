@@ -216,7 +216,7 @@ static void log_to_behind_locked(struct disk_tap *d)
 
 // When the image refuses them, the held writes stay held and are read from the log; the guest's
 // flushes fail from now on, and another set_mode() tries again.
-static void let_go_of_held(struct disk_tap *d)
+static int let_go_of_held(struct disk_tap *d)
 {
 	uint64_t seq;
 	int range = take_whole(d, RANGE_WAIT_MS);
@@ -231,9 +231,10 @@ static void let_go_of_held(struct disk_tap *d)
 	if (range >= 0)
 		range_lock_give(&d->ranges, range);
 	pthread_mutex_unlock(&d->lock);
+	return ret;
 }
 
-static void disk_set_mode(struct tap *tap, enum tap_mode mode)
+static int disk_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	struct disk_tap *d = of(tap);
 	// So that there is little left to do when the epoch closes.
@@ -250,8 +251,7 @@ static void disk_set_mode(struct tap *tap, enum tap_mode mode)
 	}
 	pthread_cond_broadcast(&d->room);
 	pthread_mutex_unlock(&d->lock);
-	if (held && d->shared)
-		let_go_of_held(d);
+	return held && d->shared ? let_go_of_held(d) : 0;
 }
 
 // ---- epochs ----
@@ -451,15 +451,22 @@ int disk_tap_reclaim(struct tap *tap, struct ft_err *err)
 	if (ret < 0)
 		return ft_err_context(err, "disk %s", tap->id);
 	// The lock is free too while the other host's guest runs unprotected: the record tells.
+	// One that died in its replay has written nothing but what we had written before.
 	const struct metadata_record *now = &d->meta.record;
-	if (d->meta.fresh || now->generation != left.generation || now->state != left.state) {
+	bool cut_short = now->state == STORE_INCONSISTENT;
+	if (d->meta.fresh || now->generation != left.generation ||
+	    (now->state != left.state && !cut_short)) {
 		metadata_close(&d->meta);
 		return ft_err_set(err, EBUSY,
 				  "disk %s: the other host has taken it (generation %llu)", tap->id,
 				  (unsigned long long)now->generation);
 	}
+	if (cut_short)
+		ret = metadata_write(&d->meta, &left, err);
+	if (ret < 0)
+		metadata_close(&d->meta);
 	d->meta.record = left;
-	return 0;
+	return ret;
 }
 
 int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch,

@@ -10,7 +10,6 @@
 #include <libgen.h>
 #include <limits.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,9 +19,9 @@
 
 #include "eventtap/block/journal_format.h"
 #include "eventtap/block/record.h"
+#include "eventtap/block/worker.h"
 
 struct job {
-	bool wanted;
 	bool begin; // a new file: the images first, then it takes the journal's name
 	int fd;	    // to be made durable
 	uint64_t epoch;
@@ -33,6 +32,7 @@ struct journal {
 	struct image images[JOURNAL_DISKS_MAX];	  // fd < 0: not journaled
 	uint64_t ids[JOURNAL_DISKS_MAX];
 	unsigned images_n;
+	uint64_t bytes_max;
 	journal_notify_fn *notify;
 	void *ctx;
 
@@ -41,13 +41,12 @@ struct journal {
 	bool begins;		  // the next seal is the first of a file
 	uint64_t nonce, at, used; // where the entry begins, bytes of records in it
 	XXH3_state_t *hash;
+	bool finished; // the images may be closed
 
-	pthread_t thread;
-	bool running;
+	struct worker worker;
 	pthread_mutex_t lock; // guards what follows
-	pthread_cond_t changed;
 	struct job job;
-	bool busy, stop, news;
+	bool news;
 	uint64_t durable;
 	int error; // the first one
 };
@@ -92,50 +91,28 @@ static int do_job(const struct journal *j, const struct job *job)
 	return ret;
 }
 
-static void *journal_main(void *arg)
+static int work(void *ctx)
 {
-	struct journal *j = arg;
+	struct journal *j = ctx;
 	pthread_mutex_lock(&j->lock);
-	for (;;) {
-		while (!j->job.wanted && !j->stop)
-			pthread_cond_wait(&j->changed, &j->lock);
-		if (j->stop)
-			break;
-		struct job job = j->job;
-		j->job.wanted = j->job.begin = false;
-		j->busy = true;
-		pthread_mutex_unlock(&j->lock);
-		int ret = do_job(j, &job);
-		pthread_mutex_lock(&j->lock);
-		if (ret < 0 && j->error == 0)
-			j->error = ret;
-		if (j->error == 0)
-			j->durable = job.epoch;
-		j->busy = false;
-		j->news = true;
-		pthread_mutex_unlock(&j->lock);
-		j->notify(j->ctx);
-		pthread_mutex_lock(&j->lock);
-	}
+	struct job job = j->job;
+	j->job.begin = false;
 	pthread_mutex_unlock(&j->lock);
-	return NULL;
-}
-
-static void stop_thread(struct journal *j)
-{
-	if (!j->running)
-		return;
+	int ret = do_job(j, &job);
 	pthread_mutex_lock(&j->lock);
-	j->stop = true;
-	pthread_cond_signal(&j->changed);
+	if (ret < 0 && j->error == 0)
+		j->error = ret;
+	if (j->error == 0)
+		j->durable = job.epoch;
+	j->news = true;
 	pthread_mutex_unlock(&j->lock);
-	pthread_join(j->thread, NULL);
-	j->running = false;
+	j->notify(j->ctx);
+	return ret;
 }
 
 // ---- life ----
 
-int journal_new(const char *path, const struct journal_disk *disks, unsigned n,
+int journal_new(const char *path, const struct journal_disk *disks, unsigned n, uint64_t bytes_max,
 		journal_notify_fn *notify, void *ctx, struct journal **out, struct ft_err *err)
 {
 	assert(n > 0 && n <= JOURNAL_DISKS_MAX);
@@ -154,21 +131,17 @@ int journal_new(const char *path, const struct journal_disk *disks, unsigned n,
 		j->images[i] = disks[i].image ? *disks[i].image : (struct image){.fd = -1};
 		j->images_n++;
 	}
+	j->bytes_max = bytes_max;
 	j->notify = notify;
 	j->ctx = ctx;
 	j->fd = -1;
 	j->begins = true;
 	pthread_mutex_init(&j->lock, NULL);
-	pthread_cond_init(&j->changed, NULL);
-	sigset_t all, old;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	ret = pthread_create(&j->thread, NULL, journal_main, j);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	j->running = ret == 0;
-	if (ret != 0) {
+	worker_init(&j->worker, work, j);
+	ret = worker_start(&j->worker);
+	if (ret < 0) {
 		journal_free(j, false);
-		return ft_err_set(err, ret, "journal %s: thread: %s", path, strerror(ret));
+		return ft_err_set(err, -ret, "journal %s: thread: %s", path, strerror(-ret));
 	}
 	*out = j;
 	return 0;
@@ -178,13 +151,12 @@ void journal_free(struct journal *j, bool keep)
 {
 	if (!j)
 		return;
-	stop_thread(j);
+	worker_free(&j->worker);
 	if (j->fd >= 0)
 		close(j->fd);
 	unlink(j->fresh);
 	if (!keep)
 		(void)journal_remove(j->path, NULL);
-	pthread_cond_destroy(&j->changed);
 	pthread_mutex_destroy(&j->lock);
 	XXH3_freeState(j->hash);
 	free(j);
@@ -192,8 +164,10 @@ void journal_free(struct journal *j, bool keep)
 
 int journal_finish(struct journal *j)
 {
-	stop_thread(j);
-	return flush_images(j);
+	worker_stop(&j->worker);
+	int ret = j->finished ? 0 : flush_images(j);
+	j->finished = ret == 0;
+	return ret;
 }
 
 int journal_remove(const char *path, struct ft_err *err)
@@ -243,14 +217,6 @@ static int begin_file(struct journal *j)
 	return 0;
 }
 
-static bool idle(struct journal *j)
-{
-	pthread_mutex_lock(&j->lock);
-	bool yes = !j->job.wanted && !j->busy;
-	pthread_mutex_unlock(&j->lock);
-	return yes;
-}
-
 static int failed(struct journal *j, int ret, struct ft_err *err)
 {
 	return ft_err_set(err, -ret, "journal %s: %s", j->path, strerror(-ret));
@@ -259,7 +225,7 @@ static int failed(struct journal *j, int ret, struct ft_err *err)
 static int begin_entry(struct journal *j)
 {
 	// Only when the thread has nothing to do with the file before.
-	if (j->at >= JOURNAL_BYTES_MAX && idle(j))
+	if (j->at >= j->bytes_max && worker_idle(&j->worker))
 		j->begins = true;
 	int ret = j->begins && (j->fd < 0 || j->at > sizeof(struct journal_header)) ? begin_file(j)
 										    : 0;
@@ -312,12 +278,11 @@ int journal_seal(struct journal *j, uint64_t generation, uint64_t epoch, struct 
 	j->at += sizeof(entry) + j->used;
 	j->used = 0;
 	pthread_mutex_lock(&j->lock);
-	j->job.wanted = true;
 	j->job.begin |= j->begins;
 	j->job.fd = j->fd;
 	j->job.epoch = epoch;
-	pthread_cond_signal(&j->changed);
 	pthread_mutex_unlock(&j->lock);
+	worker_want(&j->worker);
 	j->begins = false;
 	return 0;
 }

@@ -13,7 +13,7 @@
  * writes to its disk cannot pass for an entry. The journal ends where the next entry is not whole.
  *
  * Invariant: the images hold, durably, everything before the first entry, and nothing that is not
- * in an entry. When the journal has grown past JOURNAL_BYTES_MAX, the next entry begins a new file,
+ * in an entry. When the journal has grown past its bound, the next entry begins a new file,
  * which takes the old one's name once the images and itself are durable.
  *
  * Calls on the engine's thread; waiting for disks on a thread of its own. */
@@ -27,7 +27,7 @@
 #include "eventtap/tap.h"
 
 #define JOURNAL_SUFFIX	  ".kemari-journal"
-#define JOURNAL_BYTES_MAX (64u << 20) /* after this, what is older is moved to the images */
+#define JOURNAL_BYTES_MAX (64u << 20)
 #define JOURNAL_DISKS_MAX 8
 
 struct journal;
@@ -42,8 +42,9 @@ struct journal_disk {
 typedef void journal_notify_fn(void *ctx);
 
 /* A journal at `path` for these disks, replacing any that is there; nothing is on disk before the
- * first journal_seal() is done. The images must stay open as long as the journal is. */
-int journal_new(const char *path, const struct journal_disk *disks, unsigned n,
+ * first journal_seal() is done. bytes_max: after this many what is older is moved to the images
+ * (JOURNAL_BYTES_MAX but in tests). The images must stay open as long as the journal is. */
+int journal_new(const char *path, const struct journal_disk *disks, unsigned n, uint64_t bytes_max,
 		journal_notify_fn *notify, void *ctx, struct journal **out, struct ft_err *err);
 /* One disk record (rec->device: place in `disks`) of the checkpoint that is being staged. -EPROTO:
  * there is no such place. */
@@ -56,8 +57,8 @@ int journal_seal(struct journal *j, uint64_t generation, uint64_t epoch, struct 
 /* The last epoch that is durable: true when there is one that was not taken yet. *error: 0, or
  * -errno of the disk; then nothing more becomes durable. */
 bool journal_take(struct journal *j, uint64_t *epoch, int *error);
-/* Stops the thread and makes the images durable. The journal can only be freed then. 0 or -errno.
- */
+/* Stops the thread and makes the images durable. The journal can only be freed then, and the images
+ * may be closed before. 0, also when called again, or -errno. */
 int journal_finish(struct journal *j);
 /* NULL is fine. keep: the file stays, for a replay after what looks like a power cut. */
 void journal_free(struct journal *j, bool keep);

@@ -342,7 +342,7 @@ int console_tap_connect(struct tap *tap, struct ft_err *err)
 	return rc;
 }
 
-static void console_tap_set_mode(struct tap *tap, enum tap_mode mode)
+static int console_tap_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	struct console_tap *t = console_tap(tap);
 
@@ -355,6 +355,7 @@ static void console_tap_set_mode(struct tap *tap, enum tap_mode mode)
 	}
 	pthread_mutex_unlock(&t->lock);
 	pump_wake(&t->pump);
+	return 0;
 }
 
 static int console_tap_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)

@@ -357,7 +357,7 @@ static void ready(void *ctx, struct pump_source *source, uint32_t events)
 
 // ---- the engine's calls ----
 
-static void net_tap_set_mode(struct tap *tap, enum tap_mode mode)
+static int net_tap_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	struct net_tap *t = net_tap(tap);
 
@@ -372,6 +372,7 @@ static void net_tap_set_mode(struct tap *tap, enum tap_mode mode)
 		pass_on_locked(t);
 	}
 	pthread_mutex_unlock(&t->lock);
+	return 0;
 }
 
 // Takes in all that the paused guest has put out.

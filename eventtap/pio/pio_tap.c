@@ -94,7 +94,7 @@ int pio_tap_emit(struct tap *tap, enum tap_kind kind, uint64_t addr, uint64_t va
 	return rc;
 }
 
-static void pio_tap_set_mode(struct tap *tap, enum tap_mode mode)
+static int pio_tap_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	struct pio_tap *t = pio_tap(tap);
 
@@ -107,6 +107,7 @@ static void pio_tap_set_mode(struct tap *tap, enum tap_mode mode)
 		deliver_locked(t);
 	}
 	pthread_mutex_unlock(&t->lock);
+	return 0;
 }
 
 static int pio_tap_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)

@@ -144,9 +144,13 @@ static void standby_alone(void **state)
 	wait_state(&b, "solo", START_MS);
 	assert_true(host_said(&b, "the last that was acknowledged"));
 	nothing_lost();
-	/* And the old primary is no place to start it any more. */
+	/* And the old primary is no place to start it any more, but can be its standby. */
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 	host_one_error(&a, "host B holds the guest");
+	host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+	ask_ok(&b, "migrate", unix_uri("a.sock"));
+	host_stop(&a);
 	host_stop(&b);
 }
 

@@ -108,12 +108,12 @@ void guest_output(void)
 	ft_engine_output(w.engine);
 }
 
-static void t_set_mode(struct tap *tap, enum tap_mode mode)
+static int t_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	(void)tap;
 	if (mode == TAP_HOLD) {
 		w.becomes_hold = w.mode != TAP_HOLD;
-		return;
+		return 0;
 	}
 	/* What is held goes out now: nobody else may have another history of it. */
 	assert(!w.oldest || !w.guarded);
@@ -121,6 +121,7 @@ static void t_set_mode(struct tap *tap, enum tap_mode mode)
 	w.becomes_hold = false;
 	w.mode = mode;
 	w.oldest = 0;
+	return 0;
 }
 
 static int t_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)

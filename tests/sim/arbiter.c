@@ -51,6 +51,7 @@ static enum ft_arbiter_answer apply(struct question *q)
 					      (same && strcmp(w->arbiter.holder, q->want.holder))))
 		return FT_ARBITER_LOST;
 	w->arbiter = q->want;
+	check_granted(q->from, &w->arbiter);
 	return FT_ARBITER_GRANTED;
 }
 

@@ -1,56 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The promises of the design, checked at every event that could break one.
  *
- * Output commit, nothing missing, one primary: each answer that a client sees must descend from
- * every answer seen before it. A release before its checkpoint, a lost operation and a second
- * primary all show as a fork of the chain. One process says each thing once, in order; at the end
- * no answer below the newest may be missing.
+ * (a) Output commit: while a host says protected, no answer leaves whose checkpoint is not
+ * acknowledged, and its VM would not outlive its agent. check_held()
  *
- * Exact resume: RAM, state and disk at a takeover hash to what they were when that checkpoint was
- * captured; the standby's copy does so at any time.
+ * (b) One history: each answer that a client sees must descend from every answer seen before it. A
+ * release before its checkpoint, a lost operation and a second primary all show as a fork of the
+ * chain. One process says each thing once, in order; at the end no answer below the newest may be
+ * missing. check_output(), check_end()
  *
- * Protected means held: while a host says protected, no answer leaves whose checkpoint is not
- * acknowledged, and the VM would not outlive its agent. */
+ * (c) What clients were told survives: a takeover loses no answered operation (b), a boot from the
+ * disks none that was durable. check_boot()
+ *
+ * (d) Exact resume: RAM and state at a takeover hash to what they were when that checkpoint was
+ * captured; the standby's copy does so at any time. check_takeover(), check_standby()
+ *
+ * (e) Disks equal their epoch: likewise, and before a host runs a guest from them they do so also
+ * if all power went; whatever metadata claims to be whole is. check_activated(), check_claim(),
+ * check_boot()
+ *
+ * (f) One primary: a generation has one holder, and who speaks under an older one than somebody
+ * else has spoken under has lost. check_granted(), check_speaker()
+ *
+ * (g) Bounds: bounds.c
+ *
+ * Liveness: check_end() */
 #include "tests/sim/world.h"
-
-#include "ft/lease.h"
-
-#include "ft/engine_internal.h" /* white box: what the engine says of itself costs too much to ask at every output */
 
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
-struct answer {
-	uint64_t op, chain, parent;
-};
-
-void check_executed(struct world *w, uint64_t op, uint64_t chain, uint64_t parent)
-{
-	if (w->history_n == w->history_max) {
-		w->history_max = w->history_max ? w->history_max * 2 : 1024;
-		w->history = realloc(w->history, w->history_max * sizeof *w->history);
-		if (!w->history)
-			abort();
-	}
-	w->history[w->history_n++] =
-		(struct link_of_chain){.op = op, .chain = chain, .parent = parent};
-}
-
-/* The chain of operation `op` in the history that leads to `chain`; 0 = it does not lead there. */
-static uint64_t ancestor(struct world *w, uint64_t chain, uint64_t op)
-{
-	for (unsigned i = w->history_n; i-- > 0;) {
-		const struct link_of_chain *l = &w->history[i];
-
-		if (l->chain != chain)
-			continue;
-		if (l->op == op)
-			return chain;
-		chain = l->parent;
-	}
-	return 0;
-}
+#include "eventtap/block/metadata.h"
+#include "ft/lease.h"
+#include "ft/engine_internal.h" /* white box: what the engine says of itself costs too much to ask at every output */
 
 static void check_held(struct node *n, const struct answer *a)
 {
@@ -72,6 +55,46 @@ static void check_held(struct node *n, const struct answer *a)
 					(unsigned long long)w->captured[n->id][i].ops);
 }
 
+/* Rule 1 of arbitration, from outside: outputs are of one generation after the other. */
+static void check_speaker(struct node *n, const struct answer *a)
+{
+	struct world *w = n->world;
+	uint64_t generation = n->engine->generation;
+
+	/* An acknowledged epoch's outputs may leave late: they say again what was said, or what the
+	 * other host had no time to say of the checkpoint that it took over. */
+	if (generation < w->spoke_generation && w->spoke != n) {
+		if (a->op > w->taken_ops &&
+		    (a->op >= SIM_OPS_MAX || w->seen_chain[a->op] != a->chain))
+			world_violation(w,
+					"%s releases answer %llu under generation %llu after %s "
+					"has released under generation %llu",
+					n->name, (unsigned long long)a->op,
+					(unsigned long long)generation, w->spoke->name,
+					(unsigned long long)w->spoke_generation);
+		return;
+	}
+	if (generation && generation == w->spoke_generation && w->spoke != n)
+		world_violation(w, "%s and %s release under the same generation %llu", n->name,
+				w->spoke->name, (unsigned long long)generation);
+	w->spoke_generation = generation;
+	w->spoke = n;
+	w->ran_last = n;
+}
+
+void check_granted(struct node *n, const struct ft_grant_record *record)
+{
+	struct world *w = n->world;
+	struct ft_grant_record *known =
+		&w->granted[record->generation % (sizeof w->granted / sizeof *w->granted)];
+
+	if (known->generation == record->generation && strcmp(known->holder, record->holder))
+		world_violation(w, "generation %llu was granted to %s and to %s",
+				(unsigned long long)record->generation, known->holder,
+				record->holder);
+	*known = *record;
+}
+
 void check_output(struct node *n, const struct tap_record *rec)
 {
 	struct world *w = n->world;
@@ -81,6 +104,7 @@ void check_output(struct node *n, const struct tap_record *rec)
 		return;
 	memcpy(&a, rec->data, sizeof a);
 	check_held(n, &a);
+	check_speaker(n, &a);
 	/* One process says each thing once and in order. */
 	if (a.op <= n->released_op)
 		world_violation(w, "%s put out answer %llu after answer %llu", n->name,
@@ -102,7 +126,7 @@ void check_output(struct node *n, const struct tap_record *rec)
 	for (uint64_t op = a.op; op-- > 1;) {
 		if (!w->seen_chain[op])
 			continue;
-		if (ancestor(w, a.chain, op) != w->seen_chain[op])
+		if (history_ancestor(w, a.chain, op) != w->seen_chain[op])
 			world_violation(w,
 					"answer %llu of %s does not contain operation %llu, which "
 					"the client has",
@@ -112,13 +136,17 @@ void check_output(struct node *n, const struct tap_record *rec)
 	for (uint64_t op = a.op + 1; op <= w->answered_max; op++) {
 		if (!w->seen_chain[op])
 			continue;
-		if (ancestor(w, w->seen_chain[op], a.op) != a.chain)
+		if (history_ancestor(w, w->seen_chain[op], a.op) != a.chain)
 			world_violation(
 				w, "late answer %llu of %s is not in the history of answer %llu",
 				(unsigned long long)a.op, n->name, (unsigned long long)op);
 		break;
 	}
 	w->seen_chain[a.op] = a.chain;
+	if (a.durable && a.op > w->durable_op) {
+		w->durable_op = a.op;
+		w->durable_chain = a.chain;
+	}
 	w->answers++;
 	w->last_answer_ns = w->now;
 	if (a.op > w->answered_max)
@@ -134,8 +162,8 @@ void check_shared_write(struct node *n, uint64_t left_ns)
 				w->nodes[w->shared_owner].name);
 	/* The worst: the agent freezes with one foot through the door, and its keeper, the kernel
 	 * and the disk take all the time that they have. */
-	if (left_ns != UINT64_MAX && !w->faults_over && !n->frozen && !world_side_range(w, 0, 39)) {
-		uint64_t ns = world_side_range(w, 1, left_ns + FT_WRITE_MAX_MS * MS);
+	if (left_ns != UINT64_MAX && !w->faults_over && !n->frozen && !world_range(w, 0, 39)) {
+		uint64_t ns = world_range(w, 1, left_ns + FT_WRITE_MAX_MS * MS);
 
 		w->options.faults++;
 		n->write_lands_ns = w->now + ns;
@@ -159,37 +187,81 @@ void check_captured(struct node *n, const struct machine_state *state)
 	uint64_t epoch = n->engine->epoch;
 
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
-		(struct captured){.epoch = epoch,
-				  .disk = disk_hash(&n->disk),
-				  .hash = machine_hash_quick(n->machine, state),
+		(struct captured){.generation = n->engine->generation,
+				  .epoch = epoch,
+				  .sums = machine_sums(n->machine),
 				  .ops = state->ops,
+				  .step = state->step,
 				  .chain = state->chain};
 }
 
-static void check_resumable(struct node *n, const struct machine_state *state, const char *what)
+static const struct captured *captured_by_peer(struct node *n, uint64_t generation, uint64_t epoch)
 {
-	struct world *w = n->world;
-	const struct captured *list = w->captured[1 - n->id];
+	const struct captured *c = &n->world->captured[1 - n->id][epoch % SIM_CAPTURED];
 
-	for (unsigned i = 0; i < SIM_CAPTURED; i++) {
-		if (list[i].chain != state->chain || !list[i].epoch)
-			continue;
-		if (list[i].hash != machine_hash(n->machine, state))
-			world_violation(w,
-					"%s %s epoch %llu, but RAM, state or disk differ from what "
-					"was captured",
-					n->name, what, (unsigned long long)list[i].epoch);
+	return c->epoch == epoch && c->generation == generation ? c : NULL;
+}
+
+static uint64_t disk_sum(struct node *n, unsigned disk, bool durable)
+{
+	uint8_t block[SECTOR];
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+		files_peek(n->disks[disk].path, disk_offset(i), block, SECTOR, durable);
+		sum += XXH3_64bits_withSeed(block, SECTOR, i);
+	}
+	return sum;
+}
+
+static void check_disks(struct node *n, const struct captured *c, bool shared, bool durable,
+			const char *what)
+{
+	for (unsigned d = 0; d < n->world->options.disks; d++)
+		if ((shared || !n->disks[d].shared) && disk_sum(n, d, durable) != c->sums.disk[d])
+			world_violation(n->world,
+					"%s %s epoch %llu, but disk %u%s differs from what was "
+					"captured",
+					n->name, what, (unsigned long long)c->epoch, d,
+					durable ? ", as a power cut would leave it," : "");
+}
+
+static void check_image(struct node *n, const struct machine_state *state, const struct captured *c,
+			const char *what)
+{
+	if (c->chain != state->chain || c->ops != state->ops || c->step != state->step)
+		world_violation(n->world,
+				"%s %s epoch %llu with a state that was not captured there (%llu "
+				"operations)",
+				n->name, what, (unsigned long long)c->epoch,
+				(unsigned long long)state->ops);
+	else if (machine_ram_sum(n->machine) != c->sums.ram)
+		world_violation(n->world,
+				"%s %s epoch %llu, but its RAM differs from what was captured",
+				n->name, what, (unsigned long long)c->epoch);
+}
+
+static void check_resumable(struct node *n, const struct machine_state *state, bool shared,
+			    const char *what)
+{
+	const struct ft_standby *s = &n->engine->standby;
+	const struct captured *c = captured_by_peer(n, s->primary_generation, s->committed);
+
+	if (!c) {
+		world_violation(n->world, "%s %s epoch %llu, which nobody captured", n->name, what,
+				(unsigned long long)s->committed);
 		return;
 	}
-	if (state->ops)
-		world_violation(w, "%s %s a state that was not captured lately (%llu operations)",
-				n->name, what, (unsigned long long)state->ops);
+	check_image(n, state, c, what);
+	check_disks(n, c, shared, false, what);
 }
 
 void check_takeover(struct node *n, const struct machine_state *state)
 {
 	n->world->takeovers++;
-	check_resumable(n, state, "resumes");
+	n->world->taken_ops = state->ops;
+	n->world->ran_last = n;
+	check_resumable(n, state, true, "resumes");
 }
 
 void check_standby(struct node *n)
@@ -200,24 +272,63 @@ void check_standby(struct node *n)
 	if (!s->committed || ft_engine_state(n->engine) != FT_STANDBY)
 		return;
 	memcpy(&state, s->stage.state[s->stage.staging ^ 1], sizeof state);
-	check_resumable(n, &state, "holds");
+	check_resumable(n, &state, false, "holds");
 }
 
-uint64_t disk_hash(const struct disk *disk)
+void check_activated(struct node *n, uint64_t epoch)
 {
-	return XXH3_64bits(disk->blocks, sizeof disk->blocks);
+	const struct captured *c =
+		captured_by_peer(n, n->engine->standby.primary_generation, epoch);
+
+	if (c)
+		check_disks(n, c, true, true, "activates its disks at");
 }
 
-void check_journal(struct node *n)
+void check_claim(struct node *n, unsigned disk)
 {
-	const struct captured *c = &n->world->captured[1 - n->id][n->stored % SIM_CAPTURED];
+	struct metadata_record record;
+	const struct captured *c;
 
-	if (n->stored < n->engine->standby.committed)
-		world_violation(n->world, "%s acknowledged epoch %llu, its journal ends with %llu",
-				n->name, (unsigned long long)n->engine->standby.committed,
-				(unsigned long long)n->stored);
-	if (c->epoch == n->stored && c->disk != disk_hash(&n->journaled))
+	if (n->disks[disk].shared || n->dying || n->crashed ||
+	    metadata_read(n->disks[disk].path, &record, NULL) || record.state == STORE_INCONSISTENT)
+		return;
+	c = captured_by_peer(n, record.generation, record.epoch);
+	if (c && disk_sum(n, disk, true) != c->sums.disk[disk])
 		world_violation(n->world,
-				"%s: a replay of its journal is not the disk of epoch %llu",
-				n->name, (unsigned long long)n->stored);
+				"%s: disk %u claims to be %s at epoch %llu, but a power cut would "
+				"leave something else",
+				n->name, disk, metadata_state_name(record.state),
+				(unsigned long long)record.epoch);
+}
+
+static void check_promise(struct node *n, unsigned disk)
+{
+	struct metadata_record record = {0};
+
+	if (!n->promised.epoch || metadata_read(n->disks[disk].path, &record, NULL))
+		return;
+	if (record.state == STORE_INCONSISTENT ||
+	    (record.state == STORE_CONSISTENT &&
+	     (record.generation != n->promised.generation || record.epoch < n->promised.epoch)))
+		world_violation(n->world,
+				"%s had acknowledged epoch %llu as durable, its disk %u is %s at "
+				"epoch %llu",
+				n->name, (unsigned long long)n->promised.epoch, disk,
+				metadata_state_name(record.state),
+				(unsigned long long)record.epoch);
+}
+
+void check_recovered(struct node *n)
+{
+	struct metadata_record record;
+
+	for (unsigned i = 0; i < n->world->options.disks; i++) {
+		if (n->disks[i].shared)
+			continue;
+		check_promise(n, i);
+		if (!metadata_read(n->disks[i].path, &record, NULL) &&
+		    record.state == STORE_CONSISTENT)
+			check_claim(n, i);
+	}
+	n->promised.epoch = 0;
 }

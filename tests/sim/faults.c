@@ -3,6 +3,8 @@
  * the operator; none is impossible in the field. */
 #include "tests/sim/world.h"
 
+#include <errno.h>
+
 #include "ft/engine_internal.h" /* white box: is there a connection? */
 
 #define FAULTS_FROM (50 * MS)
@@ -100,17 +102,17 @@ void faults_on_ack(struct node *n)
 {
 	struct world *w = n->world;
 
-	if (!w->options.shared || w->faults_over || world_side_range(w, 0, 99))
+	if (!w->options.shared || w->faults_over || world_range(w, 0, 99))
 		return;
 	w->options.faults++;
-	freeze_for(n, (w->options.takeover_ms + world_side_range(w, 0, 2000)) * MS);
+	freeze_for(n, (w->options.takeover_ms + world_range(w, 0, 2000)) * MS);
 }
 
 static void crash_soon(struct world *w, struct node *n)
 {
 	if (n->crashed || n->crash_in)
 		return;
-	n->crash_in = (unsigned)world_range(w, 1, 60);
+	n->crash_in = (unsigned)world_range(w, 1, world_chance(w, 50) ? 60 : 300);
 	n->powerless = world_chance(w, 50);
 	world_log(w, "%s: will crash within its %u. step from here", n->name, n->crash_in);
 }
@@ -167,9 +169,38 @@ static void stop(struct world *w, struct node *n)
 		node_crash(n, false);
 }
 
+/* Its disk is full, or fails, for the next so many operations. */
+static void disk_fault(struct world *w, struct node *n)
+{
+	n->disk_errors = (unsigned)world_range(w, 1, world_chance(w, 70) ? 3 : 60);
+	n->disk_errno = world_chance(w, 50) ? EIO : ENOSPC;
+	world_log(w, "%s: DISK %s, %u times", n->name, n->disk_errno == EIO ? "ERROR" : "FULL",
+		  n->disk_errors);
+}
+
+static void clock_leap(struct world *w, struct node *n)
+{
+	/* A lease counts on clocks that do not. */
+	if (w->options.shared)
+		return;
+	uint64_t by = world_range(w, 10, world_chance(w, 50) ? 500 : 20000) * MS;
+
+	n->clock_ahead_ns += (int64_t)by;
+	world_log(w, "%s: CLOCK leaps ahead by %llu ms", n->name, (unsigned long long)(by / MS));
+}
+
+/* Everything loses its power, and comes back in any order. */
+static void blackout(struct world *w)
+{
+	world_log(w, "BLACKOUT");
+	for (unsigned i = 0; i < SIM_NODES; i++)
+		node_crash(&w->nodes[i], true);
+	w->must_survive = false; /* more than one fault */
+}
+
 static void small_fault(struct world *w, struct node *p, struct node *s)
 {
-	switch (world_range(w, 0, 10)) {
+	switch (world_range(w, 0, 11)) {
 	case 0:
 	case 1:
 	case 2:
@@ -182,16 +213,19 @@ static void small_fault(struct world *w, struct node *p, struct node *s)
 		s->arm_fails = true;
 		break;
 	case 5:
-		s->apply_fails = true;
+		disk_fault(w, s);
 		break;
 	case 6:
 		s->overflow_fails = true;
 		break;
 	case 7:
-		s->resume_busy = true;
+		disk_fault(w, s);
 		break;
 	case 8:
-		p->release_fails = true;
+		disk_fault(w, p);
+		break;
+	case 10:
+		clock_leap(w, world_chance(w, 50) ? p : s);
 		break;
 	case 9:
 		stop(w, world_chance(w, 30) ? p : s);
@@ -205,8 +239,10 @@ static void on_runner_crash(void *ctx, uint64_t powerless)
 {
 	struct world *w = ctx;
 
-	if (!w->faults_over)
-		node_crash(world_runner(w), powerless);
+	if (w->faults_over)
+		return;
+	node_crash(world_runner(w), powerless);
+	w->must_survive = false; /* more than one fault */
 }
 
 /* The old primary is away for long, and the new one does not live to tell it. */
@@ -233,7 +269,7 @@ static void on_fault(void *ctx, uint64_t arg)
 
 	(void)arg;
 	w->injected++;
-	switch (world_range(w, 0, 18)) {
+	switch (world_range(w, 0, 20)) {
 	case 0:
 	case 1:
 		node_crash(p, world_chance(w, 50));
@@ -285,6 +321,12 @@ static void on_fault(void *ctx, uint64_t arg)
 	case 16:
 		operate(w, world_chance(w, 70) ? p : s);
 		break;
+	case 17:
+		if (world_chance(w, 60))
+			blackout(w);
+		else
+			disk_fault(w, world_chance(w, 50) ? p : s);
+		break;
 	default:
 		small_fault(w, p, s);
 	}
@@ -310,8 +352,8 @@ void faults_end(struct world *w)
 		struct node *n = &w->nodes[i];
 
 		w->cut[i] = n->arbiter_cut = n->checkpoint_fails = n->trial_fails = n->arm_fails =
-			n->apply_fails = n->overflow_fails = n->resume_busy = n->release_fails =
-				false;
+			n->overflow_fails = false;
+		n->disk_errors = 0;
 		n->crash_in = 0;
 		if (n->frozen)
 			node_freeze(n, false);

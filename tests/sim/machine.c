@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The simulated guest and its VMM. One request is one atomic step: it writes some pages and a disk
- * block, extends the chain and answers. */
+/* The simulated guest and its VMM. A request takes steps: it writes some pages, then data blocks,
+ * then its journal, with flushes where the client was promised durability, then extends the chain
+ * and answers. After a power cut the journal says how far it had come. */
 #include "tests/sim/world.h"
 
 #include <errno.h>
@@ -9,9 +10,11 @@
 #include <xxhash.h>
 
 #define MACHINE_MAGIC 0x4d41u
+#define JOURNAL_MAGIC 0x4a524e4cu
+#define STEPS_MAX     16 /* more than any request has */
 
-struct answer {
-	uint64_t op, chain, parent;
+struct journal_entry {
+	uint64_t magic, op, chain, parent, sum;
 };
 
 static void write_page(struct machine *m, unsigned page)
@@ -26,73 +29,211 @@ static void write_page(struct machine *m, unsigned page)
 	m->page_stale[page] = true;
 }
 
-void machine_request(struct machine *m, uint64_t request)
+/* ---- what the guest does ---- */
+
+static void begin_request(struct machine *m)
+{
+	struct world *w = m->node->world;
+	struct machine_state *s = &m->state;
+	uint64_t random = world_random(w);
+
+	s->request = random | 1;
+	/* Another execution of the same operation has another chain. */
+	s->next_chain =
+		(XXH3_64bits_withSeed(&random, sizeof random, s->chain) ^ world_random(w)) | 1;
+	history_executed(w, &(struct link_of_chain){.op = s->ops + 1,
+						    .chain = s->next_chain,
+						    .parent = s->chain,
+						    .plan = plan_of(w, s->ops + 1, s->request)});
+	for (unsigned i = 0; i < 1 + random % 3; i++)
+		write_page(m, (unsigned)world_range(w, 0, SIM_PAGES - 1));
+}
+
+static int write_data(struct machine *m, const struct plan *plan, unsigned i)
+{
+	uint8_t block[SECTOR];
+	uint64_t stamp[] = {m->state.ops + 1, m->state.next_chain};
+
+	memset(block, (int)(m->state.next_chain & 0xff), sizeof block);
+	memcpy(block, stamp, sizeof stamp);
+	return disk_write(m->node, plan->write[i].disk, plan->write[i].block, plan->write[i].kind,
+			  block);
+}
+
+static int write_journal(struct machine *m)
+{
+	uint8_t block[SECTOR] = {0};
+	struct journal_entry e = {.magic = JOURNAL_MAGIC,
+				  .op = m->state.ops + 1,
+				  .chain = m->state.next_chain,
+				  .parent = m->state.chain};
+
+	e.sum = XXH3_64bits(&e, offsetof(struct journal_entry, sum));
+	memcpy(block, &e, sizeof e);
+	return disk_write(m->node, 0, (unsigned)(e.op % SIM_JOURNAL), TAP_DISK_WRITE, block);
+}
+
+static int flush_data(struct machine *m)
+{
+	int rc = 0;
+
+	for (unsigned i = 0; i < m->node->world->options.disks && !rc; i++)
+		rc = disk_flush_all(m->node, i);
+	return rc;
+}
+
+static void answer_request(struct machine *m, const struct plan *plan)
 {
 	struct node *n = m->node;
-	struct world *w = n->world;
-	struct answer answer;
-	uint8_t block[SIM_BLOCK];
-	uint64_t at = m->state.next_block % SIM_BLOCKS;
+	struct machine_state *s = &m->state;
+	struct answer answer = {.op = s->ops + 1,
+				.chain = s->next_chain,
+				.parent = s->chain,
+				.durable = plan->durable};
 
-	if (!m->running || m->state.ops + 1 >= SIM_OPS_MAX)
-		return;
-	for (unsigned i = 0; i < 1 + request % 3; i++)
-		write_page(m, (unsigned)world_range(w, 0, SIM_PAGES - 1));
-	memset(block, (int)(request & 0xff), sizeof block);
-	memcpy(block, &m->state.chain, sizeof m->state.chain);
-	memcpy(n->disk.blocks[at], block, SIM_BLOCK);
-	m->block_stale[at] = true;
-	m->state.next_block++;
-	if (n->disk_tap)
-		sim_tap_output(n->disk_tap, TAP_DISK_WRITE, at * SIM_BLOCK, block, SIM_BLOCK);
-	answer.parent = m->state.chain;
-	m->state.ops++;
-	m->state.chain =
-		(XXH3_64bits_withSeed(&request, sizeof request, m->state.chain) ^ world_random(w)) |
-		1;
-	answer.op = m->state.ops;
-	answer.chain = m->state.chain;
-	check_executed(w, answer.op, answer.chain, answer.parent);
+	s->ops++;
+	s->chain = s->next_chain;
+	s->request = s->next_chain = s->step = 0;
+	write_page(m, (unsigned)world_range(n->world, 0, SIM_PAGES - 1));
 	if (n->net_tap)
-		sim_tap_output(n->net_tap, TAP_NET, 0, &answer, sizeof answer);
+		sim_net_output(n->net_tap, &answer, sizeof answer);
 	else
 		check_output(n, &(struct tap_record){.kind = TAP_NET,
 						     .len = sizeof answer,
 						     .data = (uint8_t *)&answer});
 }
 
-uint64_t machine_hash(const struct machine *m, const struct machine_state *state)
+/* One step of the request under way. False: not now. A disk that fails is asked again, from the
+ * first write on, because nobody knows what a failed flush has left. */
+static bool machine_step(struct machine *m)
 {
-	uint64_t sum = (state->chain * 7) ^ state->ops;
+	struct machine_state *s = &m->state;
+	struct plan plan;
+	unsigned step;
+	int rc = 0;
+
+	if (!s->request)
+		begin_request(m);
+	plan = plan_of(m->node->world, s->ops + 1, s->request);
+	step = s->step;
+	if (step < plan.writes)
+		rc = write_data(m, &plan, step);
+	else if (step == plan.writes)
+		rc = plan.durable ? flush_data(m) : 0;
+	else if (step == plan.writes + 1)
+		rc = write_journal(m);
+	else if (step == plan.writes + 2)
+		rc = plan.durable ? disk_flush_all(m->node, 0) : 0;
+	else
+		answer_request(m, &plan);
+	if (rc && rc != -EAGAIN)
+		s->step = 0;
+	if (!rc && s->request)
+		s->step++;
+	return !rc;
+}
+
+static bool may_run(const struct machine *m)
+{
+	return m->running && !m->node->dying && m->state.ops + 1 < SIM_OPS_MAX;
+}
+
+void machine_run(struct machine *m, uint64_t random)
+{
+	for (unsigned i = 0; i <= random % STEPS_MAX && may_run(m) && machine_step(m); i++)
+		;
+}
+
+void machine_request(struct machine *m, uint64_t random)
+{
+	uint64_t ops = m->state.ops;
+
+	(void)random;
+	while (m->state.ops == ops && may_run(m) && machine_step(m))
+		;
+}
+
+static bool read_entry(struct machine *m, unsigned block, struct journal_entry *e)
+{
+	uint8_t bytes[SECTOR];
+
+	if (disk_read(m->node, 0, block, bytes))
+		return false;
+	memcpy(e, bytes, sizeof *e);
+	return e->magic == JOURNAL_MAGIC && e->op % SIM_JOURNAL == block &&
+	       e->sum == XXH3_64bits(e, offsetof(struct journal_entry, sum));
+}
+
+/* The journal's longest unbroken run is the guest's history; what is behind a gap never was. */
+static void recover(struct machine *m)
+{
+	struct journal_entry e, newest = {0};
+	uint64_t op;
+
+	for (unsigned i = 0; i < SIM_JOURNAL; i++)
+		if (read_entry(m, i, &e) && e.op > newest.op)
+			newest = e;
+	op = newest.op >= SIM_JOURNAL ? newest.op - SIM_JOURNAL + 1 : 1;
+	for (; op <= newest.op; op++) {
+		if (!read_entry(m, (unsigned)(op % SIM_JOURNAL), &e) || e.op != op ||
+		    (m->state.ops && e.parent != m->state.chain))
+			break;
+		m->state.ops = op;
+		m->state.chain = e.chain;
+	}
+}
+
+bool machine_boot(struct machine *m)
+{
+	struct ft_err err = {0};
+
+	if (disks_vm_open(m->node, &err)) {
+		world_log(m->node->world, "%s: %s", m->node->name, err.text);
+		return false;
+	}
+	recover(m);
+	check_boot(m->node, &m->state);
+	return true;
+}
+
+/* ---- sums ---- */
+
+static uint64_t page_sum(const struct machine *m, unsigned page)
+{
+	return XXH3_64bits_withSeed(m->ram + page * VMM_PAGE_BYTES, VMM_PAGE_BYTES, page);
+}
+
+uint64_t machine_ram_sum(const struct machine *m)
+{
+	uint64_t sum = 0;
 
 	for (unsigned i = 0; i < SIM_PAGES; i++)
-		sum += XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES, VMM_PAGE_BYTES, i);
-	for (unsigned i = 0; i < SIM_BLOCKS; i++)
-		sum += XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK, SIM_PAGES + i);
+		sum += page_sum(m, i);
 	return sum;
 }
 
-/* The same, from what was written since the last time: a running machine is hashed at every
- * checkpoint. */
-uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state)
+/* From what was written since the last time: a running machine is summed up at every checkpoint. */
+struct sums machine_sums(struct machine *m)
 {
-	uint64_t sum = (state->chain * 7) ^ state->ops;
+	struct sums s = {0};
+	uint8_t block[SECTOR];
 
 	for (unsigned i = 0; i < SIM_PAGES; i++) {
 		if (m->page_stale[i])
-			m->page_sum[i] = XXH3_64bits_withSeed(m->ram + i * VMM_PAGE_BYTES,
-							      VMM_PAGE_BYTES, i);
+			m->page_sum[i] = page_sum(m, i);
 		m->page_stale[i] = false;
-		sum += m->page_sum[i];
+		s.ram += m->page_sum[i];
 	}
-	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
-		if (m->block_stale[i])
-			m->block_sum[i] = XXH3_64bits_withSeed(m->node->disk.blocks[i], SIM_BLOCK,
-							       SIM_PAGES + i);
-		m->block_stale[i] = false;
-		sum += m->block_sum[i];
+	for (unsigned d = 0; d < m->node->world->options.disks; d++) {
+		for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+			if (m->block_stale[d][i] && !disk_read(m->node, d, i, block)) {
+				m->block_sum[d][i] = XXH3_64bits_withSeed(block, SECTOR, i);
+				m->block_stale[d][i] = false;
+			}
+			s.disk[d] += m->block_sum[d][i];
+		}
 	}
-	return sum;
+	return s;
 }
 
 static void all_stale(struct machine *m)
@@ -277,6 +418,7 @@ static void m_quit(struct vmm *vmm, bool orderly, unsigned within_ms)
 	(void)within_ms;
 	machine_of(vmm)->running = false;
 	machine_of(vmm)->dead = true;
+	disks_vm_close(machine_of(vmm)->node);
 }
 
 static int m_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
@@ -323,6 +465,9 @@ static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft
 		return rc;
 	if (!node_step(m->node))
 		return ft_err_set(err, EINTR, "dying");
+	rc = disks_vm_open(m->node, err);
+	if (rc)
+		return rc;
 	check_takeover(m->node, &m->state);
 	all_stale(m);
 	m->armed = false;
@@ -332,6 +477,7 @@ static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft
 
 static void m_free(struct vmm *vmm)
 {
+	disks_vm_close(machine_of(vmm)->node);
 	free(machine_of(vmm)->ram);
 	free(vmm);
 }

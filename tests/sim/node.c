@@ -3,13 +3,14 @@
  * machine, where a keeper would), the disk stays. */
 #include "tests/sim/world.h"
 
-#include "ft/engine_internal.h" /* white box: was the guest protected? */
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
+
+#include "eventtap/block/disk_tap.h"
+#include "ft/engine_internal.h" /* white box: was the guest protected? */
+#include "ft/start_rule.h"
 
 #define CONNECT_US_MIN	100
 #define CONNECT_US_MAX	2000
@@ -25,6 +26,12 @@ bool node_step(struct node *n)
 {
 	if (n->dying || n->crashed)
 		return false;
+	n->steps++;
+	if (n->steps == n->world->run->crash_step && n->id == n->world->run->crash_node) {
+		n->powerless = n->world->run->crash_powerless;
+		n->dying = true;
+		return false;
+	}
 	if (n->crash_in && --n->crash_in == 0) {
 		n->dying = true; /* world_step() does the rest when the engine has returned */
 		return false;
@@ -34,9 +41,17 @@ bool node_step(struct node *n)
 
 /* ---- environment ---- */
 
+/* Each host's clock starts somewhere, goes a little wrong, and may leap ahead. */
+uint64_t node_now(const struct node *n)
+{
+	int64_t now = (int64_t)n->world->now;
+
+	return (uint64_t)(now + now / 1000000 * n->clock_ppm + n->clock_ahead_ns);
+}
+
 static uint64_t env_now(void *ctx)
 {
-	return ((struct node *)ctx)->world->now;
+	return node_now(ctx);
 }
 
 static void on_wake(void *ctx, uint64_t number)
@@ -50,11 +65,12 @@ static void on_wake(void *ctx, uint64_t number)
 static void env_wake_at(void *ctx, uint64_t when)
 {
 	struct node *n = ctx;
-	struct world *w = n->world;
+	uint64_t now = node_now(n);
 
 	n->wake_seq++;
 	if (when != UINT64_MAX)
-		world_after(w, when > w->now ? when - w->now : 10 * US, n, on_wake, n, n->wake_seq);
+		world_after(n->world, when > now ? when - now + 10 * US : 10 * US, n, on_wake, n,
+			    n->wake_seq);
 }
 
 static uint64_t env_random(void *ctx)
@@ -105,129 +121,114 @@ static void env_hang_up(void *ctx)
 		n->net_tap->ops->release(n->net_tap, UINT64_MAX - 1, NULL);
 }
 
-static void block_sum(struct node *n, unsigned block, uint64_t seed, uint8_t sum[FT_SUM_BYTES])
+static void net_tap_in(struct node *n)
 {
-	XXH128_canonical_t canonical;
-
-	XXH128_canonicalFromHash(&canonical,
-				 XXH3_128bits_withSeed(n->disk.blocks[block], SIM_BLOCK, seed));
-	memcpy(sum, &canonical, FT_SUM_BYTES);
-}
-
-static int env_taps_in(void *ctx, struct ft_err *err)
-{
-	struct node *n = ctx;
-
-	(void)err;
-	n->disk_tap = sim_disk_tap(n);
 	n->net_tap = sim_net_tap(n);
-	tap_chain_add(ft_engine_chain(n->engine), n->disk_tap);
 	tap_chain_add(ft_engine_chain(n->engine), n->net_tap);
-	return 0;
 }
 
 static void taps_free(struct node *n)
 {
 	if (n->engine)
-		tap_chain_free(ft_engine_chain(n->engine));
-	n->disk_tap = n->net_tap = NULL;
+		ft_engine_chain(n->engine)->first = NULL;
+	disks_taps_gone(n);
+	if (n->net_tap)
+		n->net_tap->ops->free(n->net_tap);
+	n->net_tap = NULL;
+}
+
+static int env_taps_in(void *ctx, struct ft_err *err)
+{
+	struct node *n = ctx;
+	int rc;
+
+	if (!node_step(n))
+		return ft_err_set(err, EINTR, "dying");
+	rc = disks_taps_in(n, err);
+	if (rc)
+		taps_free(n);
+	else
+		net_tap_in(n);
+	return rc;
 }
 
 static int env_taps_out(void *ctx, struct ft_err *err)
 {
-	(void)err;
-	taps_free(ctx);
-	return 0;
-}
+	struct node *n = ctx;
+	int rc = disks_taps_out(n, err);
 
-static void env_firing(void *ctx, bool on)
-{
-	(void)ctx;
-	(void)on;
+	if (!rc)
+		taps_free(n);
+	return rc;
 }
 
 static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 {
-	static Ft__Disk disk = FT__DISK__INIT, *disks = &disk;
+	static Ft__Disk disks[SIM_DISKS];
+	static Ft__Disk *list[SIM_DISKS];
+	static char ids[SIM_DISKS][8];
+	struct node *n = ctx;
 
 	(void)err;
-	disk.shared = ((struct node *)ctx)->world->options.shared;
+	setup->generation = n->engine->generation;
 	setup->vmm = (char *)(uintptr_t) "sim";
 	setup->ram_bytes = SIM_PAGES * VMM_PAGE_BYTES;
-	setup->disks = &disks;
-	setup->n_disks = 1;
-	return 0;
-}
-
-static void env_disks_all_behind(void *ctx)
-{
-	sim_disk_tap_all_behind(((struct node *)ctx)->disk_tap);
-}
-
-static int env_disk_next(void *ctx, uint8_t *data, uint32_t max, struct ft_disk_chunk *chunk,
-			 struct ft_err *err)
-{
-	(void)max;
-	(void)err;
-	return sim_disk_tap_next(((struct node *)ctx)->disk_tap, chunk, data);
-}
-
-static uint64_t env_disks_behind(void *ctx)
-{
-	return sim_disk_tap_behind(((struct node *)ctx)->disk_tap);
-}
-
-static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
-			    const uint8_t *sums, uint64_t *alike, struct ft_err *err)
-{
-	struct node *n = ctx;
-	uint64_t first = range->offset / SIM_BLOCK, end = first + range->bytes / SIM_BLOCK;
-	bool blind = n->world->mutant == MUTANT_COMPARE_BLIND;
-
-	*alike = 0;
-	if (range->block != SIM_BLOCK || range->offset % SIM_BLOCK || range->bytes % SIM_BLOCK ||
-	    first >= SIM_BLOCKS || end > SIM_BLOCKS)
-		return ft_err_set(err, EPROTO, "disk: bad range of sums");
-	for (uint64_t i = first; i < end; i++) {
-		static const uint8_t none[SIM_BLOCK];
-		uint8_t ours[FT_SUM_BYTES];
-		bool same = !sums && !memcmp(n->disk.blocks[i], none, SIM_BLOCK);
-
-		block_sum(n, (unsigned)i, seed, ours);
-		if (same ||
-		    (sums && !memcmp(ours, sums + (i - first) * FT_SUM_BYTES, FT_SUM_BYTES)) ||
-		    (blind && world_chance(n->world, 5)))
-			*alike += sim_disk_tap_alike(n->disk_tap, (unsigned)i);
+	setup->n_disks = n->world->options.disks;
+	setup->disks = list;
+	for (unsigned i = 0; i < setup->n_disks; i++) {
+		snprintf(ids[i], sizeof ids[i], "disk%u", i);
+		disks[i] = (Ft__Disk)FT__DISK__INIT;
+		disks[i].id = ids[i];
+		disks[i].image = n->disks[i].path;
+		disks[i].bytes = SIM_DISK_BYTES;
+		disks[i].shared = n->disks[i].shared;
+		list[i] = &disks[i];
 	}
 	return 0;
 }
 
-static void env_disks_yield(void *ctx)
-{
-	((struct node *)ctx)->write_lands_ns = 0; /* it waits for its own writes */
-}
-
-static int env_disks_reclaim(void *ctx, struct ft_err *err)
-{
-	(void)ctx;
-	(void)err;
-	return 0;
-}
-
+/* As in production: what a restarted agent must know first, then what a rebooted host must know,
+ * then the keeper. */
 static void env_guard(void *ctx, bool on)
 {
-	((struct node *)ctx)->guarded = on;
+	struct node *n = ctx;
+	struct ft_err err = {0};
+
+	if (!node_step(n))
+		return;
+	if (n->world->mutant != MUTANT_GUARD_FORGOTTEN) {
+		n->elsewhere = on;
+		if (on) {
+			n->guarded_generation = n->engine->generation;
+			n->knows_standby = true;
+		}
+		if (disks_mark(n, on, &err))
+			world_log(n->world, "%s: %s", n->name, err.text);
+	}
+	if (!n->dying)
+		n->guarded = on;
+}
+
+static void vm_free(struct node *n)
+{
+	taps_free(n);
+	if (n->machine)
+		n->machine->vmm.ops->free(&n->machine->vmm);
+	n->machine = NULL;
 }
 
 static void env_vm_end(void *ctx)
 {
 	struct node *n = ctx;
 
-	taps_free(n);
-	if (n->machine)
-		n->machine->vmm.ops->free(&n->machine->vmm);
-	n->machine = NULL;
+	vm_free(n);
 	ft_engine_set_vmm(n->engine, NULL);
+}
+
+static void env_disarm(void *ctx)
+{
+	env_vm_end(ctx);
+	disks_stores_free(ctx);
 }
 
 static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
@@ -242,145 +243,14 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	}
 	if (strcmp(setup->vmm, "sim"))
 		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
-	n->sums_at = 0;
-	n->stored = n->sealing = 0;
+	if (disks_stores_open(n, setup, err)) {
+		env_disarm(n);
+		return -err->code;
+	}
 	n->machine = machine_new(n, true);
 	ft_engine_set_vmm(n->engine, &n->machine->vmm);
-	return env_taps_in(n, err);
-}
-
-static void env_disarm(void *ctx)
-{
-	((struct node *)ctx)->stored = 0;
-	env_vm_end(ctx);
-}
-
-static int write_block(uint8_t blocks[SIM_BLOCKS][SIM_BLOCK], uint64_t offset, const uint8_t *data,
-		       uint32_t len, struct ft_err *err)
-{
-	if (offset % SIM_BLOCK || len != SIM_BLOCK || offset / SIM_BLOCK >= SIM_BLOCKS)
-		return ft_err_set(err, EPROTO, "disk: bad range");
-	memcpy(blocks[offset / SIM_BLOCK], data, len);
-	return 0;
-}
-
-static int write_disk(struct node *n, uint64_t offset, const uint8_t *data, uint32_t len,
-		      struct ft_err *err)
-{
-	if (!node_step(n))
-		return ft_err_set(err, EINTR, "dying");
-	return write_block(n->disk.blocks, offset, data, len, err);
-}
-
-/* Some blocks a time, zeroes as zeroes. */
-static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
-			  struct ft_err *err)
-{
-	static const uint8_t none[SIM_BLOCK];
-	struct node *n = ctx;
-	unsigned blocks = 0, max = (unsigned)world_range(n->world, 1, 8);
-
-	if (!node_step(n))
-		return ft_err_set(err, EINTR, "dying");
-	if (n->sums_at == SIM_BLOCKS)
-		return 0;
-	*range = (struct ft_disk_sums){.offset = n->sums_at * SIM_BLOCK, .block = SIM_BLOCK};
-	range->zero = !memcmp(n->disk.blocks[n->sums_at], none, SIM_BLOCK);
-	for (; blocks < max && n->sums_at < SIM_BLOCKS; blocks++, n->sums_at++) {
-		if (range->zero != !memcmp(n->disk.blocks[n->sums_at], none, SIM_BLOCK))
-			break;
-		block_sum(n, n->sums_at, seed, sums + blocks * FT_SUM_BYTES);
-	}
-	range->bytes = blocks * SIM_BLOCK;
-	return 1;
-}
-
-static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
-			  struct ft_err *err)
-{
-	struct node *n = ctx;
-
-	if (n->world->mutant == MUTANT_SYNC_HOLE && world_chance(n->world, 1))
-		return 0;
-	return write_disk(n, chunk->offset, data, chunk->bytes, err);
-}
-
-/* Nothing of it is durable before its time, whatever happens meanwhile. The first checkpoint of a
- * session makes what was copied before durable too. */
-static void env_store_unstage(void *ctx)
-{
-	struct node *n = ctx;
-
-	n->staged = n->stored ? n->journaled : n->disk;
-}
-
-static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
-{
-	struct node *n = ctx;
-
-	if (!node_step(n))
-		return ft_err_set(err, EINTR, "dying");
-	if (n->world->mutant == MUTANT_JOURNAL_HOLE && world_chance(n->world, 5))
-		return 0;
-	return write_block(n->staged.blocks, rec->arg, rec->data, rec->len, err);
-}
-
-static void on_stored(void *ctx, uint64_t epoch)
-{
-	struct node *n = ctx;
-	struct ft_err err = {.code = ENOSPC, .text = "sim: no room for the journal"};
-	bool fails = n->apply_fails && world_chance(n->world, 50);
-
-	if (n->sealing != epoch)
-		return; /* given up, and another one is on its way */
-	n->sealing = 0;
-	if (fails) {
-		n->apply_fails = false;
-	} else {
-		n->journaled = n->sealed;
-		n->stored = epoch;
-	}
-	ft_engine_stored(n->engine, epoch, fails ? &err : NULL);
-}
-
-static int env_store_staged(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
-{
-	struct node *n = ctx;
-
-	(void)generation;
-	if (!node_step(n))
-		return ft_err_set(err, EINTR, "dying");
-	n->sealed = n->staged;
-	n->sealing = epoch;
-	world_after(n->world, world_range(n->world, 10, 20000) * US, n, on_stored, n, epoch);
-	return 0;
-}
-
-static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
-{
-	struct node *n = ctx;
-
-	if (n->apply_fails) {
-		n->apply_fails = false;
-		return ft_err_set(err, EIO, "sim: disk");
-	}
-	if (n->world->mutant == MUTANT_FORGET_APPLY && world_chance(n->world, 2))
-		return 0;
-	return write_disk(n, rec->arg, rec->data, rec->len, err);
-}
-
-static int env_store_commit(void *ctx, uint64_t generation, uint64_t epoch, struct ft_err *err)
-{
-	struct node *n = ctx;
-
-	(void)generation;
-	if (!node_step(n))
-		return ft_err_set(err, EINTR, "dying");
-	if (n->world->options.durable && n->stored != epoch)
-		world_violation(n->world, "%s: epoch %llu counts before it is durable", n->name,
-				(unsigned long long)epoch);
-	if (n->world->mutant == MUTANT_FORGET_PAGE)
-		machine_forget_page(n->machine);
+	n->guarded = true;
+	net_tap_in(n);
 	return 0;
 }
 
@@ -389,22 +259,9 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 {
 	struct node *n = ctx;
 
-	(void)generation;
-	(void)epoch;
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
-	if (n->resume_busy && world_chance(n->world, 80))
-		return ft_err_set(err, EBUSY, "sim: the old primary still holds the disk");
-	n->resume_busy = false;
-	n->stored = 0; /* the disk is the guest's now, and the journal gone */
-	if (!n->world->options.shared)
-		return 0;
-	/* The lock of a process that is dead is free. Of a host without power nobody can tell. */
-	if (!settled && (!other(n)->crashed || other(n)->powerless) &&
-	    n->world->mutant != MUTANT_LEASE_NOT_AWAITED)
-		return ft_err_set(err, EBUSY, "sim: the old primary's lease is not over");
-	check_shared_taken(n);
-	return 0;
+	return disk_env.store_activate(ctx, generation, epoch, settled, err);
 }
 
 static void on_fenced(void *ctx, uint64_t arg)
@@ -413,7 +270,7 @@ static void on_fenced(void *ctx, uint64_t arg)
 	struct ft_err err = {.code = EPERM, .text = "sim: the power switch does not answer"};
 
 	(void)arg;
-	if (world_side_range(n->world, 0, 2) == 0) {
+	if (world_chance(n->world, 33)) {
 		ft_engine_fenced(n->engine, &err);
 		return;
 	}
@@ -429,20 +286,7 @@ static void env_fence(void *ctx, const char *host, uint64_t generation)
 	(void)generation;
 	world_log(n->world, "%s: fence program started", n->name);
 	if (node_step(n))
-		world_after(n->world, world_side_range(n->world, 1, 100) * MS, n, on_fenced, n, 0);
-}
-
-static void env_store_released(void *ctx, uint64_t epoch)
-{
-	(void)ctx;
-	(void)epoch;
-}
-
-static int env_store_outdate(void *ctx, struct ft_err *err)
-{
-	(void)ctx;
-	(void)err;
-	return 0;
+		world_after(n->world, world_range(n->world, 1, 100) * MS, n, on_fenced, n, 0);
 }
 
 static void env_generation(void *ctx, uint64_t generation)
@@ -450,9 +294,15 @@ static void env_generation(void *ctx, uint64_t generation)
 	struct node *n = ctx;
 	enum ft_state state = ft_engine_state(n->engine);
 
+	struct ft_err err = {0};
+
 	if (!node_step(n))
 		return;
 	n->remembered_generation = generation;
+	for (unsigned i = 0; i < SIM_DISKS; i++)
+		if (n->disks[i].tap &&
+		    disk_tap_set_generation(n->disks[i].tap, generation, 0, &err))
+			world_log(n->world, "%s: %s", n->name, err.text);
 	if (state != FT_STANDBY && state != FT_STARTING && generation > n->world->ran_generation)
 		n->world->ran_generation = generation;
 }
@@ -463,7 +313,7 @@ static void env_changed(void *ctx)
 
 	if (n->engine && ft_engine_state(n->engine) != (enum ft_state)n->state_told) {
 		n->state_told = (int)ft_engine_state(n->engine);
-		if (n->none)
+		if (n->none && (n->state_told == FT_STANDBY || n->state_told == FT_SOLO))
 			ft_arbiter_none_set_side(n->none, n->state_told == FT_STANDBY
 								  ? FT_SIDE_STANDBY
 								  : FT_SIDE_PRIMARY);
@@ -480,32 +330,40 @@ const struct ft_env_ops node_env = {
 	.hang_up = env_hang_up,
 	.taps_in = env_taps_in,
 	.taps_out = env_taps_out,
-	.firing = env_firing,
 	.describe = env_describe,
-	.disks_all_behind = env_disks_all_behind,
-	.disk_next = env_disk_next,
-	.disks_behind = env_disks_behind,
-	.disk_compare = env_disk_compare,
-	.disks_yield = env_disks_yield,
-	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
 	.arm = env_arm,
 	.disarm = env_disarm,
-	.store_sums = env_store_sums,
-	.store_sync = env_store_sync,
-	.store_stage = env_store_stage,
-	.store_staged = env_store_staged,
-	.store_unstage = env_store_unstage,
-	.store_apply = env_store_apply,
-	.store_commit = env_store_commit,
-	.store_released = env_store_released,
 	.store_activate = env_store_activate,
 	.fence = env_fence,
-	.store_outdate = env_store_outdate,
 	.generation = env_generation,
 	.changed = env_changed,
 };
+
+/* Those about disks are disk.c's. */
+static struct ft_env_ops whole_env(void)
+{
+	struct ft_env_ops e = node_env;
+
+	e.firing = disk_env.firing;
+	e.disks_all_behind = disk_env.disks_all_behind;
+	e.disk_next = disk_env.disk_next;
+	e.disks_behind = disk_env.disks_behind;
+	e.disk_compare = disk_env.disk_compare;
+	e.disks_yield = disk_env.disks_yield;
+	e.disks_reclaim = disk_env.disks_reclaim;
+	e.store_sums = disk_env.store_sums;
+	e.store_sync = disk_env.store_sync;
+	e.store_stage = disk_env.store_stage;
+	e.store_staged = disk_env.store_staged;
+	e.store_unstage = disk_env.store_unstage;
+	e.store_apply = disk_env.store_apply;
+	e.store_commit = disk_env.store_commit;
+	e.store_released = disk_env.store_released;
+	e.store_outdate = disk_env.store_outdate;
+	return e;
+}
 
 /* ---- staging beyond its bound ---- */
 
@@ -566,6 +424,16 @@ static void on_output(void *ctx, uint64_t arg)
 		ft_engine_output(n->engine);
 }
 
+static void on_pressure(void *ctx, uint64_t arg)
+{
+	struct node *n = ctx;
+
+	(void)arg;
+	n->pressure_told = false;
+	if (n->engine)
+		ft_engine_pressure(n->engine);
+}
+
 void node_output_soon(struct node *n)
 {
 	if (n->output_told)
@@ -574,10 +442,177 @@ void node_output_soon(struct node *n)
 	world_after(n->world, 20 * US, n, on_output, n, 0);
 }
 
-void node_start(struct node *n, bool primary)
+void node_pressure_soon(struct node *n)
 {
-	const struct options *o = &n->world->options;
+	if (n->pressure_told)
+		return;
+	n->pressure_told = true;
+	world_after(n->world, 20 * US, n, on_pressure, n, 0);
+}
+
+static void on_journal(void *ctx, uint64_t arg)
+{
+	struct node *n = ctx;
+
+	(void)arg;
+	n->journal_told = false;
+	if (n->engine)
+		disks_journal_news(n);
+}
+
+void node_journal_soon(struct node *n)
+{
+	if (n->journal_told)
+		return;
+	n->journal_told = true;
+	world_after(n->world, 20 * US, n, on_journal, n, 0);
+}
+
+/* The arbiter's record, asked by an agent that starts. It waits for the answer and does nothing
+ * else meanwhile. */
+static bool ask_record(struct node *n, struct ft_grant_record *now)
+{
+	struct world *w = n->world;
+
+	*now = w->arbiter;
+	return !w->arbiter_down && !n->arbiter_cut;
+}
+
+/* What the standby of before answers, if it does. */
+static bool ask_standby(struct node *n, struct ft_start_standby *says)
+{
+	const struct world *w = n->world;
+	struct node *o = other(n);
+	enum ft_state state;
+
+	if (o->crashed || o->frozen || !o->engine || w->cut[0] || w->cut[1])
+		return false;
+	state = ft_engine_state(o->engine);
+	*says = (struct ft_start_standby){
+		.runs = state == FT_SOLO || state == FT_SYNCING || state == FT_PROTECTED ||
+			state == FT_TAKEOVER,
+		.waits = state == FT_STANDBY,
+		.generation = o->engine->generation,
+		.committed = state == FT_STANDBY ? o->engine->standby.committed : 0};
+	return true;
+}
+
+static int ask_rule(struct node *n, struct ft_start_question *q, struct ft_start_standby *says,
+		    enum store_right *right, struct ft_err *err)
+{
+	int rc = ft_start_rule(q, right, err);
+
+	if (rc != FT_START_ASK_STANDBY)
+		return rc;
+	q->asked = true;
+	if (ask_standby(n, says))
+		q->standby = says;
+	return ft_start_rule(q, right, err);
+}
+
+/* Does this host's agent start the guest? As production's may_start.c. */
+static bool may_start(struct node *n)
+{
+	struct world *w = n->world;
+	struct ft_grant_record now;
 	struct ft_err err = {0};
+	struct ft_start_question q = {.host_id = n->name,
+				      .elsewhere = n->elsewhere,
+				      .guarded = n->guarded_generation,
+				      .peer = n->knows_standby ? other(n)->name : "",
+				      .arbiter = w->options.arbiter_file ? "file" : "none",
+				      .why = "",
+				      .standby_why = "",
+				      .force = n->forced};
+	struct ft_start_standby says;
+	enum store_right right;
+	int rc;
+
+	if (w->options.arbiter_file && ask_record(n, &now))
+		q.record = &now;
+	if (q.record && disks_whole(n, now.generation))
+		q.whole = now.generation;
+	rc = ask_rule(n, &q, &says, &right, &err);
+	if (w->mutant == MUTANT_START_UNASKED && rc < 0) {
+		rc = FT_START;
+		right = w->options.arbiter_file ? STORE_RIGHT_GRANTED : STORE_RIGHT_NONE;
+	}
+	if (n->forced && err.code)
+		world_log(w, "%s: forced: %s", n->name, err.text);
+	if (rc == FT_START_AFTER_CLAIM) {
+		w->arbiter = ft_start_claim(&q);
+		check_granted(n, &w->arbiter);
+		rc = world_chance(w, 5) ? ft_err_set(&err, EAGAIN, "the claim's answer was lost")
+					: FT_START;
+		if (rc == FT_START)
+			n->remembered_generation = w->arbiter.generation;
+	}
+	if (rc == FT_START) {
+		n->elsewhere = false;
+		rc = disks_startable(n, right, &err);
+	}
+	if (rc)
+		world_log(w, "%s: refuses to start the guest: %s", n->name, err.text);
+	return !rc;
+}
+
+static bool start_guest(struct node *n)
+{
+	if (n->world->now && !may_start(n))
+		return false;
+	n->machine = machine_new(n, false);
+	if (machine_boot(n->machine))
+		return true;
+	vm_free(n);
+	return false;
+}
+
+static bool recover(struct node *n)
+{
+	struct ft_err err = {0};
+
+	if (disks_recover(n, &err)) {
+		world_log(n->world, "%s: does not start: %s", n->name, err.text);
+		return false;
+	}
+	check_recovered(n);
+	return true;
+}
+
+/* It ends before it has begun, or its host dies meanwhile. */
+static bool not_started(struct node *n)
+{
+	if (n->dying) {
+		node_crash(n, n->powerless);
+		return false;
+	}
+	disks_process_gone(n);
+	files_process_gone(n);
+	n->crashed = true;
+	return false;
+}
+
+bool node_start(struct node *n, enum start_as as)
+{
+	bool primary = as == WITH_GUEST || as == WITH_GUEST_BY_FORCE;
+	const struct options *o = &n->world->options;
+	static struct ft_env_ops env;
+	uint64_t on_disk;
+	struct ft_err err = {0};
+
+	env = whole_env();
+	n->crashed = n->frozen = n->powerless = n->guarded = false;
+	n->crash_in = 0;
+	n->forced = as == AS_STANDBY_BY_FORCE || as == WITH_GUEST_BY_FORCE;
+	if (!recover(n))
+		return not_started(n);
+	on_disk = disks_generation(n); /* after a reboot the disks remember */
+	if (on_disk > n->remembered_generation && n->world->mutant != MUTANT_FORGET_GENERATION)
+		n->remembered_generation = on_disk;
+	if (primary && !start_guest(n)) {
+		n->world->refused_starts++;
+		return not_started(n);
+	}
 	struct ft_engine_config config = {
 		.policy = {.trigger = o->trigger,
 			   .interval_ns = o->interval_ms * MS,
@@ -590,7 +625,9 @@ void node_start(struct node *n, bool primary)
 		.staging_bytes = o->staging_bytes,
 		.delta_base_bytes = o->base_pages * 4096,
 		.generation =
-			n->world->mutant == MUTANT_FORGET_GENERATION ? 0 : n->remembered_generation,
+			as == AS_STANDBY_BY_FORCE || n->world->mutant == MUTANT_FORGET_GENERATION
+				? 0
+				: n->remembered_generation,
 		.takeover_manual = o->takeover_manual,
 		.durable = o->durable,
 		.overflow = &overflow_ops,
@@ -603,27 +640,24 @@ void node_start(struct node *n, bool primary)
 	if (!o->arbiter_file)
 		n->none = ft_arbiter_none_new(o->survivor,
 					      primary ? FT_SIDE_PRIMARY : FT_SIDE_STANDBY);
-	n->crashed = n->frozen = n->powerless = false;
-	n->crash_in = 0;
 	n->released_op = 0;
 	n->state_told = -1;
 	n->waits_since_ns = n->world->now;
 	for (unsigned i = 0; i < 3; i++)
 		n->overflow[i].node = n;
-	if (ft_engine_new(&config, &node_env, n, n->none ? n->none : &n->arbiter, &n->engine,
-			  &err)) {
+	if (ft_engine_new(&config, &env, n, n->none ? n->none : &n->arbiter, &n->engine, &err)) {
 		world_violation(n->world, "%s: cannot start: %s", n->name, err.text);
-		return;
+		return false;
 	}
 	n->knows_peer = false;
 	n->write_lands_ns = 0;
 	if (primary) {
 		n->world->shared_owner = n->id;
-		n->machine = machine_new(n, false);
 		ft_engine_start_solo(n->engine, &n->machine->vmm);
 	} else {
 		ft_engine_start_standby(n->engine);
 	}
+	return true;
 }
 
 /* Was the guest protected here, and the standby in reach? Then one fault may not cost it. */
@@ -632,6 +666,9 @@ static bool protected_here(struct node *n)
 	const struct ft_primary *p = &n->engine->primary;
 	const struct node *o = other(n);
 
+	/* Where people decide, they may decide to boot it. */
+	if (n->world->options.takeover_manual)
+		return false;
 	return ft_engine_state(n->engine) == FT_PROTECTED && p->first_commit_done && !o->crashed &&
 	       o->engine->standby.committed &&
 	       (p->phase == PRIMARY_RUNNING || p->phase == PRIMARY_HANDING);
@@ -646,12 +683,6 @@ void node_crash(struct node *n, bool powerless)
 	world_log(w, "%s: CRASH%s", n->name, powerless ? " of the host" : "");
 	if (!w->faults_over && w->options.faults == 1 && protected_here(n))
 		w->must_survive = true;
-	/* The next agent replays it, whatever was written since. */
-	if (n->stored) {
-		check_journal(n);
-		n->disk = n->journaled;
-	}
-	n->stored = n->sealing = 0;
 	net_node_gone(n, powerless);
 	n->crashed = true;
 	n->powerless = powerless;
@@ -659,7 +690,12 @@ void node_crash(struct node *n, bool powerless)
 	n->crashed_ns = w->now;
 	n->incarnation++;
 	n->dial_number[0] = n->dial_number[1] = 0;
-	n->output_told = false;
+	n->output_told = n->pressure_told = n->journal_told = false;
+	if (n->journal && n->engine->standby.committed) {
+		n->promised.generation = n->engine->standby.primary_generation;
+		n->promised.epoch = n->engine->standby.committed;
+	}
+	/* A dead process writes nothing: only its memory is given back. */
 	taps_free(n);
 	ft_engine_free(n->engine);
 	n->engine = NULL;
@@ -668,15 +704,32 @@ void node_crash(struct node *n, bool powerless)
 	n->none = NULL;
 	for (unsigned i = 0; i < 3; i++)
 		overflow_reset(&n->overflow[i]);
-	if (n->machine)
-		n->machine->vmm.ops->free(&n->machine->vmm);
-	n->machine = NULL;
+	vm_free(n);
+	disks_process_gone(n);
+	files_process_gone(n);
+	if (!powerless)
+		return;
+	files_power_lost(n);
+	n->remembered_generation = 0;
+	n->elsewhere = n->knows_standby = false;
 }
 
 void node_freeze(struct node *n, bool frozen)
 {
-	world_log(n->world, "%s: %s", n->name, frozen ? "FROZEN" : "thaws");
+	struct world *w = n->world;
+
+	world_log(w, "%s: %s", n->name, frozen ? "FROZEN" : "thaws");
 	n->frozen = frozen;
+	if (!frozen)
+		n->write_lands_ns = 0; /* who is awake has waited for it */
+	if (frozen) {
+		n->frozen_ns = w->now;
+		/* A paused host's; not where a lease counts on it. */
+		n->clock_stops = !w->options.shared && world_chance(w, 30);
+	} else if (n->clock_stops) {
+		n->clock_ahead_ns -= (int64_t)(w->now - n->frozen_ns);
+		n->clock_stops = false;
+	}
 }
 
 void node_vm_ends(struct node *n, bool by_guest)
@@ -691,6 +744,7 @@ void node_vm_ends(struct node *n, bool by_guest)
 		w->must_survive = true;
 	n->machine->running = false;
 	n->machine->dead = true;
+	disks_vm_close(n);
 	ft_engine_vm_lost(n->engine, by_guest,
 			  by_guest ? "the guest shut down" : "VM process died");
 }

@@ -1,206 +1,155 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Taps of the simulated machine: a NIC whose outputs wait by epoch, and a replicated disk. */
+/* The simulated machine's NIC: production's queue of held outputs, driven as production's net tap
+ * drives it, without sockets and threads. */
 #include "tests/sim/world.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define RECORD_DATA_MAX (SIM_BLOCK)
-#define RECORDS_MAX	8192
+#include "eventtap/queue.h"
 
-struct held {
-	uint64_t epoch;
-	enum tap_kind kind;
-	uint64_t arg;
-	uint32_t len;
-	uint8_t data[RECORD_DATA_MAX];
-};
+#define QUEUE_BYTES 4096 /* small enough to be full now and then; a page is the least */
 
 struct sim_tap {
 	struct tap tap;
 	struct node *node;
+	struct queue *queue;
 	enum tap_mode mode;
 	bool becomes_hold;
-	uint64_t open;
-	struct held *held;
-	unsigned n, room;
-	uint8_t behind[SIM_BLOCKS];
+	uint64_t open, dropped;
 };
 
-static bool is_disk(const struct sim_tap *t)
+static struct sim_tap *of(struct tap *tap)
 {
-	return !strcmp(t->tap.ops->kind, "disk");
+	return (struct sim_tap *)tap;
 }
 
-static void let_go(struct sim_tap *t, const struct held *h)
+static void let_go(struct sim_tap *t, const struct tap_record *rec)
 {
-	struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len, .data = h->data};
-
-	if (!is_disk(t) && !t->node->dying)
-		check_output(t->node, &rec);
+	if (!t->node->dying)
+		check_output(t->node, rec);
 }
 
-static void append(struct sim_tap *t, enum tap_kind kind, uint64_t arg, const void *data,
-		   uint32_t len)
-{
-	struct held *h;
-
-	assert(len <= RECORD_DATA_MAX);
-	if (t->n == RECORDS_MAX) {
-		world_violation(t->node->world, "%s: tap holds more than %d outputs", t->node->name,
-				RECORDS_MAX);
-		return;
-	}
-	if (t->n == t->room) {
-		t->room = t->room ? t->room * 2 : 64;
-		t->held = realloc(t->held, t->room * sizeof *t->held);
-		if (!t->held)
-			abort();
-	}
-	h = &t->held[t->n++];
-	*h = (struct held){.epoch = t->open, .kind = kind, .arg = arg, .len = len};
-	memcpy(h->data, data, len);
-}
-
-void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data,
-		    uint32_t len)
-{
-	struct sim_tap *t = (struct sim_tap *)tap;
-	struct held direct = {.kind = kind, .arg = arg, .len = len};
-
-	if (is_disk(t) && t->mode == TAP_TRACK) {
-		t->behind[arg / SIM_BLOCK] = 1;
-	} else if (t->mode == TAP_HOLD) {
-		if (is_disk(t) && t->node->world->mutant == MUTANT_FORGET_WRITE &&
-		    world_chance(t->node->world, 3))
-			return;
-		append(t, kind, arg, data, len);
-		if (!is_disk(t) && tap->notify.output)
-			tap->notify.output(tap->notify.ctx);
-	} else {
-		memcpy(direct.data, data, len);
-		let_go(t, &direct);
-	}
-}
-
-static void release_up_to(struct sim_tap *t, uint64_t epoch)
+/* What was released leaves, in order. */
+static void send_released(struct sim_tap *t)
 {
 	enum mutant mutant = t->node->world->mutant;
-	unsigned kept = 0;
+	struct tap_record rec;
+	size_t at = 0, positions[256];
+	unsigned n = 0;
 
-	for (unsigned i = 0; i < t->n; i++) {
-		if (t->held[i].epoch <= epoch && mutant != MUTANT_RELEASE_BACKWARDS)
-			let_go(t, &t->held[i]);
-		if (t->held[i].epoch <= epoch && mutant == MUTANT_RELEASE_TWICE)
-			let_go(t, &t->held[i]);
+	for (size_t here = 0; n < 256 && queue_peek(t->queue, &at, &rec); here = at)
+		positions[n++] = here;
+	for (unsigned i = 0; i < n; i++) {
+		size_t from = positions[mutant == MUTANT_RELEASE_BACKWARDS ? n - 1 - i : i];
+
+		(void)queue_peek(t->queue, &from, &rec);
+		let_go(t, &rec);
+		if (mutant == MUTANT_RELEASE_TWICE)
+			let_go(t, &rec);
 	}
-	for (unsigned i = t->n; mutant == MUTANT_RELEASE_BACKWARDS && i-- > 0;)
-		if (t->held[i].epoch <= epoch)
-			let_go(t, &t->held[i]);
-	for (unsigned i = 0; i < t->n; i++)
-		if (t->held[i].epoch > epoch)
-			t->held[kept++] = t->held[i];
-	t->n = kept;
+	while (n-- > 0)
+		queue_pop(t->queue);
 }
 
-static void sim_set_mode(struct tap *tap, enum tap_mode mode)
+void sim_net_output(struct tap *tap, const void *data, uint32_t len)
 {
-	struct sim_tap *t = (struct sim_tap *)tap;
+	struct sim_tap *t = of(tap);
+	struct tap_record rec = {.kind = TAP_NET, .len = len, .data = data};
 
-	if (mode == TAP_HOLD) {
-		t->becomes_hold = t->mode != TAP_HOLD;
+	if (t->mode != TAP_HOLD) {
+		let_go(t, &rec);
 		return;
 	}
-	t->becomes_hold = false;
+	if (queue_append(t->queue, &rec, NULL)) {
+		t->dropped++;
+		return;
+	}
+	if (tap->notify.output)
+		tap->notify.output(tap->notify.ctx);
+}
+
+bool sim_net_within_bounds(const struct tap *tap)
+{
+	const struct sim_tap *t = (const struct sim_tap *)tap;
+	struct tap_stats stats = {0};
+
+	queue_stats(t->queue, &stats);
+	return stats.held_bytes <= QUEUE_BYTES;
+}
+
+static int sim_set_mode(struct tap *tap, enum tap_mode mode)
+{
+	struct sim_tap *t = of(tap);
+
+	t->becomes_hold = mode == TAP_HOLD && t->mode != TAP_HOLD;
+	if (mode == TAP_HOLD)
+		return 0;
 	t->mode = mode;
-	release_up_to(t, UINT64_MAX);
+	queue_release_all(t->queue);
+	send_released(t);
+	return 0;
 }
 
 static int sim_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
-	struct sim_tap *t = (struct sim_tap *)tap;
+	struct sim_tap *t = of(tap);
+	int rc;
 
-	(void)err;
 	if (t->becomes_hold) {
 		t->becomes_hold = false;
 		t->mode = TAP_HOLD;
-		t->open = epoch;
-		for (unsigned i = 0; is_disk(t) && i < SIM_BLOCKS; i++) {
-			if (t->behind[i])
-				append(t, TAP_DISK_WRITE, i * SIM_BLOCK, t->node->disk.blocks[i],
-				       SIM_BLOCK);
-			t->behind[i] = 0;
-		}
 	}
-	if (t->mode == TAP_HOLD && t->node->world->mutant == MUTANT_RELEASE_EARLY)
-		release_up_to(t, epoch);
-	t->open = epoch + 1;
-	return 0;
+	if (t->mode != TAP_HOLD)
+		return 0;
+	rc = queue_close(t->queue, epoch, err);
+	if (!rc)
+		t->open = epoch + 1;
+	if (!rc && t->node->world->mutant == MUTANT_RELEASE_EARLY) {
+		queue_release(t->queue, epoch);
+		send_released(t);
+	}
+	return rc;
 }
 
 static size_t sim_export(struct tap *tap, uint64_t epoch, struct tap_cursor *cursor, uint8_t *out,
 			 size_t room)
 {
-	struct sim_tap *t = (struct sim_tap *)tap;
-	size_t used = 0;
+	struct sim_tap *t = of(tap);
 
 	if (t->node->world->mutant == MUTANT_OLD_EPOCHS_FORGOTTEN && epoch + 1 < t->open)
 		return 0;
-	for (; cursor->at < t->n && used < room; cursor->at++) {
-		const struct held *h = &t->held[cursor->at];
-		struct tap_record rec = {.kind = h->kind, .arg = h->arg, .len = h->len};
-		uint8_t whole[TAP_RECORD_HEADER + RECORD_DATA_MAX];
-		size_t left;
-
-		if (h->epoch != epoch)
-			continue;
-		/* A record may be cut anywhere; the rest goes into the next frame. */
-		tap_record_put_header(whole, &rec);
-		memcpy(whole + TAP_RECORD_HEADER, h->data, h->len);
-		left = TAP_RECORD_HEADER + h->len - cursor->offset;
-		if (left > room - used)
-			left = room - used;
-		memcpy(out + used, whole + cursor->offset, left);
-		used += left;
-		cursor->offset += left;
-		if (cursor->offset < TAP_RECORD_HEADER + h->len)
-			break;
-		cursor->offset = 0;
-	}
-	return used;
+	return queue_export(t->queue, epoch, cursor, out, room);
 }
 
 static int sim_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
-	struct sim_tap *t = (struct sim_tap *)tap;
+	struct sim_tap *t = of(tap);
 
+	(void)err;
 	if (!node_step(t->node))
 		return 0;
-	if (t->node->release_fails && is_disk(t)) {
-		t->node->release_fails = world_chance(t->node->world, 50);
-		return ft_err_set(err, EIO, "sim: a held write fails");
-	}
-	if (is_disk(t) && t->node->world->options.shared && t->n) {
-		uint64_t left = ft_engine_may_write_ns(t->node->engine);
-
-		if (!left && t->node->world->mutant != MUTANT_LEASE_IGNORED)
-			return ft_err_set(err, EAGAIN, "sim: no lease");
-		check_shared_write(t->node, left);
-	}
-	release_up_to(t, epoch);
+	queue_release(t->queue, epoch);
+	send_released(t);
 	return 0;
 }
 
 static void sim_discard(struct tap *tap)
 {
-	((struct sim_tap *)tap)->n = 0;
+	struct sim_tap *t = of(tap);
+
+	if (t->node->world->mutant == MUTANT_RELEASE_FENCED) {
+		queue_release_all(t->queue);
+		send_released(t);
+		return;
+	}
+	(void)queue_discard(t->queue);
 }
 
 static int sim_replay(struct tap *tap, const struct tap_record *rec, struct ft_err *err)
 {
-	struct sim_tap *t = (struct sim_tap *)tap;
+	struct sim_tap *t = of(tap);
 
 	(void)err;
 	if (t->node->world->mutant != MUTANT_NO_REPLAY && node_step(t->node))
@@ -211,95 +160,50 @@ static int sim_replay(struct tap *tap, const struct tap_record *rec, struct ft_e
 static void sim_stats(struct tap *tap, struct tap_stats *stats)
 {
 	memset(stats, 0, sizeof *stats);
-	stats->held_outputs = ((struct sim_tap *)tap)->n;
+	queue_stats(of(tap)->queue, stats);
+	stats->dropped = of(tap)->dropped;
 }
 
 static void sim_free(struct tap *tap)
 {
-	free(((struct sim_tap *)tap)->held);
+	queue_free(of(tap)->queue);
 	free(tap);
 }
 
-#define SIM_TAP_OPS(NAME)                                                                          \
-	{                                                                                          \
-		.kind = (NAME), .set_mode = sim_set_mode, .close_epoch = sim_close_epoch,          \
-		.export = sim_export, .release = sim_release, .discard = sim_discard,              \
-		.replay = sim_replay, .stats = sim_stats, .free = sim_free                         \
-	}
-static const struct tap_ops net_ops = SIM_TAP_OPS("net"), disk_ops = SIM_TAP_OPS("disk");
+static const struct tap_ops net_ops = {.kind = "net",
+				       .set_mode = sim_set_mode,
+				       .close_epoch = sim_close_epoch,
+				       .export = sim_export,
+				       .release = sim_release,
+				       .discard = sim_discard,
+				       .replay = sim_replay,
+				       .stats = sim_stats,
+				       .free = sim_free};
 
 static void on_output(void *ctx)
 {
-	struct node *n = ctx;
-
 	/* As in production: told to the loop, not called from inside the guest. */
-	node_output_soon(n);
+	node_output_soon(ctx);
 }
 
 static void on_pressure(void *ctx)
 {
-	(void)ctx;
-}
-
-static struct tap *tap_new(struct node *node, const struct tap_ops *ops, const char *id)
-{
-	struct sim_tap *t = calloc(1, sizeof *t);
-
-	if (!t)
-		abort();
-	t->tap.ops = ops;
-	t->tap.notify =
-		(struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};
-	t->node = node;
-	t->open = 1;
-	memcpy(t->tap.id, id, strlen(id) + 1);
-	return &t->tap;
+	node_pressure_soon(ctx);
 }
 
 struct tap *sim_net_tap(struct node *node)
 {
-	return tap_new(node, &net_ops, "net0");
-}
+	struct sim_tap *t = calloc(1, sizeof *t);
+	struct ft_err err = {0};
+	size_t bytes = node->world->mutant == MUTANT_QUEUE_UNBOUNDED ? 1u << 20 : QUEUE_BYTES;
 
-struct tap *sim_disk_tap(struct node *node)
-{
-	return tap_new(node, &disk_ops, "root");
-}
-
-void sim_disk_tap_all_behind(struct tap *tap)
-{
-	memset(((struct sim_tap *)tap)->behind, 1, SIM_BLOCKS);
-}
-
-uint64_t sim_disk_tap_behind(struct tap *tap)
-{
-	uint64_t n = 0;
-
-	for (unsigned i = 0; i < SIM_BLOCKS; i++)
-		n += ((struct sim_tap *)tap)->behind[i];
-	return n * SIM_BLOCK;
-}
-
-uint64_t sim_disk_tap_alike(struct tap *tap, unsigned block)
-{
-	struct sim_tap *t = (struct sim_tap *)tap;
-	uint64_t bytes = t->behind[block] ? SIM_BLOCK : 0;
-
-	t->behind[block] = 0;
-	return bytes;
-}
-
-bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data)
-{
-	struct sim_tap *t = (struct sim_tap *)tap;
-
-	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
-		if (!t->behind[i])
-			continue;
-		t->behind[i] = 0;
-		*chunk = (struct ft_disk_chunk){.offset = i * SIM_BLOCK, .bytes = SIM_BLOCK};
-		memcpy(data, t->node->disk.blocks[i], SIM_BLOCK);
-		return true;
-	}
-	return false;
+	if (!t || queue_new(bytes, &t->queue, &err))
+		abort();
+	t->tap.ops = &net_ops;
+	t->tap.notify =
+		(struct tap_notify){.output = on_output, .pressure = on_pressure, .ctx = node};
+	t->node = node;
+	t->open = 1;
+	strcpy(t->tap.id, "net0");
+	return &t->tap;
 }

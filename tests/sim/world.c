@@ -33,17 +33,6 @@ uint64_t world_range(struct world *w, uint64_t lo, uint64_t hi)
 	return lo + world_random(w) % (hi - lo + 1);
 }
 
-uint64_t world_side_range(struct world *w, uint64_t lo, uint64_t hi)
-{
-	uint64_t x = w->side_rng;
-
-	x ^= x << 13;
-	x ^= x >> 7;
-	x ^= x << 17;
-	w->side_rng = x;
-	return lo + x % (hi - lo + 1);
-}
-
 bool world_chance(struct world *w, unsigned percent)
 {
 	return world_range(w, 1, 100) <= percent;
@@ -136,20 +125,42 @@ bool world_step(struct world *w, uint64_t until)
 	for (unsigned i = 0; i < SIM_NODES; i++)
 		if (w->nodes[i].dying)
 			node_crash(&w->nodes[i], w->nodes[i].powerless);
+	check_bounds(w);
 	return true;
 }
 
+/* A long timeline is told by its ends: how it was set up and what went wrong. */
 void world_log(struct world *w, const char *fmt, ...)
 {
+	char *line = w->lines[w->lines_n % SIM_LINES];
 	va_list ap;
+	int n;
 
-	if (!w->verbose)
+	if (!w->run->timeline)
 		return;
-	printf("%10.4f ms  ", (double)w->now / 1e6);
+	n = snprintf(line, SIM_LINE, "%10.4f ms  ", (double)w->now / 1e6);
 	va_start(ap, fmt);
-	vprintf(fmt, ap);
+	vsnprintf(line + n, (size_t)(SIM_LINE - n), fmt, ap);
 	va_end(ap);
-	putchar('\n');
+	if (w->run->timeline == TIMELINE_WHOLE || w->lines_n < SIM_LINES / 4)
+		puts(line);
+	w->lines_n++;
+}
+
+void world_log_end(struct world *w)
+{
+	unsigned from = w->lines_n > SIM_LINES ? w->lines_n - SIM_LINES : 0;
+
+	if (w->run->timeline != TIMELINE_ENDS)
+		return;
+	if (from < SIM_LINES / 4)
+		from = SIM_LINES / 4;
+	else
+		printf("      ...  %u lines\n", from - SIM_LINES / 4);
+	for (unsigned i = from; i < w->lines_n; i++)
+		puts(w->lines[i % SIM_LINES]);
+	w->run->timeline =
+		TIMELINE_NONE; /* what is said while the world is freed is of no interest */
 }
 
 void world_violation(struct world *w, const char *fmt, ...)

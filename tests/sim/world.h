@@ -7,13 +7,20 @@
  *   net.c       connections with latency, a window, and all the ways to end
  *   arbiter.c   its record, and how questions get lost
  *   node.c      a host: engine, environment, machine
- *   machine.c   a small guest: RAM, state, disk, a chain of answers
- *   tap.c       its outputs by epoch
+ *   machine.c   a small guest: RAM, state, disks, a chain of answers
+ *   disk.c      its disks: production's taps and stores on both hosts
+ *   seams.c     how they are put under production code without threads and sockets
+ *   files.c     the filesystems below them, which can fail, tear and forget
+ *   inode.c     a file's bytes, in a page cache and durable
+ *   tap.c       its NIC: production's queue of outputs by epoch
  *   faults.c    what goes wrong, drawn from the seed
  *   operator.c  the people: protect, restart, decide
  *   check.c     the promises, checked at every output and at the end
+ *   history.c   what was executed, and what a guest that boots from its disks must find there
+ *   bounds.c    memory and queues, checked at every event
  *   mutants.c   faults that the checks must find
- *   main.c      options from the seed, phases
+ *   run.c       one seed: options, phases
+ *   main.c      many seeds
  *
  * The guest's answers carry a hash chain with a random input in each link, so that an execution
  * that is repeated after a rollback differs from the one before: an output that was released too
@@ -24,29 +31,38 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "eventtap/block/nbd_server.h"
+#include "eventtap/store.h"
 #include "ft/engine.h"
+#include "tests/sim/files.h"
 
 #define US 1000ull
 
 #define MS 1000000ull
 #define S  1000000000ull
 
-#define SIM_NODES   2
-#define SIM_PAGES   24
-#define SIM_BLOCKS  32 /* disk, 512 bytes each */
-#define SIM_BLOCK   512
-#define SIM_OPS_MAX 20000
+#define SIM_NODES      2
+#define SIM_PAGES      24
+#define SIM_DISKS      2  /* at most */
+#define SIM_BLOCKS     32 /* of each disk, SECTOR bytes each, that the guest uses */
+#define SIM_JOURNAL    16 /* of them, the first of the first disk: its journal */
+#define SIM_DISK_BYTES (256u << 10)
+#define SIM_OPS_MAX    20000
+#define SIM_LINES      128 /* of the end of a timeline, and a quarter of it of its beginning */
+#define SIM_LINE       256
 
 struct world;
 struct node;
+struct run;
 struct sim_link;
+struct worker;
+struct journal;
 
 /* ---- clock ---- */
 typedef void event_fn(void *ctx, uint64_t arg);
 uint64_t world_random(struct world *w);
 uint64_t world_range(struct world *w, uint64_t lo, uint64_t hi); /* inclusive */
 bool world_chance(struct world *w, unsigned percent);
-uint64_t world_side_range(struct world *w, uint64_t lo, uint64_t hi);
 /* Runs fn at now + in. owner: events of a frozen node wait until it thaws, those of a crashed one
  * are dropped; NULL: nobody's. */
 void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx,
@@ -54,16 +70,36 @@ void world_after(struct world *w, uint64_t in, struct node *owner, event_fn *fn,
 /* Likewise, but a crash of the owner does not drop it. */
 void world_wait(struct world *w, uint64_t in, struct node *owner, event_fn *fn, void *ctx);
 bool world_step(struct world *w, uint64_t until);
+void world_log_end(struct world *w);
 void world_log(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void world_violation(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- machine: what a guest is ---- */
+/* A request takes several steps, and a checkpoint may come between any two: RAM changes, data
+ * blocks are written (to any disk), perhaps flushed, then the journal is written, perhaps flushed,
+ * then the answer goes out. */
 struct machine_state {
 	uint32_t magic;
-	uint32_t running_on; /* epoch count of boots, not compared */
-	uint64_t ops;	     /* requests served */
-	uint64_t chain;	     /* hash over all of them */
-	uint64_t next_block;
+	uint32_t step;	  /* of the request under way */
+	uint64_t ops;	  /* requests served */
+	uint64_t chain;	  /* hash over all of them */
+	uint64_t request; /* under way, 0 = none */
+	uint64_t next_chain;
+};
+
+/* What a request does to the disks, all drawn from its number. */
+#define SIM_WRITES_MAX 4
+struct plan {
+	unsigned writes;
+	struct {
+		uint8_t disk, block;
+		enum tap_kind kind; /* WRITE, ZERO or TRIM */
+	} write[SIM_WRITES_MAX];
+	bool durable; /* flushed before it is answered */
+};
+
+struct sums {
+	uint64_t ram, disk[SIM_DISKS];
 };
 
 struct machine {
@@ -72,35 +108,77 @@ struct machine {
 	uint8_t *ram; /* SIM_PAGES pages */
 	uint8_t dirty[SIM_PAGES];
 	uint8_t shadow[SIM_PAGES][64]; /* what a forgetful standby falls back to */
-	uint64_t page_sum[SIM_PAGES], block_sum[SIM_BLOCKS]; /* hashes of what is not stale */
-	bool page_stale[SIM_PAGES], block_stale[SIM_BLOCKS];
+	/* hashes of what is not stale */
+	uint64_t page_sum[SIM_PAGES], block_sum[SIM_DISKS][SIM_BLOCKS];
+	bool page_stale[SIM_PAGES], block_stale[SIM_DISKS][SIM_BLOCKS];
 	bool tracking, running, armed, dead;
 	struct machine_state state;
 };
 struct machine *machine_new(struct node *node, bool armed);
-uint64_t machine_hash(const struct machine *m, const struct machine_state *state);
-uint64_t machine_hash_quick(struct machine *m, const struct machine_state *state);
+/* Starts a guest from its disks as after a power cut. False: they cannot be read or are in use. */
+bool machine_boot(struct machine *m);
+uint64_t machine_ram_sum(const struct machine *m);
+struct sums machine_sums(struct machine *m);
 /* A standby's page loses what was written last (a mutant). */
 void machine_forget_page(struct machine *m);
-/* One request: RAM, disk and chain change, an answer goes out. */
-void machine_request(struct machine *m, uint64_t request);
+/* Some steps: RAM, disks and chain change, in the end an answer goes out. */
+void machine_run(struct machine *m, uint64_t random);
+/* One request as a whole, if the disks take it. */
+void machine_request(struct machine *m, uint64_t random);
 
-/* ---- tap ---- */
-struct tap *sim_net_tap(struct node *node);
-struct tap *sim_disk_tap(struct node *node);
-void sim_tap_output(struct tap *tap, enum tap_kind kind, uint64_t arg, const void *data,
-		    uint32_t len);
-bool sim_disk_tap_next(struct tap *tap, struct ft_disk_chunk *chunk, uint8_t *data);
-void sim_disk_tap_all_behind(struct tap *tap);
-uint64_t sim_disk_tap_behind(struct tap *tap);
-/* The standby has this block already; returns bytes that are not behind any more. */
-uint64_t sim_disk_tap_alike(struct tap *tap, unsigned block);
-
-/* ---- disk of one host ---- */
-struct disk {
-	uint8_t blocks[SIM_BLOCKS][SIM_BLOCK];
-	bool active; /* a VM may write */
+struct answer {
+	uint64_t op, chain, parent;
+	uint64_t durable;
 };
+
+/* ---- tap.c ---- */
+struct tap *sim_net_tap(struct node *node);
+void sim_net_output(struct tap *tap, const void *data, uint32_t len);
+bool sim_net_within_bounds(const struct tap *tap);
+
+/* ---- disk.c ---- */
+/* One disk of a host: what its VM writes to, be it the tap or the image itself, and the standby's
+ * store. */
+struct disk {
+	char path[64], nbd[64];
+	bool shared;
+	int image_fd; /* the VM's own, -1 while it goes through the tap or there is none */
+	struct nbd_export export; /* ops NULL: no tap */
+	struct tap *tap;
+	struct store *store;
+};
+/* Where the guest's block lies. */
+uint64_t disk_offset(unsigned block);
+void disks_init(struct node *n);
+/* The guest's I/O; -EAGAIN: its write has to wait. */
+int disk_write(struct node *n, unsigned disk, unsigned block, enum tap_kind kind,
+	       const uint8_t *data);
+int disk_read(struct node *n, unsigned disk, unsigned block, uint8_t *out);
+int disk_flush_all(struct node *n, unsigned disk);
+/* The VM opens and locks its images, or lets them go. */
+int disks_vm_open(struct node *n, struct ft_err *err);
+void disks_vm_close(struct node *n);
+int disks_taps_in(struct node *n, struct ft_err *err);
+int disks_taps_out(struct node *n, struct ft_err *err);
+void disks_taps_gone(struct node *n);
+int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err);
+void disks_stores_free(struct node *n);
+int disks_mark(struct node *n, bool is_protected, struct ft_err *err);
+int disks_startable(struct node *n, enum store_right right, struct ft_err *err);
+/* All are whole copies of that generation. */
+bool disks_whole(struct node *n, uint64_t generation);
+/* As an agent that starts: a journal is replayed. */
+int disks_recover(struct node *n, struct ft_err *err);
+/* The journal's thread has told something. */
+void disks_journal_news(struct node *n);
+uint64_t disks_generation(struct node *n);
+/* A shared disk says that it is neither one thing nor the other. */
+bool disks_torn(struct node *n);
+/* What a careful operator does to the copy that is surely the newest, and to one that is not. */
+void disks_forget(struct node *n, bool image_too);
+/* The processes are gone. */
+void disks_process_gone(struct node *n);
+extern const struct ft_env_ops disk_env; /* those of the environment that are about disks */
 
 struct overflow {
 	struct node *node;
@@ -116,13 +194,14 @@ struct node {
 	struct ft_engine *engine;
 	struct ft_arbiter arbiter, *none;
 	struct machine *machine;
-	struct disk disk;
-	/* A standby's journal: the disk as a replay makes it, of which epoch (0: none); and the
-	 * next one, while it is being made durable. */
-	struct disk journaled, staged, sealed;
-	uint64_t stored, sealing;
-	unsigned sums_at; /* blocks whose sums the armed standby has told */
-	struct tap *net_tap, *disk_tap;
+	struct disk disks[SIM_DISKS];
+	/* A standby's: its journal, the last epoch that it calls durable, and how far it has told
+	 * what its disks have. */
+	struct journal *journal;
+	uint64_t stored;
+	unsigned sums_disk;
+	uint64_t sums_at;
+	struct tap *net_tap;
 	bool crashed, powerless, frozen, arbiter_cut;
 	bool guarded; /* if the process dies, so must the VM */
 	/* Crash at the k-th call of the engine into its environment: from there on nothing that it
@@ -130,14 +209,31 @@ struct node {
 	bool dying;
 	unsigned crash_in; /* 0 = no */
 	/* Faults that happen once. */
-	bool checkpoint_fails, trial_fails, arm_fails, apply_fails, overflow_fails, resume_busy,
-		release_fails;
+	bool checkpoint_fails, trial_fails, arm_fails, overflow_fails;
 	uint64_t incarnation; /* of the process: events of an older one are dropped */
 	struct overflow overflow[3];
 	uint64_t wake_seq;
+	/* The agent's memory: outlives the process, not the host's power. */
 	uint64_t remembered_generation;
+	bool forced; /* --force */
+	bool elsewhere, knows_standby;
+	uint64_t guarded_generation;
+	/* What it had acknowledged as durable when it died; epoch 0: nothing. */
+	struct {
+		uint64_t generation, epoch;
+	} promised;
+	/* The next disk operations fail. */
+	unsigned disk_errors;
+	int disk_errno;
+	/* Its monotonic clock: where it was, how it goes, and whether it stands still with its
+	 * host. */
+	int64_t clock_ahead_ns;
+	int clock_ppm;
+	bool clock_stops;
+	uint64_t frozen_ns;
+	uint64_t steps;		 /* calls with an effect, since the world began */
 	uint64_t dial_number[2]; /* of the dial under way, 0 = none */
-	bool output_told;
+	bool output_told, pressure_told, journal_told;
 	int state_told;
 	uint64_t crashed_ns, waits_since_ns, released_op;
 	bool knows_peer;	 /* an operator named it */
@@ -147,7 +243,13 @@ struct node {
 bool node_step(struct node *n);
 /* From inside the guest: the engine hears of it in a turn of its own. */
 void node_output_soon(struct node *n);
-void node_start(struct node *n, bool primary);
+void node_pressure_soon(struct node *n);
+void node_journal_soon(struct node *n);
+/* As standby, or with the guest, which boots from its disks, if the rules allow it here; by force:
+ * what is, or may be, newer is given up. False: refused, nothing runs. */
+enum start_as { AS_STANDBY, AS_STANDBY_BY_FORCE, WITH_GUEST, WITH_GUEST_BY_FORCE };
+bool node_start(struct node *n, enum start_as as);
+uint64_t node_now(const struct node *n);
 void node_crash(struct node *n, bool powerless);
 void node_freeze(struct node *n, bool frozen);
 /* By a fault, or because the guest shut itself down. */
@@ -169,7 +271,16 @@ void net_free(struct world *w);
 /* ---- the seed's options ---- */
 struct options {
 	uint64_t seed;
-	bool arbiter_file, takeover_manual, shared, fence, durable;
+	unsigned disks;
+	bool disk_shared[SIM_DISKS];
+	bool shared; /* one of them at least */
+	bool fence;
+	bool lockless; /* the storage's locks do not reach from host to host */
+	uint64_t disk_log_bytes;
+	bool durable; /* durability = "disk" */
+	uint64_t journal_bytes;
+	bool compare; /* a standby tells what its disks have */
+	bool arbiter_file, takeover_manual;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
 	uint64_t latency_us_min, latency_us_max;
@@ -193,8 +304,6 @@ enum mutant {
 	MUTANT_FORGET_APPLY,	     /* the standby's disk loses a write */
 	MUTANT_FORGET_PAGE,	     /* the standby's image loses a page */
 	MUTANT_SYNC_HOLE,	     /* the initial copy leaves out a block */
-	MUTANT_COMPARE_BLIND,	     /* a block that differs is taken for the same */
-	MUTANT_JOURNAL_HOLE,	     /* the standby's journal loses a write */
 	MUTANT_GRANT_ALL,	     /* the arbiter grants whoever asks */
 	MUTANT_LATE_CLOSE,	     /* the epoch closes before the guest stands still */
 	MUTANT_ABORT_FORGETS,	     /* a failed checkpoint forgets its pages */
@@ -207,6 +316,32 @@ enum mutant {
 	MUTANT_FORGET_GENERATION,    /* a host forgets its generation when it restarts */
 	MUTANT_LEASE_IGNORED,	     /* a primary writes to a shared disk whenever it likes */
 	MUTANT_LEASE_NOT_AWAITED,    /* a standby takes a shared disk before the lease is over */
+	/* the disk */
+	MUTANT_STORE_UNSYNCED,	  /* the standby's store does not sync before it claims the disk */
+	MUTANT_RELEASE_UNSYNCED,  /* a shared disk's held writes are released into the page cache */
+	MUTANT_METADATA_UNSYNCED, /* the metadata file gets its name before it is durable */
+	MUTANT_NAME_UNSYNCED, /* the folder is not synced: a new metadata file may be the old one */
+	MUTANT_STALE_START,   /* a guest is started whatever the metadata says */
+	MUTANT_TORN_ACCEPTED, /* what a power cut left of a standby's copy counts as whole */
+	MUTANT_STORE_GENERATION, /* a rebooted host does not ask its disks which generation it knows
+				  */
+	MUTANT_OVERLAY_THROUGH,	 /* held writes reach a shared disk before their commit */
+	MUTANT_OVERLAY_FORGETS,	 /* reads do not see held writes */
+	MUTANT_PENDING_DROPPED,	 /* a shared disk's standby forgets writes that are not released yet
+				  */
+	MUTANT_DISK_SWAPPED,	 /* records of the second disk go to the first */
+	MUTANT_NO_LOCK,		 /* the metadata's lock keeps nobody out */
+	MUTANT_FLUSH_LIES,	 /* the tap answers a flush without one */
+	MUTANT_COMPARE_BLIND,	 /* a sum is of a block's first part only */
+	MUTANT_JOURNAL_HOLE,	 /* a record is missing in the standby's journal */
+	MUTANT_JOURNAL_UNSYNCED, /* the journal is not synced before the acknowledgement */
+	MUTANT_JOURNAL_KEPT,	 /* a journal is not removed when its session is over */
+	/* one primary */
+	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
+	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */
+	MUTANT_GUARD_FORGOTTEN, /* a host is not told that its guest may be elsewhere */
+	/* bounds */
+	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */
 	MUTANT_N,
 	MUTANT_HOSTILE /* a peer that makes no sense: promises are off, but nothing may break */
 };
@@ -215,10 +350,14 @@ enum mutant {
  */
 struct link_of_chain {
 	uint64_t op, chain, parent;
+	struct plan plan;
+	bool unsure; /* a power cut came before its flush: its data may be gone */
 };
 
 struct captured {
-	uint64_t epoch, hash, ops, chain, disk; /* disk: hash of that alone */
+	uint64_t generation, epoch, ops, chain;
+	uint32_t step;
+	struct sums sums;
 };
 #define SIM_CAPTURED 64 /* the last checkpoints of each host */
 
@@ -226,7 +365,6 @@ struct world {
 	struct options options;
 	enum mutant mutant;
 	uint64_t now, rng, seq;
-	uint64_t side_rng; /* for what was added later: old seeds stay what they were */
 	struct event *heap;
 	unsigned heap_n, heap_max;
 	struct node nodes[SIM_NODES];
@@ -235,6 +373,12 @@ struct world {
 	bool arbiter_down, corrupt_next;
 	uint64_t ran_generation; /* the newest that a guest ran under: what a careful operator finds
 				    out before deciding */
+	struct node *ran_last;	 /* where a guest ran last */
+	/* who released an output under the newest generation so far */
+	uint64_t spoke_generation;
+	struct node *spoke;
+	uint64_t taken_ops; /* operations in the checkpoint that was taken over last */
+	struct ft_grant_record granted[64]; /* the last generations and who got them */
 	struct sim_link *links;
 	struct question *questions; /* to the arbiter, under way */
 	struct link_of_chain *history;
@@ -242,14 +386,21 @@ struct world {
 	struct captured captured[SIM_NODES][SIM_CAPTURED];
 	/* what the client knows */
 	uint64_t answers, answered_max, duplicates;
-	uint64_t seen_chain[SIM_OPS_MAX]; /* chain after operation i, 0 = no answer seen */
-	bool verbose, violated;
+	uint64_t seen_chain[SIM_OPS_MAX];   /* chain after operation i, 0 = no answer seen */
+	uint64_t durable_op, durable_chain; /* the newest answer that promised durability */
+	struct run *run;
+	/* the timeline's last lines, when only its ends are told */
+	char lines[SIM_LINES][SIM_LINE];
+	unsigned lines_n;
+	bool violated;
 	char violation[256];
 	bool faults_over;
+	bool torn; /* a takeover was cut short in the middle of a shared disk */
 	uint64_t last_answer_ns;
-	unsigned takeovers, switches, injected;
-	unsigned shared_owner; /* node that has the shared disk */
-	bool must_survive;     /* the only fault so far hit a protected guest */
+	unsigned takeovers, switches, injected, boots, refused_starts;
+	uint64_t nobody_since_ns; /* no guest anywhere, 0 = there is one */
+	unsigned shared_owner;	  /* node that has the shared disk */
+	bool must_survive;	  /* the only fault so far hit a protected guest */
 	uint64_t calm_ns;
 	uint8_t old_state[sizeof(struct machine_state)];
 	uint64_t cut_bytes;
@@ -258,20 +409,36 @@ struct world {
 /* ---- checks ---- */
 /* An answer reached the client. */
 void check_output(struct node *n, const struct tap_record *rec);
-/* A machine executed an operation, whether or not anyone will ever hear of it. */
-void check_executed(struct world *w, uint64_t op, uint64_t chain, uint64_t parent);
 void check_captured(struct node *n, const struct machine_state *state);
 void check_takeover(struct node *n, const struct machine_state *state);
-/* What a journal makes of the disk of a standby that died is a checkpoint that was captured, and
- * none older than what it has acknowledged. */
-void check_journal(struct node *n);
-uint64_t disk_hash(const struct disk *disk);
 /* A standby's image and disk are those of its committed checkpoint, at any time. */
 void check_standby(struct node *n);
-
+/* Disks that are about to belong to this host for good: at the epoch, also if all power goes. */
+void check_activated(struct node *n, uint64_t epoch);
+/* A store has ended, or was told to: what its metadata claims is true. */
+void check_claim(struct node *n, unsigned disk);
+/* A host has come up and replayed its journal, if it had one: what it had acknowledged is there. */
+void check_recovered(struct node *n);
+/* The arbiter let n have this generation. */
+void check_granted(struct node *n, const struct ft_grant_record *record);
 /* A shared disk is one for both: whoever writes must have it, and nobody's writes may come late. */
 void check_shared_write(struct node *n, uint64_t left_ns);
 void check_shared_taken(struct node *n);
+void check_bounds(struct world *w);
+
+/* ---- history.c ---- */
+struct plan plan_of(const struct world *w, uint64_t op, uint64_t request);
+/* A machine executes an operation, whether or not anyone will ever hear of it. */
+void history_executed(struct world *w, const struct link_of_chain *link);
+/* The chain of operation `op` in the history that leads to `chain`; 0 = it does not lead there. */
+uint64_t history_ancestor(struct world *w, uint64_t chain, uint64_t op);
+/* A guest was started from its disks, which brought it to this state. */
+void check_boot(struct node *n, const struct machine_state *state);
+
+/* ---- seams.c ---- */
+void seams_init(struct world *w);
+/* The threads that are started now are this host's. */
+void seams_opening(struct node *n);
 
 /* ---- arbiter.c: type "file" ---- */
 extern const struct ft_arbiter_ops sim_arbiter_ops;
@@ -288,8 +455,30 @@ struct node *world_runner(struct world *w);
 /* ---- mutants.c: what goes wrong with messages. False: the message is lost. ---- */
 bool mutate_message(struct world *w, struct node *to, struct ft_msg *msg, struct ft_msg *answer);
 
+/* ---- run.c ---- */
+enum timeline {
+	TIMELINE_NONE,
+	TIMELINE_ENDS, /* how it began and how it ended */
+	TIMELINE_WHOLE
+};
+
+struct run {
+	uint64_t seed;
+	enum mutant mutant;
+	enum timeline timeline;
+	bool summary;
+	/* Instead of the seed's faults one crash, at this step of this host; 0 = the seed's. */
+	uint64_t crash_step;
+	unsigned crash_node;
+	bool crash_powerless;
+	/* results */
+	char violation[256];
+	uint64_t steps[SIM_NODES];
+};
 /* Runs one seed. True: all promises were kept. */
-bool simulate(uint64_t seed, enum mutant mutant, bool verbose);
+bool simulate(struct run *r);
+/* For SIGABRT: says in which seed. */
+void run_died(int number);
 const char *mutant_name(enum mutant m);
 
 #endif

@@ -115,7 +115,7 @@ static struct journal *new_journal(struct image images[DISKS])
 		images[i] = open_image(i);
 		disks[i] = (struct journal_disk){i ? "data" : "root", &images[i]};
 	}
-	if (journal_new(journal, disks, DISKS, on_news, NULL, &j, &err) < 0)
+	if (journal_new(journal, disks, DISKS, JOURNAL_BYTES_MAX, on_news, NULL, &j, &err) < 0)
 		fail_msg("%s", err.text);
 	return j;
 }
@@ -201,9 +201,11 @@ static size_t make_journal(uint8_t *file, size_t max, size_t ends[EPOCHS + 1])
 	}
 	size_t len = read_file(journal, file, max);
 	assert_int_equal(journal_finish(j), 0);
-	journal_free(j, true);
 	for (unsigned i = 0; i < DISKS; i++)
 		image_close(&images[i]);
+	// Whoever activates the disks asks twice, the second time without them.
+	assert_int_equal(journal_finish(j), 0);
+	journal_free(j, true);
 	return len;
 }
 
@@ -416,6 +418,14 @@ static void test_recover(void **state)
 	unlink(path);
 	assert_int_equal(store_recover(journal, disks, DISKS, &err), 0);
 	expect_state(1, STORE_INCONSISTENT, 3, 2);
+
+	// And the image with it, so that it is copied anew.
+	write_file(journal, file, len);
+	unlink(path);
+	unlink(image[0]);
+	assert_int_equal(store_recover(journal, disks, DISKS, &err), 0);
+	assert_int_equal(access(journal, F_OK), -1);
+	write_file(image[0], model[1][0], BYTES);
 
 	// A journal of nothing, and no journal: still inconsistent.
 	write_file(journal, file, 200);

@@ -95,9 +95,10 @@ static void note(const char *call, struct tap *tap)
 	snprintf(calls + strlen(calls), sizeof calls - strlen(calls), "%s:%s ", call, tap->id);
 }
 
-static void fake_set_mode(struct tap *tap, enum tap_mode mode)
+static int fake_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	note(mode == TAP_HOLD ? "hold" : "pass", tap);
+	return -((struct fake *)tap)->fail;
 }
 
 static int fake_close(struct tap *tap, uint64_t epoch, struct ft_err *err)
@@ -214,7 +215,7 @@ static void disks_come_first_and_nets_last(void **state)
 	assert_string_equal(calls,
 			    "release:d0 release:d1 release:c0 release:p0 release:n0 release:n1 ");
 	calls[0] = 0;
-	tap_chain_set_mode(chain, TAP_HOLD);
+	assert_int_equal(tap_chain_set_mode(chain, TAP_HOLD), 0);
 	assert_string_equal(calls, "hold:d0 hold:d1 hold:c0 hold:p0 hold:n0 hold:n1 ");
 	calls[0] = 0;
 	tap_chain_discard(chain);
@@ -236,6 +237,10 @@ static void first_error_stops_the_chain_and_names_the_tap(void **state)
 	assert_int_equal(tap_chain_release(chain, 9, &err), -EIO);
 	assert_string_equal(err.text, "d1: write: no");
 	assert_string_equal(calls, "release:d0 release:d1 ");
+	calls[0] = 0;
+	// Nobody is told of what a disk did not take.
+	assert_int_equal(tap_chain_set_mode(chain, TAP_PASS), -EIO);
+	assert_string_equal(calls, "pass:d0 pass:d1 ");
 	assert_int_equal(tap_chain_release(chain, 9, NULL), -EIO);
 }
 

@@ -106,6 +106,24 @@ static int make_tls(struct agent *a, struct ft_err *err)
 	return files.ca[0] ? tls_config_load(&files, &a->tls, err) : 0;
 }
 
+/* What this host has heard of, or its disks, which remember after a reboot. A standby that is told
+ * to give up what it has must not refuse an older primary. */
+static uint64_t known_generation(const struct agent *a)
+{
+	const struct ft_config *c = &a->config;
+	struct memory m;
+
+	if (a->incoming && a->force)
+		return 0;
+	memory_load(a->run_dir, c->name, &m);
+	for (unsigned i = 0; i < c->disks_n; i++) {
+		uint64_t on_disk = c->disks[i].image[0] ? store_generation(c->disks[i].image) : 0;
+
+		m.generation = on_disk > m.generation ? on_disk : m.generation;
+	}
+	return m.generation;
+}
+
 static int make_engine(struct agent *a, struct ft_err *err)
 {
 	const struct ft_config *c = &a->config;
@@ -127,14 +145,7 @@ static int make_engine(struct agent *a, struct ft_err *err)
 	struct memory m;
 
 	memory_load(a->run_dir, c->name, &m);
-	/* A standby that is told to give up what it has must not refuse an older primary. */
-	e.generation = a->incoming && a->force ? 0 : m.generation;
-	/* After a reboot the disks remember. */
-	for (unsigned i = 0; i < c->disks_n && !(a->incoming && a->force); i++) {
-		uint64_t on_disk = c->disks[i].image[0] ? store_generation(c->disks[i].image) : 0;
-
-		e.generation = on_disk > e.generation ? on_disk : e.generation;
-	}
+	e.generation = known_generation(a);
 	snprintf(e.home, sizeof e.home, "%s", c->home[0] ? c->home : m.home);
 	e.home_is_fixed = c->home[0] != 0;
 	snprintf(e.name, sizeof e.name, "%s", c->name);
@@ -171,6 +182,8 @@ static int start_role(struct agent *a, struct ft_err *err)
 		rc = guest_find_again(a, err);
 	if (rc == -ENOENT && durable_recover(a, err))
 		return -err->code;
+	/* A journal knows a newer one than the disks that it brought up to date. */
+	ft_engine_remember(a->engine, known_generation(a));
 	if (rc == -ENOENT && a->incoming) {
 		ft_engine_start_standby(a->engine);
 		return 0;

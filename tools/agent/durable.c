@@ -53,7 +53,8 @@ int durable_begin(struct agent *a, struct ft_err *err)
 	}
 	if (!a->config.ft.durable || !any)
 		return 0;
-	return journal_new(a->journal_path, disks, a->stores_n, on_news, a, &a->journal, err);
+	return journal_new(a->journal_path, disks, a->stores_n, JOURNAL_BYTES_MAX, on_news, a,
+			   &a->journal, err);
 }
 
 int durable_settle(struct agent *a, struct ft_err *err)
