@@ -217,6 +217,7 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 			promote(e, conn, CONN_BEAT);
 		}
 		e->conns[CONN_BEAT].greeted = true;
+		e->standby.beats = true;
 		e->detector.heard_ns = engine_now(e); /* the grace is over */
 		if (!engine_is_standby(e))
 			primary_writable(e);
