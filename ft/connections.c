@@ -217,14 +217,18 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 			promote(e, conn, CONN_BEAT);
 		}
 		e->conns[CONN_BEAT].greeted = true;
+		e->standby.beats = true;
 		e->detector.heard_ns = engine_now(e); /* the grace is over */
 		if (!engine_is_standby(e))
 			primary_writable(e);
 	} else {
 		bool dialed = conn->dialed;
 
-		if (!dialed)
+		if (!dialed) {
 			promote(e, conn, CONN_DATA);
+			/* Whatever comes of our own attempt is not about this connection. */
+			e->env->hang_up(e->env_ctx);
+		}
 		snprintf(e->peer_host, sizeof e->peer_host, "%s", hello->host_id);
 		e->conns[CONN_DATA].greeted = true;
 		if (engine_is_standby(e)) {

@@ -169,12 +169,10 @@ void ft_engine_tick(struct ft_engine *e)
 		char why[64];
 
 		snprintf(why, sizeof why, "silent for %u ms", e->config.takeover_ms);
-		if (engine_is_standby(e)) {
-			engine_hang_up(e);
-			standby_link_closed(e, true, why);
-		} else {
+		if (engine_is_standby(e))
+			standby_silence(e, why);
+		else
 			primary_peer_lost(e, why);
-		}
 	}
 	if (e->untap_ns && now >= e->untap_ns) {
 		e->untap_ns = 0;

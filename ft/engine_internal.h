@@ -155,6 +155,7 @@ struct ft_standby {
 	uint8_t *scratch; /* one record of the spools */
 	size_t scratch_max;
 	uint64_t unlinked_ns; /* since when the data connection is gone, 0 = it is there */
+	bool beats;	      /* since the last data connection there was one for heartbeats */
 	bool suspicious;      /* takeover wanted, not granted (yet) */
 	uint64_t retry_ns;
 	uint64_t takeover_ns; /* when the takeover began */
@@ -345,6 +346,7 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg);
 /* A fault that ends the session: the primary is told, what is committed stays committed. */
 void standby_refuse(struct ft_engine *e, const struct ft_err *err);
 void standby_link_closed(struct ft_engine *e, bool data, const char *why);
+void standby_silence(struct ft_engine *e, const char *why);
 /* Gives up what it holds and tells the primary so, which then needs nobody's grant to go on alone.
  */
 void standby_leave(struct ft_engine *e);

@@ -91,7 +91,7 @@ void standby_refuse(struct ft_engine *e, const struct ft_err *err)
 		engine_refuse(e, engine_data(e), &copy);
 	engine_hang_up(e);
 	standby_unstage(e);
-	e->standby.handover = e->standby.given = false;
+	e->standby.beats = e->standby.handover = e->standby.given = false;
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	if (!e->standby.committed) {
 		standby_reset(e);
@@ -111,7 +111,7 @@ void standby_refuse(struct ft_engine *e, const struct ft_err *err)
 void standby_peer_hello(struct ft_engine *e, const Ft__Hello *hello)
 {
 	e->standby.unlinked_ns = 0;
-	e->standby.suspicious = false;
+	e->standby.beats = e->standby.suspicious = false;
 	/* A frozen peer is noticed in the middle of a conversation, too. */
 	if (e->standby.committed)
 		engine_watch(e, true);

@@ -111,8 +111,17 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 		if (!s->unlinked_ns)
 			s->unlinked_ns = s->retry_ns = engine_now(e);
 	}
-	/* Both gone at once is what a dead process looks like. */
-	if (s->committed && !engine_data(e) && !engine_beat_link(e))
+	/* Both gone at once is what a dead process looks like. Where heartbeats were still to come,
+	 * it looks like a bad wire, which has takeover_ms to come back. */
+	if (s->committed && s->beats && !engine_data(e) && !engine_beat_link(e))
+		want_takeover(e, why);
+}
+
+void standby_silence(struct ft_engine *e, const char *why)
+{
+	engine_hang_up(e);
+	standby_link_closed(e, true, why);
+	if (e->state.now == FT_STANDBY && e->standby.committed && !e->standby.suspicious)
 		want_takeover(e, why);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One thread, one poll. Pieces are what one read gives; a fault waits for one that is surely part
- * of a frame from the primary. */
+/* One thread, one poll. Pieces are what one read gives; a fault waits for one of a data
+ * connection. */
 #include "tests/agent/proxy.h"
 
 #include <errno.h>
@@ -22,8 +22,12 @@ struct proxy {
 	pthread_t thread;
 	int listener, stop;
 	char to[108];
-	int pairs[PAIRS_MAX][2]; /* client, server; -1 */
+	int pairs[PAIRS_MAX][2]; /* by proxy_side; -1 */
+	bool data[PAIRS_MAX];
 	atomic_int fault;
+	enum proxy_side from;
+	bool large;
+	unsigned times; /* left */
 };
 
 static int unix_socket(const char *path, struct sockaddr_un *addr)
@@ -53,6 +57,7 @@ static void take(struct proxy *p)
 			continue;
 		p->pairs[i][0] = client;
 		p->pairs[i][1] = server;
+		p->data[i] = false;
 		if (connect(server, (struct sockaddr *)&to, sizeof to) < 0)
 			drop(p, i);
 		return;
@@ -83,8 +88,10 @@ static void pass(struct proxy *p, unsigned i, unsigned from)
 
 	if (n < 0 && errno == EAGAIN)
 		return;
-	if (from == 0 && n >= PIECE_LARGE)
-		fault = atomic_exchange(&p->fault, NO_FAULT);
+	p->data[i] |= n >= PIECE_LARGE;
+	if (good && p->data[i] && atomic_load(&p->fault) != NO_FAULT && from == p->from &&
+	    (n >= PIECE_LARGE || !p->large))
+		fault = --p->times ? atomic_load(&p->fault) : atomic_exchange(&p->fault, NO_FAULT);
 	if (fault == PROXY_FLIP)
 		piece[n / 2] ^= 4;
 	if (fault == PROXY_CUT)
@@ -138,8 +145,13 @@ struct proxy *proxy_start(const char *listen_path, const char *to_path)
 	return p;
 }
 
-void proxy_fault(struct proxy *p, enum proxy_fault fault)
+void proxy_fault(struct proxy *p, enum proxy_fault fault, enum proxy_side from, bool large,
+		 unsigned times)
 {
+	assert_int_equal(atomic_load(&p->fault), NO_FAULT);
+	p->from = from;
+	p->large = large;
+	p->times = times;
 	atomic_store(&p->fault, (int)fault);
 }
 
