@@ -292,9 +292,11 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 	struct ft_err err = {.code = ECANCELED};
 
 	snprintf(err.text, sizeof err.text, "stopped: %s", why);
-	if (e->state.now == FT_STANDBY)
-		standby_leave(e);
-	else if (engine_data(e)) {
+	if (e->state.now == FT_STANDBY) {
+		/* Else a BYE would be a promise that the arbiter's answer can break. */
+		if (e->asking != QUESTION_TAKEOVER)
+			standby_leave(e);
+	} else if (engine_data(e)) {
 		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}

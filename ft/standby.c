@@ -264,6 +264,12 @@ void standby_leave(struct ft_engine *e)
 
 static void on_bye(struct ft_engine *e)
 {
+	/* A BYE in answer would promise what the arbiter may just be undoing: its answer decides,
+	 * and the primary hears of it from there. */
+	if (e->asking == QUESTION_TAKEOVER) {
+		engine_hang_up(e);
+		return;
+	}
 	/* Whoever offered itself is not wanted any more. */
 	e->standby.offering = false;
 	standby_leave(e);

@@ -270,7 +270,7 @@ static void on_fenced(void *ctx, uint64_t arg)
 	struct ft_err err = {.code = EPERM, .text = "sim: the power switch does not answer"};
 
 	(void)arg;
-	if (world_chance(n->world, 33)) {
+	if (!n->world->faults_over && world_chance(n->world, 33)) {
 		ft_engine_fenced(n->engine, &err);
 		return;
 	}
