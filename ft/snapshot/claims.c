@@ -47,6 +47,17 @@ bool claims_next(struct claims *c, uint64_t *word, uint64_t *mine)
 	return true;
 }
 
+unsigned claims_run(uint64_t pages, unsigned *i)
+{
+	uint64_t left;
+
+	if (*i >= CLAIMS_WORD_PAGES || !(pages >> *i))
+		return 0;
+	*i += (unsigned)__builtin_ctzll(pages >> *i);
+	left = ~(pages >> *i);
+	return left ? (unsigned)__builtin_ctzll(left) : CLAIMS_WORD_PAGES;
+}
+
 bool claims_left(const struct claims *c)
 {
 	return c->next < words_of(c);

@@ -2,7 +2,9 @@
 /* Who saves which page of a snapshot. Several threads go over RAM in the file's order while the
  * guest's write faults pick pages out of it; each page is saved by exactly one of them, the one
  * that claimed it. A claim is one atomic operation on the word that holds the page's bit. Any
- * thread. */
+ * thread.
+ *
+ * Whoever claimed a page lets its writers go, and nobody else: it may not have read it yet. */
 #ifndef FT_SNAPSHOT_CLAIMS_H
 #define FT_SNAPSHOT_CLAIMS_H
 
@@ -26,6 +28,8 @@ bool claims_page(struct claims *c, uint64_t pfn);
 /* A scanner's: the next CLAIMS_WORD_PAGES pages (the last word may have fewer), of which those in
  * *mine (which may be none) are the caller's. false: there are no more. */
 bool claims_next(struct claims *c, uint64_t *word, uint64_t *mine);
+/* Neighbours among a word's pages, from the i-th on: how many, and *i is the first. 0: no more. */
+unsigned claims_run(uint64_t pages, unsigned *i);
 /* false: claims_next() has nothing more. */
 bool claims_left(const struct claims *c);
 

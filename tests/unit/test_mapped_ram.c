@@ -370,6 +370,40 @@ static void each_page_is_claimed_once(void **state)
 	free(times);
 }
 
+/* Runs come in order, are apart, and are the word's pages. */
+static void check_runs(uint64_t pages)
+{
+	uint64_t seen = 0;
+	unsigned end = 0;
+
+	for (unsigned i = 0, n; (n = claims_run(pages, &i)); end = i += n) {
+		assert_true(i + n <= CLAIMS_WORD_PAGES && (end == 0 || i > end));
+		for (unsigned k = i; k < i + n; k++)
+			seen |= UINT64_C(1) << k;
+	}
+	assert_true(seen == pages);
+}
+
+static void runs_are_a_words_pages(void **state)
+{
+	uint64_t x = 88172645463325252u;
+
+	(void)state;
+	check_runs(0);
+	check_runs(UINT64_MAX);
+	for (unsigned i = 0; i < CLAIMS_WORD_PAGES; i++) {
+		check_runs(UINT64_C(1) << i);
+		check_runs(~(UINT64_C(1) << i));
+		check_runs(UINT64_MAX << i);
+	}
+	for (unsigned i = 0; i < 10000; i++) {
+		x ^= x << 13;
+		x ^= x >> 7;
+		x ^= x << 17;
+		check_runs(i % 2 ? x : x & x >> 32);
+	}
+}
+
 static int setup(void **state)
 {
 	(void)state;
@@ -387,10 +421,15 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(written_is_read),     cmocka_unit_test(state_of_another_machine),
-		cmocka_unit_test(head_is_qemus),       cmocka_unit_test(hostile_files),
-		cmocka_unit_test(cut_files),	       cmocka_unit_test(state_without_an_end),
-		cmocka_unit_test(bits_beyond_the_end), cmocka_unit_test(each_page_is_claimed_once),
+		cmocka_unit_test(written_is_read),
+		cmocka_unit_test(state_of_another_machine),
+		cmocka_unit_test(head_is_qemus),
+		cmocka_unit_test(hostile_files),
+		cmocka_unit_test(cut_files),
+		cmocka_unit_test(state_without_an_end),
+		cmocka_unit_test(bits_beyond_the_end),
+		cmocka_unit_test(each_page_is_claimed_once),
+		cmocka_unit_test(runs_are_a_words_pages),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

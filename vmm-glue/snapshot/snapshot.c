@@ -6,6 +6,8 @@
 //	writes it and gives the spare back
 //	claimed by a worker: copied with its neighbours, released, written
 //
+// Only who claimed a page releases it: the other may not have copied it yet.
+//
 // So the guest never waits for a write of ours unless the pool is full.
 #include "vmm-glue/snapshot/snapshot.h"
 
@@ -230,13 +232,16 @@ static int write_runs(struct snapshot *s, uint64_t pfn, uint64_t pages, const ui
 {
 	int rc = 0;
 
-	for (unsigned i = 0, n; i < CLAIMS_WORD_PAGES && pages >> i && !rc; i += n) {
-		i += (unsigned)__builtin_ctzll(pages >> i);
-		for (n = 1; i + n < CLAIMS_WORD_PAGES && (pages >> (i + n) & 1); n++)
-			;
+	for (unsigned i = 0, n; !rc && (n = claims_run(pages, &i)); i += n)
 		rc = write_pages(s, pfn + i, n, bytes + (size_t)i * VMM_PAGE_BYTES);
-	}
 	return rc;
+}
+
+/* Not those between them: the fault thread has claimed them, and perhaps not copied them yet. */
+static void release_runs(struct snapshot *s, uint64_t pfn, uint64_t mine)
+{
+	for (unsigned i = 0, n; (n = claims_run(mine, &i)); i += n)
+		(void)frozen_release(s->frozen, pfn + i, n);
 }
 
 /* One word of the bitmap. False: there are no more. */
@@ -254,7 +259,7 @@ static bool save_chunk(struct snapshot *s, uint8_t *buffer)
 	if (mine)
 		rc = frozen_read(s->frozen, pfn, n, buffer);
 	if (rc >= 0)
-		(void)frozen_release(s->frozen, pfn, n);
+		release_runs(s, pfn, mine);
 	if (rc < 0) {
 		give_up_for(s, -rc, "the guest's RAM cannot be read");
 		return true;
