@@ -123,7 +123,7 @@ static void frozen_before_anybody_has_it(void **state)
 		if (is_held(qemu) && !host_said(&a, "-> protected"))
 			break;
 		host_signal(&a, SIGCONT);
-		if (i == 20)
+		if (i == 40)
 			fail_msg("no stop was in the first hold");
 		wait_state(&a, "protected", PROTECT_MS);
 		ask_ok(&a, "cancel", NULL);

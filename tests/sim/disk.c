@@ -646,6 +646,20 @@ uint64_t disks_generation(struct node *n)
 	return newest;
 }
 
+/* An operator who removes files looks after them: they do not come back with the next power cut. */
+static void sync_folder(const char *path)
+{
+	char folder[80];
+	int fd;
+
+	snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(path, '/') - path), path);
+	fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	(void)fsync(fd);
+	close(fd);
+}
+
 void disks_forget(struct node *n, bool image_too)
 {
 	for (unsigned i = 0; i < n->world->options.disks; i++) {
@@ -657,6 +671,7 @@ void disks_forget(struct node *n, bool image_too)
 		(void)unlink(path);
 		if (image_too)
 			(void)unlink(n->disks[i].path);
+		sync_folder(path);
 	}
 }
 
