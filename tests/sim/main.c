@@ -265,7 +265,8 @@ int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
 
-	signal(SIGABRT, run_died); // NOLINT(bugprone-signal-handler): only write(2)
+	signal(SIGABRT, run_died);    // NOLINT(bugprone-signal-handler): only write(2)
+	signal(SIGVTALRM, run_hangs); // NOLINT(bugprone-signal-handler): only write(2), abort()
 	if (argc == 2 && *what >= '0' && *what <= '9')
 		return simulate(&(struct run){.seed = number(what), .timeline = TIMELINE_WHOLE})
 			       ? 0

@@ -225,7 +225,10 @@ static int sim_drain(struct ft_link *link, unsigned deadline_ms)
 	struct sim_link *l = (struct sim_link *)link;
 	struct world *w = l->owner->world;
 
-	if (!node_step(l->owner) || !l->backlog)
+	/* The dead wait for nothing: time stands still for them, and no room would ever come. */
+	if (!node_step(l->owner))
+		return -EPIPE;
+	if (!l->backlog)
 		return 0;
 	if (blocked(l) || l->peer->owner->frozen || l->peer->owner->crashed ||
 	    l->last_arrival > w->now + deadline_ms * MS) {

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "ft/engine_internal.h" /* white box: its phase */
@@ -16,6 +17,8 @@
 /* One crash at a given step, in a short life: protected, then handed over. */
 #define STEPS_PHASE    (400 * MS)
 #define STEPS_FAILOVER (150 * MS)
+
+#define RUN_SECONDS_MAX 20 /* of the processor, sanitizers and all */
 
 /* ---- options ---- */
 
@@ -141,6 +144,21 @@ void run_died(int number)
 	(void)!write(STDERR_FILENO, in_case_of_death, strlen(in_case_of_death));
 }
 
+void run_hangs(int number)
+{
+	static const char what[] = "\na run that does not end";
+
+	(void)number;
+	(void)!write(STDERR_FILENO, what, sizeof what - 1);
+	abort(); /* and run_died() says which */
+}
+
+/* Of this process's own time; a run takes some milliseconds. */
+static void watch(unsigned seconds)
+{
+	setitimer(ITIMER_VIRTUAL, &(struct itimerval){.it_value.tv_sec = seconds}, NULL);
+}
+
 static void to_timeline(enum ft_log_level level, const char *line)
 {
 	(void)level;
@@ -254,7 +272,9 @@ bool simulate(struct run *r)
 	draw_options(w, r->seed);
 	say_options(w);
 	world_make(w);
+	watch(RUN_SECONDS_MAX);
 	live(w);
+	watch(0);
 	ok = !w->violated;
 	world_log_end(w);
 	if (r->timeline || r->summary)

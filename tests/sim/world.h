@@ -477,8 +477,9 @@ struct run {
 };
 /* Runs one seed. True: all promises were kept. */
 bool simulate(struct run *r);
-/* For SIGABRT: says in which seed. */
+/* For SIGABRT: says in which seed. For SIGVTALRM: a run took too long. */
 void run_died(int number);
+void run_hangs(int number);
 const char *mutant_name(enum mutant m);
 
 #endif
