@@ -6,7 +6,7 @@
  *   world.c     clock, queue of events, random numbers, timeline
  *   net.c       connections with latency, a window, and all the ways to end
  *   arbiter.c   its record, and how questions get lost
- *   node.c      a host: engine, environment, machine
+ *   node.c      a host: its start, crash and freeze        env.c  what its engine asks of it
  *   machine.c   a small guest: RAM, state, disks, a chain of answers
  *   disk.c      its disks: production's taps and stores on both hosts
  *   seams.c     how they are put under production code without threads and sockets
@@ -241,6 +241,13 @@ struct node {
 };
 /* Called by everything with an effect that the engine may call. False: the node died on the way. */
 bool node_step(struct node *n);
+struct node *node_other(struct node *n);
+/* Memory only, without a word to anybody. */
+void node_taps_free(struct node *n);
+void node_vm_free(struct node *n);
+/* Staging beyond its bound. ctx: struct overflow */
+extern const struct ft_overflow_ops overflow_ops;
+void overflow_reset(void *ctx);
 /* From inside the guest: the engine hears of it in a turn of its own. */
 void node_output_soon(struct node *n);
 void node_pressure_soon(struct node *n);
@@ -255,7 +262,7 @@ void node_freeze(struct node *n, bool frozen);
 /* By a fault, or because the guest shut itself down. */
 void node_vm_ends(struct node *n, bool by_guest);
 /* The node as an environment. */
-extern const struct ft_env_ops node_env;
+struct ft_env_ops node_env(void);
 
 /* ---- net ---- */
 struct ft_link *net_connect(struct node *from, struct node *to); /* NULL: refused */
