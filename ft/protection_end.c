@@ -51,11 +51,30 @@ static void vm_off(struct ft_engine *e)
 	vm_gone(e, e->primary.why);
 }
 
+/* Shared disks that were given up, for a switch or for want of a peer, come back first: as long as
+ * another host has them the guest may not go on here, whoever said so. It stands still, and the
+ * disks are asked for again. */
+static bool disks_are_back(struct ft_engine *e, const char *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err err = {0};
+
+	if (!p->stopped || !e->env->disks_reclaim(e->env_ctx, &err))
+		return true;
+	engine_note_error(e, &err);
+	p->phase = PRIMARY_LOST;
+	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	engine_set_state(e, e->state.now, "%.120s: the guest stands still: %.200s", why, err.text);
+	return false;
+}
+
 void primary_end(struct ft_engine *e, bool retry, const char *why)
 {
 	struct ft_primary *p = &e->primary;
 	struct ft_err err = {0}, reason = {.code = ECANCELED};
 
+	if (!disks_are_back(e, why))
+		return;
 	snprintf(reason.text, sizeof reason.text, "%s", why);
 	/* From here on the guest is this host's alone, whatever happens to this process. */
 	e->env->guard(e->env_ctx, false);
@@ -68,9 +87,6 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	engine_hang_up(e);
 	if (e->state.now != FT_SOLO)
 		engine_set_state(e, FT_SOLO, "%s", reason.text);
-	/* A planned switch that came to nothing had given shared disks up. */
-	if (p->stopped && e->env->disks_reclaim(e->env_ctx, &err))
-		engine_note_error(e, &err);
 	if (p->taps_in && engine_pass(e, &err))
 		engine_note_error(e, &err);
 	if (p->stopped && vmm_cont(e->vmm, &err))
@@ -251,7 +267,10 @@ int ft_engine_cancel(struct ft_engine *e, struct ft_err *err)
 				       ? 0
 				       : ft_err_set(err, EPERM, "cancel: %s", e->state.reason);
 		}
-		/* Without an arbiter the operator's word is the grant. */
+		/* Without an arbiter the operator's word is the grant, but where disks are shared
+		 * their locks know better. */
+		if (p->stopped && e->env->disks_reclaim(e->env_ctx, err))
+			return ft_err_context(err, "cancel: the guest stays where its disks are");
 		e->generation++;
 		e->env->generation(e->env_ctx, e->generation);
 		primary_end(e, false, "an operator decided: goes on alone");

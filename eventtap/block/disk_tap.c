@@ -237,6 +237,9 @@ static int let_go_of_held(struct disk_tap *d)
 static int disk_set_mode(struct tap *tap, enum tap_mode mode)
 {
 	struct disk_tap *d = of(tap);
+	if (mode != TAP_HOLD && !d->fenced && d->meta.fd < 0)
+		return -EBUSY; // yielded: what is held may not go to an image that another host
+			       // writes
 	// So that there is little left to do when the epoch closes.
 	if (mode == TAP_HOLD && d->shared)
 		(void)image_flush(&d->image);

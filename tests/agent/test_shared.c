@@ -6,6 +6,7 @@
 
 #include "ft/lease.h"
 #include "tests/agent/harness.h"
+#include "tests/agent/proxy.h"
 
 #define TAKEOVER_MS 1000 /* harness */
 
@@ -196,6 +197,45 @@ static void fence_unused(void **state)
 	assert_string_equal(file_text(at("fence.asked")), "");
 }
 
+/* The two cannot hear each other. The primary, which runs on, steps back so that the standby can
+ * have the disk; an operator who then decides for the wrong one is not obeyed, for the lock knows
+ * better. */
+static void cut_off(void **state)
+{
+	struct proxy *wire = proxy_start(at("wire.sock"), at("b.sock"));
+
+	(void)state;
+	ask_ok(&a, "cancel", NULL);
+	ask_ok(&a, "migrate", unix_uri("wire.sock"));
+	kv_work(&client, 10);
+	proxy_stop(wire);
+	host_wait_said(&a, "its shared disks are free", GOES_ON_MS);
+	wait_state(&b, "solo", GOES_ON_MS);
+	kv_work(&client, 10);
+	ask_refused(&a, "cancel", NULL, "the guest stays where its disks are");
+	assert_state(&a, "protected");
+	kv_work(&client, 10);
+	host_stop(&b);
+	host_kill(&a);
+}
+
+/* Likewise, but nobody took them: the guest goes on where it stood still. */
+static void cut_off_alone(void **state)
+{
+	struct proxy *wire = proxy_start(at("wire.sock"), at("b.sock"));
+
+	(void)state;
+	ask_ok(&a, "cancel", NULL);
+	ask_ok(&a, "migrate", unix_uri("wire.sock"));
+	kv_work(&client, 10);
+	host_kill(&b);
+	host_wait_said(&a, "its shared disks are free", GOES_ON_MS);
+	ask_ok(&a, "cancel", NULL);
+	assert_state(&a, "solo");
+	kv_work(&client, 10);
+	proxy_stop(wire);
+}
+
 static void fence_missing(void **state)
 {
 	(void)state;
@@ -217,6 +257,8 @@ int main(void)
 		TEST(killed, setup),
 		TEST(lease_awaited, setup_no_lock),
 		TEST(lease_awaited_after_death, setup_no_lock),
+		TEST(cut_off, setup),
+		TEST(cut_off_alone, setup),
 		TEST(fence, setup_fence),
 		TEST(fence_unused, setup_fence),
 		TEST(fence_missing, place_clear),
