@@ -260,6 +260,9 @@ static void options_read_as_qemu_reads_them(void **state)
 	json_decref(o);
 	assert_null(options_parse("{\"a\":", NULL));
 	assert_null(options_parse(",a=1", NULL)); /* an empty part */
+	/* Two commas are one in a value. A key ends at the first. */
+	assert_null(options_parse("a,,b=1", NULL));
+	assert_null(options_parse("=1", NULL));
 }
 
 int main(void)

@@ -36,8 +36,8 @@ static int parse(const char *option, const char *value, const char *first, json_
 	return 0;
 }
 
-/* Only those keys; values are plain but for that of `path`, which has a rule of its own. path NULL:
- * nothing of them will be printed. */
+/* Only those keys; values are plain but for that of `path`, which has a rule of its own ("": none
+ * has). path NULL: nothing of them will be printed. */
 static int check_keys(const char *option, json_t *o, const char *const *keys, const char *path,
 		      struct ft_err *err)
 {
@@ -199,7 +199,11 @@ int option_blockdev(struct command_line *c, const char *option, const char *valu
 	driver = options_get(o, "driver");
 	below = options_get(o, "file.driver");
 	if (r == 0)
-		r = check_keys(option, o, keys, below ? "file.filename" : "filename", err);
+		r = check_keys(option, o, keys,
+			       below			  ? "file.filename"
+			       : is_one_of(driver, files) ? "filename"
+							  : "",
+			       err);
 	if (r < 0)
 		;
 	else if (is_one_of(driver, files) && options_get(o, "filename") && !below)

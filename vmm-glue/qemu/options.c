@@ -59,29 +59,48 @@ static bool flatten(json_t *out, const char *prefix, json_t *object, unsigned de
 	return true;
 }
 
-/* One "key=value" with its ",," in it, starting at *at; moves *at behind it. */
-static bool parse_part(json_t *out, const char **at, const char *first)
+/* The text up to the next single comma, ",," being one that belongs to it; moves *at behind it. */
+static bool parse_value(char *out, size_t room, const char **at)
 {
-	char part[4096];
 	size_t n = 0;
-	char *equals;
 
 	for (; **at; (*at)++) {
 		if (**at == ',' && *++*at != ',')
 			break;
-		if (n == sizeof part - 1)
+		if (n == room - 1)
 			return false;
-		part[n++] = **at;
+		out[n++] = **at;
 	}
-	part[n] = '\0';
-	equals = strchr(part, '=');
-	if (equals)
-		*equals = '\0';
-	if (!*part && !equals)
+	out[n] = '\0';
+	return true;
+}
+
+/*
+ * One "key=value", or a key alone, starting at *at; moves *at behind it. A comma ends a key,
+ * doubled or not: what QEMU takes for two options must not be one to us.
+ */
+static bool parse_part(json_t *out, const char **at, const char *first)
+{
+	char key[128], value[4096];
+	size_t n = strcspn(*at, "=,");
+	bool has_value = (*at)[n] == '=';
+
+	if (has_value || !first) {
+		if (n == 0 || n >= sizeof key)
+			return false;
+		memcpy(key, *at, n);
+		key[n] = '\0';
+		*at += n + ((*at)[n] != '\0');
+		first = key;
+	} else if (n == 0 && **at == ',' && (*at)[1] != ',') {
 		return false;
-	if (!equals && first)
-		return json_object_set_new(out, first, json_string(part)) == 0;
-	return json_object_set_new(out, part, json_string(equals ? equals + 1 : "on")) == 0;
+	} else {
+		has_value = true;
+	}
+	if (!has_value)
+		return json_object_set_new(out, first, json_string("on")) == 0;
+	return parse_value(value, sizeof value, at) &&
+	       json_object_set_new(out, first, json_string(value)) == 0;
 }
 
 json_t *options_parse(const char *value, const char *first)
