@@ -52,6 +52,7 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_START_UNASKED] = "start-unasked",
 	[MUTANT_RELEASE_FENCED] = "release-fenced",
 	[MUTANT_GUARD_FORGOTTEN] = "guard-forgotten",
+	[MUTANT_HOME_FORGOTTEN] = "home-forgotten",
 	[MUTANT_QUEUE_UNBOUNDED] = "queue-unbounded",
 };
 

@@ -14,6 +14,8 @@
 #define FAULT_PHASE (3 * S)
 #define CALM_MIN    (200 * MS)
 #define CALM_MAX    (15 * S) /* by then the guest must be protected and served */
+#define HOME_MAX    (5 * S)
+#define HOME_EVERY  3 /* seeds */
 /* One crash at a given step, in a short life: protected, then handed over. */
 #define STEPS_PHASE    (400 * MS)
 #define STEPS_FAILOVER (150 * MS)
@@ -222,6 +224,19 @@ static void on_planned_failover(void *ctx, uint64_t arg)
 		(void)ft_engine_failover(n->engine, NULL, NULL, &err);
 }
 
+/* The guest belongs where it was first protected: a planned switch brings it there. */
+static void go_home(struct world *w)
+{
+	uint64_t until = w->now + HOME_MAX;
+
+	operator_wants_home(w);
+	while (!(operator_is_home(w) && settled(w)) && world_step(w, until))
+		;
+	if (!operator_is_home(w) && !w->violated && w->answered_max + 8 < SIM_OPS_MAX)
+		world_violation(w, "the guest is not at home after %llu ms of calm",
+				(unsigned long long)(HOME_MAX / MS));
+}
+
 static void live(struct world *w)
 {
 	uint64_t phase = w->run->crash_step ? STEPS_PHASE : FAULT_PHASE;
@@ -239,6 +254,11 @@ static void live(struct world *w)
 	faults_end(w);
 	while (!settled(w) && world_step(w, phase + CALM_MAX))
 		;
+	if (!w->violated && settled(w)) {
+		operator_checks_home(w);
+		if (w->options.seed % HOME_EVERY == 0)
+			go_home(w);
+	}
 	if (!w->violated)
 		check_end(w);
 }

@@ -215,6 +215,7 @@ struct node {
 	uint64_t wake_seq;
 	/* The agent's memory: outlives the process, not the host's power. */
 	uint64_t remembered_generation;
+	char home[FT_HOST_ID_MAX];
 	bool forced; /* --force */
 	bool elsewhere, knows_standby;
 	uint64_t guarded_generation;
@@ -348,6 +349,7 @@ enum mutant {
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */
 	MUTANT_GUARD_FORGOTTEN, /* a host is not told that its guest may be elsewhere */
 	/* bounds */
+	MUTANT_HOME_FORGOTTEN,	/* a restarted agent forgets where its guest belongs */
 	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */
 	MUTANT_N,
 	MUTANT_HOSTILE /* a peer that makes no sense: promises are off, but nothing may break */
@@ -375,6 +377,8 @@ struct world {
 	struct event *heap;
 	unsigned heap_n, heap_max;
 	struct node nodes[SIM_NODES];
+	char home[FT_HOST_ID_MAX]; /* where the guest belongs: where somebody started it who knew of
+				      no other */
 	struct ft_grant_record arbiter;
 	bool cut[SIM_NODES]; /* what this node sends does not arrive for now */
 	bool arbiter_down, corrupt_next;
@@ -457,6 +461,10 @@ void freeze_for(struct node *n, uint64_t ns);
 void faults_on_ack(struct node *primary);
 void faults_end(struct world *w);
 void operator_start(struct world *w);
+/* In calm: let the guest be brought to the host where it belongs; done when operator_is_home(). */
+void operator_wants_home(struct world *w);
+bool operator_is_home(struct world *w);
+void operator_checks_home(struct world *w);
 struct node *world_runner(struct world *w);
 
 /* ---- mutants.c: what goes wrong with messages. False: the message is lost. ---- */
