@@ -265,9 +265,12 @@ void standby_leave(struct ft_engine *e)
 static void on_bye(struct ft_engine *e)
 {
 	/* A BYE in answer would promise what the arbiter may just be undoing: its answer decides,
-	 * and the primary hears of it from there. */
+	 * and the primary hears of it from there. It is asked until it has answered. */
 	if (e->asking == QUESTION_TAKEOVER) {
 		engine_hang_up(e);
+		engine_watch(e, false);
+		e->standby.suspicious = true;
+		e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 		return;
 	}
 	/* Whoever offered itself is not wanted any more. */

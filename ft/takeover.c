@@ -193,7 +193,7 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 	} else if (s->asked_ns) {
 		wake = min_u64(wake, s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS);
 	}
-	if (s->suspicious && !e->asking && !e->config.takeover_manual) {
+	if (s->suspicious && !e->asking && (!e->config.takeover_manual || s->handover)) {
 		if (now >= s->retry_ns) {
 			s->retry_ns = now + FT_RETRY_MS * NS_PER_MS;
 			arbitrate_standby_takeover(e);
