@@ -62,7 +62,7 @@ static const struct command commands[] = {
 	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
 	 "                         per GiB, and compare the file with that",
 	 run_snapshot, -1},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--set KEY=VALUE] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
@@ -76,6 +76,7 @@ static const struct command commands[] = {
 	 "guest goes home (failback), all under the client's eyes.\n"
 	 "--attach: the guest's QEMU is started without us (q35, modern virtio, plain -m);\n"
 	 "it is attached to, let go again, and protected from there.\n"
+	 "--set: a key of the guest file for both hosts, such as cpus=2 or memory=4G.\n"
 	 "--soak: strikes of all kinds for so long, as the seed draws them.\n"
 	 "--takeover: silence after which a host counts as lost (takeover_ms, 300).\n"
 	 "WHAT is one of\n"

@@ -4,6 +4,10 @@
 
 #include <assert.h>
 
+#include <xxhash.h>
+
+#include "ft/page.h"
+
 void vmm_info(struct vmm *vmm, struct vmm_info *info)
 {
 	vmm->ops->info(vmm, info);
@@ -160,4 +164,17 @@ void vmm_free(struct vmm *vmm)
 {
 	if (vmm)
 		vmm->ops->free(vmm);
+}
+
+uint64_t vmm_pages_digest(const uint8_t *pages, uint64_t pfn, size_t n)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const uint8_t *page = pages + i * VMM_PAGE_BYTES;
+
+		if (!page_is_zero(page))
+			sum += XXH3_64bits_withSeed(page, VMM_PAGE_BYTES, pfn + i);
+	}
+	return sum;
 }

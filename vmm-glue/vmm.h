@@ -169,8 +169,8 @@ struct vmm_ops {
 	/* Ends the VM: orderly = asks the guest first (bounded by the caller's `within_ms`), then
 	 * by force. Idempotent. */
 	void (*quit)(struct vmm *vmm, bool orderly, unsigned within_ms);
-	/* XXH3-64 over all RAM, page after page. Guest running or stopped; of use when stopped or
-	 * inside a hold. */
+	/* vmm_pages_digest() of all RAM. Guest running or stopped; of use when stopped or inside a
+	 * hold. Memory that nobody ever touched stays untouched. */
 	int (*ram_digest)(struct vmm *vmm, uint64_t *digest, struct ft_err *err);
 
 	/* ---- armed: standby ---- */
@@ -231,5 +231,10 @@ int vmm_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *
 int vmm_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 /* Accepts NULL. */
 void vmm_free(struct vmm *vmm);
+
+/* For those who implement ram_digest(): of n pages from number pfn on; that of all pages is the sum
+ * of that of any parts. Sum modulo 2^64, over the pages that are not all zero, of XXH3-64 of the
+ * page with its number as the seed. */
+uint64_t vmm_pages_digest(const uint8_t *pages, uint64_t pfn, size_t n);
 
 #endif

@@ -424,7 +424,7 @@ static void m_quit(struct vmm *vmm, bool orderly, unsigned within_ms)
 static int m_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
 {
 	(void)err;
-	*digest = XXH3_64bits(machine_of(vmm)->ram, SIM_PAGES * VMM_PAGE_BYTES);
+	*digest = vmm_pages_digest(machine_of(vmm)->ram, 0, SIM_PAGES);
 	return 0;
 }
 
