@@ -237,9 +237,6 @@ void operator_checks_home(struct world *w)
 	struct node *n = world_runner(w), *o = node_other(n);
 	struct ft_engine_status mine, theirs;
 
-	/* Elsewhere it may have been started anew meanwhile, and this host not have heard of it. */
-	if (!is_standby(o) || !o->engine->standby.committed)
-		return;
 	ft_engine_status(n->engine, &mine);
 	ft_engine_status(o->engine, &theirs);
 	if (strcmp(mine.home, w->home) || strcmp(theirs.home, w->home))

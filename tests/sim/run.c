@@ -96,11 +96,12 @@ static void on_request(void *ctx, uint64_t arg)
 
 static bool settled(struct world *w)
 {
-	struct node *p = world_runner(w);
+	struct node *p = world_runner(w), *o = node_other(p);
 
 	return w->now > w->calm_ns + CALM_MIN && w->last_answer_ns > w->calm_ns + CALM_MIN / 2 &&
 	       !p->crashed && ft_engine_state(p->engine) == FT_PROTECTED &&
-	       p->engine->primary.phase == PRIMARY_RUNNING;
+	       p->engine->primary.phase == PRIMARY_RUNNING && !o->crashed &&
+	       ft_engine_state(o->engine) == FT_STANDBY && o->engine->standby.committed;
 }
 
 static void check_end(struct world *w)
