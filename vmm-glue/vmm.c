@@ -3,6 +3,7 @@
 #include "vmm-glue/vmm.h"
 
 #include <assert.h>
+#include <errno.h>
 
 #include <xxhash.h>
 
@@ -54,6 +55,13 @@ int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_
 int vmm_taps_out(struct vmm *vmm, struct ft_err *err)
 {
 	return vmm->ops->taps_out(vmm, err);
+}
+
+int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err)
+{
+	if (!vmm->ops->nic_fd)
+		return ft_err_set(err, ENOTSUP, "%s: its NICs have none", vmm->ops->kind);
+	return vmm->ops->nic_fd(vmm, nic, err);
 }
 
 int vmm_track_start(struct vmm *vmm, struct ft_err *err)

@@ -107,7 +107,8 @@ struct vmm_tap_points {
 	} disks[VMM_DISKS_MAX]; /* unix socket of our NBD server */
 	struct {
 		char out[VMM_PATH_MAX], in[VMM_PATH_MAX];
-	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on */
+	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on. in "": what comes out does not come
+				 back, but leaves by nic_fd() */
 };
 
 typedef int vmm_held_fn(void *ctx, struct ft_err *err);
@@ -132,6 +133,11 @@ struct vmm_ops {
 	 * on error. <= 10 s */
 	int (*taps_in)(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 	int (*taps_out)(struct vmm *vmm, struct ft_err *err);
+	/* A descriptor of the host's side of that NIC (order as in vmm_info), non-blocking, the
+	 * caller's to close: a frame that is written there, as the NIC handed it out, leaves as the
+	 * guest's, whether the VM runs or not. While it is open the interface is in use. -ENOTSUP:
+	 * there is none that others may write to. <= 1 s */
+	int (*nic_fd)(struct vmm *vmm, unsigned nic, struct ft_err *err);
 	/* Starts the dirty tracker; every page counts as dirty afterwards (the caller sets its
 	 * bitmap). / Ends it. <= 1 s */
 	int (*track_start)(struct vmm *vmm, struct ft_err *err);
@@ -200,8 +206,8 @@ struct vmm {
 
 /* ---- what the engine calls ----
  * One for each op, same contract; they assert what holds for every VMM. All ops are required but
- * poll_fd and poll (of a VMM that has nothing to poll) and checkpoint_prepare (of one whose
- * checkpoints need none). */
+ * poll_fd and poll (of a VMM that has nothing to poll), nic_fd (of one whose NICs have none) and
+ * checkpoint_prepare (of one whose checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
 /* Valid as long as the VM is; its descriptors are the VM's. */
 void vmm_ram(struct vmm *vmm, struct vmm_ram *ram);
@@ -211,6 +217,7 @@ void vmm_poll(struct vmm *vmm);
 int vmm_check(struct vmm *vmm, struct ft_err *err);
 int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 int vmm_taps_out(struct vmm *vmm, struct ft_err *err);
+int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err);
 int vmm_track_start(struct vmm *vmm, struct ft_err *err);
 void vmm_track_stop(struct vmm *vmm);
 int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);

@@ -125,14 +125,24 @@ static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
 		.in_path = a->points.nics[i].in,
 		.held_bytes_max = NIC_HELD_BYTES,
 	};
+	struct ft_err why;
 	int rc;
 
 	agent_path(a, a->points.nics[i].out,
 		   (const char[]){'.', 'o', 'u', 't', (char)('0' + i), 0});
-	agent_path(a, a->points.nics[i].in, (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
+	config.host_fd = vmm_nic_fd(a->vmm, i, &why);
+	if (config.host_fd < 0) {
+		ft_debug("%s: nic %s: frames go back through the VMM: %s", a->config.name,
+			 config.id, why.text);
+		agent_path(a, a->points.nics[i].in,
+			   (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
+	}
 	rc = net_tap_open(&config, &a->nic_taps[i], err);
-	if (rc)
+	if (rc) {
+		if (config.host_fd >= 0)
+			close(config.host_fd);
 		return ft_err_context(err, "nic %s", config.id);
+	}
 	a->nic_taps[i]->notify = taps_notify(a);
 	tap_chain_add(ft_engine_chain(a->engine), a->nic_taps[i]);
 	return 0;
