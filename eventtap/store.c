@@ -403,6 +403,11 @@ const char *store_id(const struct store *s)
 	return s->id;
 }
 
+const char *store_image_path(const struct store *s)
+{
+	return s->path;
+}
+
 const struct image *store_image(const struct store *s)
 {
 	return s->mode == STORE_REPLICATED ? &s->image : NULL;

@@ -96,6 +96,7 @@ struct cow;
 int store_watch(struct store *s, struct cow *cow, struct ft_err *err);
 void store_unwatch(struct store *s);
 const char *store_id(const struct store *s);
+const char *store_image_path(const struct store *s); /* of its image */
 /* A replicated disk's image, open until the store is activated or freed; NULL: a shared disk. */
 const struct image *store_image(const struct store *s);
 /* A replicated store that is whole and was not activated is marked Outdated. NULL is fine. */
