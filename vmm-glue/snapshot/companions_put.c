@@ -189,7 +189,7 @@ int companions_put(const struct companion *disk, const char *image, bool force, 
 
 	if (!rc) {
 		rc = put_into(&p, disk, image, force, &meta, err);
-		if (rc && meta.fresh)
+		if (rc && meta.fresh && meta.record.state == STORE_UP_TO_DATE)
 			(void)unlink(meta.path);
 		metadata_close(&meta);
 	}
