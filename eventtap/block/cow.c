@@ -268,16 +268,6 @@ static uint64_t next_piece_locked(struct cow *c, uint64_t first, bool *hole)
 	return min_u64(n, SCAN_BLOCKS);
 }
 
-/* The range is held: is it a hole still? */
-static bool still_hole(struct cow *c, uint64_t first, uint64_t n)
-{
-	uint64_t at = first * COW_BLOCK_BYTES,
-		 bytes = min_u64(n * COW_BLOCK_BYTES, c->image.bytes - at), extent;
-	bool hole;
-
-	return !image_extent(&c->image, at, bytes, &extent, &hole) && hole && extent == bytes;
-}
-
 static uint64_t left_mask_locked(const struct cow *c, uint64_t first, uint64_t n)
 {
 	uint64_t mask = 0;
@@ -316,18 +306,11 @@ static void save_data_locked(struct cow *c, uint64_t first, uint64_t n, int rang
 	wrote_locked(c, rc, (uint64_t)__builtin_popcountll(mine), *paid);
 }
 
-static void save_hole_locked(struct cow *c, uint64_t first, uint64_t n, int range, uint64_t *paid)
+/* What is still left has not changed since it was seen to be a hole. */
+static void save_hole_locked(struct cow *c, uint64_t first, uint64_t n, int range)
 {
 	uint64_t before = c->left.count;
-	bool hole;
 
-	pthread_mutex_unlock(&c->lock);
-	hole = still_hole(c, first, n);
-	pthread_mutex_lock(&c->lock);
-	if (!hole) {
-		save_data_locked(c, first, min_u64(n, SCAN_BLOCKS), range, paid);
-		return;
-	}
 	taken_locked(c, first, n);
 	range_lock_give(&c->reading, range);
 	done_locked(c, before - c->left.count);
@@ -349,7 +332,7 @@ static bool scan_locked(struct cow *c, uint64_t *paid)
 	if (range < 0)
 		return false;
 	if (hole)
-		save_hole_locked(c, first, n, range, paid);
+		save_hole_locked(c, first, n, range);
 	else
 		save_data_locked(c, first, n, range, paid);
 	return true;
@@ -357,6 +340,7 @@ static bool scan_locked(struct cow *c, uint64_t *paid)
 
 static bool over_locked(const struct cow *c)
 {
+	assert(c->done <= c->left.bits - c->left.count);
 	return c->failed || c->done == c->left.bits;
 }
 
