@@ -100,7 +100,8 @@ struct vmm_info {
 	} nics[VMM_NICS_MAX];
 };
 
-/* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. */
+/* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. "": that
+ * device gets no tap. */
 struct vmm_tap_points {
 	struct {
 		char nbd[VMM_PATH_MAX];

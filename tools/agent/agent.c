@@ -251,7 +251,8 @@ void agent_end(struct agent *a, enum agent_exit code)
 
 static void stop_now(struct agent *a)
 {
-	(void)snapshot_give_up(a, "the agent was stopped");
+	snapshot_stop_writing(a, "the agent was stopped");
+	snapshot_disks_look(a);
 	ft_engine_stop(a->engine, a->stop_why);
 	if (a->vmm && a->vm_ours)
 		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED, AGENT_POWERDOWN_MS);
@@ -284,6 +285,7 @@ static void on_look(evutil_socket_t fd, short what, void *ctx)
 
 	(void)fd;
 	(void)what;
+	snapshot_disks_look(a);
 	if (keeper_alive(a->keeper))
 		return;
 	if (!a->keeper_lost)

@@ -8,7 +8,7 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one */
+ *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -29,6 +29,7 @@
 #include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
+#include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/vmm.h"
 
 enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_GUEST_LOST = 3 };
@@ -83,6 +84,7 @@ struct agent_restore {
 struct agent_snapshot {
 	struct snapshot *writing; /* at most one of these two */
 	struct lazy *reading;
+	bool taps_ours;		 /* disks have taps for the snapshot's sake only */
 	struct agent_call *call; /* who asked for it, NULL: left */
 	struct event *ended;
 	int ended_fd; /* eventfd */
@@ -203,6 +205,8 @@ const char *guest_machine(struct agent *a);
  * shared images of a running VM; an armed VM has its images itself, so its taps are those that
  * replay. */
 int taps_make(struct agent *a, bool disks, struct ft_err *err);
+/* Only the disks', for a guest that is not protected. */
+int taps_make_disks(struct agent *a, struct ft_err *err);
 /* 0: every disk and NIC of the VM has its tap. -EIO: taps of another time, as those of a takeover,
  * are there still. */
 int taps_complete(const struct agent *a, struct ft_err *err);
@@ -258,6 +262,7 @@ void requests_fail(struct ctl_call *call, const struct ft_err *err);
 struct agent_call *requests_later(struct agent *a, struct ctl_call *call, enum agent_answer what);
 
 /* snapshot.c */
+#define SNAPSHOT_STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
 int snapshot_listen(struct agent *a, struct ft_err *err);
 void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
 /* Start-up, in place of guest_start(). */
@@ -267,8 +272,22 @@ const char *snapshot_busy(const struct agent *a);
 void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out);
 /* Gives up one that is being written, soon; who asked for it is told. False: there is none. */
 bool snapshot_give_up(struct agent *a, const char *why);
+/* Likewise, and returns when nothing looks at the guest's disks any more. */
+void snapshot_stop_writing(struct agent *a, const char *why);
 /* The VM is about to be freed: returns when nothing looks at it any more. */
 void snapshot_drop(struct agent *a, const char *why);
+
+/* snapshot_disks.c: the guest's disks in it */
+/* Those of a guest that runs alone get taps, which stay until snapshot_disks_end(). *out NULL: it
+ * has none, or they are left out. */
+int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *request,
+			 struct disks **out, struct ft_err *err);
+/* Nothing looks at the taps any more: they go, if they were there for that. What does not succeed
+ * is tried again by snapshot_disks_look(). */
+void snapshot_disks_end(struct agent *a);
+void snapshot_disks_look(struct agent *a);
+/* Start-up: the guest's images become what they were. */
+int snapshot_disks_restore(struct agent *a, const struct source *s, struct ft_err *err);
 
 /* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
  * claimed. Start-up, after the engine. */

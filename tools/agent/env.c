@@ -80,8 +80,12 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = taps_make(a, true, err);
+	int rc = 0;
 
+	/* Protection may be resumed by itself at any time; it comes again. */
+	if (snapshot_busy(a))
+		return ft_err_set(err, EBUSY, "%s", snapshot_busy(a));
+	rc = taps_make(a, true, err);
 	if (!rc)
 		rc = taps_complete(a, err);
 	if (rc)
@@ -286,6 +290,8 @@ void stores_free(struct agent *a)
 {
 	struct ft_err err = {0};
 
+	if (a->stores_n)
+		snapshot_stop_writing(a, "the standby has ended");
 	if (durable_settle(a, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)

@@ -13,8 +13,7 @@
 #include "tools/agent/agent.h"
 #include "vmm-glue/snapshot/source.h"
 
-#define JOBS_DEFAULT	 2
-#define STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
+#define JOBS_DEFAULT 2
 
 /* Any thread. */
 static void on_done(void *ctx)
@@ -34,13 +33,16 @@ static void end_writing(struct agent *a)
 
 	rc = snapshot_end(ended, &s->last, &err);
 	s->writing = NULL;
+	snapshot_disks_end(a);
 	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
 	else
-		ft_info("%s: snapshot %s: %llu MiB of %llu MiB of memory, pause %.1f ms",
+		ft_info("%s: snapshot %s: %llu MiB of %llu MiB of memory, %llu MiB of %u disks, "
+			"pause %.1f ms",
 			a->config.name, s->path,
 			(unsigned long long)(s->last.pages_written * VMM_PAGE_BYTES >> 20),
 			(unsigned long long)(s->last.pages * VMM_PAGE_BYTES >> 20),
+			(unsigned long long)(s->last.disks.bytes_written >> 20), s->last.disks.n,
 			(double)s->last.pause_us / 1000);
 	requests_answer(&s->call, rc ? &err : NULL);
 	requests_answer(&a->cancel_call, NULL);
@@ -98,6 +100,8 @@ const char *snapshot_busy(const struct agent *a)
 {
 	if (a->snapshot.writing)
 		return "a snapshot is being written";
+	if (a->snapshot.taps_ours)
+		return "the guest's disks are still on the taps of its last snapshot";
 	return a->snapshot.reading ? "the guest's memory is still being restored" : NULL;
 }
 
@@ -108,12 +112,17 @@ bool snapshot_give_up(struct agent *a, const char *why)
 	return a->snapshot.writing != NULL;
 }
 
+void snapshot_stop_writing(struct agent *a, const char *why)
+{
+	if (snapshot_give_up(a, why))
+		end_writing(a);
+}
+
 void snapshot_drop(struct agent *a, const char *why)
 {
 	eventfd_t n;
 
-	if (snapshot_give_up(a, why))
-		end_writing(a);
+	snapshot_stop_writing(a, why);
 	if (a->snapshot.reading) {
 		/* The guest must not go on with holes in its memory. */
 		if (a->vmm)
@@ -149,6 +158,10 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out)
 	out->pause_us = p.pause_us;
 	out->faults = p.faults;
 	out->fault_us_max = p.fault_us_max;
+	out->disks = p.disks.n;
+	out->disk_bytes_total = p.disks.bytes;
+	out->disk_bytes_done = p.disks.bytes_done;
+	out->disk_bytes_written = p.disks.bytes_written;
 }
 
 /* ---- into a file ---- */
@@ -168,35 +181,31 @@ static int parse(struct agent *a, const Ctl__Request *request, struct ft_err *er
 	return rc;
 }
 
-static int check_disks(const struct agent *a, const Ctl__Request *request, struct ft_err *err)
+static int begin_here(struct agent *a, const Ctl__Request *request, struct snapshot_config *config,
+		      struct ft_err *err)
 {
-	if (!a->vm_info.disks_n || request->no_disks)
-		return 0;
-	return ft_err_set(err, ENOTSUP,
-			  "snapshot: the guest has a disk (%s), and disks are not saved in this "
-			  "version: with --no-disks its memory alone is, and you have to keep its "
-			  "disk as it is at this moment",
-			  a->vm_info.disks[0].id);
+	int rc = vmm_check(a->vmm, err);
+
+	if (!rc)
+		rc = snapshot_disks_begin(a, false, request, &config->disks, err);
+	if (!rc)
+		rc = snapshot_begin(config, a->vmm, &a->snapshot.writing, err);
+	if (rc)
+		snapshot_disks_end(a);
+	return rc;
 }
 
-static int begin(struct agent *a, bool standby, const Ctl__Request *request,
-		 struct snapshot_config *config, struct ft_err *err)
+static int begin_at_standby(struct agent *a, const Ctl__Request *request,
+			    struct snapshot_config *config, struct ft_err *err)
 {
 	const uint8_t *state;
 	size_t len;
-	int rc;
+	int rc = ft_engine_committed_state(a->engine, &state, &len, err);
 
-	if (!standby) {
-		rc = check_disks(a, request, err);
-		if (!rc)
-			rc = vmm_check(a->vmm, err);
-		return rc ? rc : snapshot_begin(config, a->vmm, &a->snapshot.writing, err);
-	}
-	rc = ft_engine_committed_state(a->engine, &state, &len, err);
 	if (rc)
 		return ft_err_context(err, "snapshot");
-	config->stall_max_ms = STANDBY_STALL_MS;
-	rc = check_disks(a, request, err);
+	config->stall_max_ms = SNAPSHOT_STANDBY_STALL_MS;
+	rc = snapshot_disks_begin(a, true, request, &config->disks, err);
 	return rc ? rc
 		  : snapshot_begin_image(config, a->vmm, state, len, &a->snapshot.writing, err);
 }
@@ -231,7 +240,8 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 	a->snapshot.call = requests_later(a, call, CALL_SNAPSHOT);
 	if (!a->snapshot.call)
 		return;
-	if (begin(a, state == FT_STANDBY, request, &config, &err)) {
+	if (state == FT_STANDBY ? begin_at_standby(a, request, &config, &err)
+				: begin_here(a, request, &config, &err)) {
 		a->snapshot.writing = NULL;
 		requests_answer(&a->snapshot.call, &err);
 	}
@@ -321,6 +331,8 @@ int snapshot_restore(struct agent *a, struct ft_err *err)
 		return rc;
 	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
 	rc = check_fits(a, &source, err);
+	if (!rc)
+		rc = snapshot_disks_restore(a, &source, err);
 	if (!rc)
 		rc = run_from(a, &source, err);
 	source_close(&source);

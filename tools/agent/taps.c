@@ -148,16 +148,31 @@ static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
 	return 0;
 }
 
+int taps_make_disks(struct agent *a, struct ft_err *err)
+{
+	int rc = 0;
+
+	a->taps_made = true;
+	vmm_info(a->vmm, &a->vm_info);
+	for (unsigned i = 0; !rc && i < a->vm_info.disks_n; i++)
+		rc = make_disk(a, i, err);
+	if (rc)
+		taps_free(a);
+	return rc;
+}
+
 int taps_make(struct agent *a, bool disks, struct ft_err *err)
 {
 	int rc = 0;
 
 	if (a->taps_made)
 		return 0;
+	if (disks)
+		rc = taps_make_disks(a, err);
+	if (rc)
+		return rc;
 	a->taps_made = true;
 	vmm_info(a->vmm, &a->vm_info);
-	for (unsigned i = 0; disks && !rc && i < a->vm_info.disks_n; i++)
-		rc = make_disk(a, i, err);
 	for (unsigned i = 0; !rc && i < a->vm_info.nics_n; i++)
 		rc = make_nic(a, i, err);
 	if (!rc && a->console_tap)
@@ -188,6 +203,8 @@ int taps_complete(const struct agent *a, struct ft_err *err)
 
 void taps_free(struct agent *a)
 {
+	a->snapshot.taps_ours = false;
+	snapshot_stop_writing(a, "the guest's disks have lost their taps");
 	/* Those that outlive protection leave the chain; the others end. */
 	ft_engine_chain(a->engine)->first = NULL;
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
