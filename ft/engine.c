@@ -205,6 +205,7 @@ int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops
 	e->generation = config->generation;
 	snprintf(e->home, sizeof e->home, "%s", config->home);
 	e->arbiter_state = "unused";
+	e->mode = "";
 	e->epoch = 1;
 	e->state.now = FT_STARTING;
 	for (unsigned i = 0; i < ENGINE_CONNS; i++)
@@ -266,6 +267,7 @@ struct tap_chain *ft_engine_chain(struct ft_engine *e)
 void engine_fence(struct ft_engine *e, const char *why)
 {
 	struct ft_err err = {.code = EPERM};
+	bool moved;
 
 	snprintf(err.text, sizeof err.text, "fenced: %s", why);
 	/* Nothing of what is held may ever leave: the other side's history is the guest's history
@@ -276,13 +278,19 @@ void engine_fence(struct ft_engine *e, const char *why)
 	primary_abort_checkpoint(e, why);
 	if (!strcmp(e->arbiter_holder, e->config.host_id))
 		e->arbiter_holder[0] = '\0'; /* the peer said that it is not so any more */
+	moved = e->primary.move.on && e->primary.gave_away;
+	e->primary.move.on = false;
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed =
 		e->primary.first_commit_done = false;
 	e->untap_ns = 0;
 	e->env->vm_end(e->env_ctx);
-	engine_set_state(e, FT_FENCED, "%s", why);
-	done_call(&e->primary.protect_done, &err, 0);
+	/* A target says so when its HANDED was lost: this is what was wanted. */
+	if (moved)
+		engine_set_state(e, FT_STOPPED, "moved: %s", why);
+	else
+		engine_set_state(e, FT_FENCED, "%s", why);
+	done_call(&e->primary.protect_done, moved ? NULL : &err, 0);
 	done_call(&e->primary.switch_done, &err, 0);
 	done_call(&e->primary.verify_done, &err, 0);
 }
@@ -348,6 +356,12 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	tap_chain_stats(&e->chain, &s->taps);
 	s->overhead = ft_overhead_share(&e->overhead, now);
 	s->rounds = e->primary.round.rounds;
+	s->mode = e->mode;
+	s->downtime_us = e->downtime_us;
+	s->throttle_percent = e->primary.move.throttle.percent;
+	if (e->primary.phase == PRIMARY_ROUNDS)
+		s->remaining_bytes = e->primary.pending.count * VMM_PAGE_BYTES +
+				     e->env->disks_behind(e->env_ctx);
 	s->disk_bytes_alike = e->primary.disk_bytes_alike;
 	s->disk_bytes_copied = e->primary.disk_bytes_copied;
 	s->home = e->home;

@@ -3,13 +3,18 @@
  * learns everything through the calls below and acts through ops tables only (vmm, taps, link,
  * arbiter, environment), so the simulator runs what production runs.
  *
- *      engine.c      state, time, life                    connections.c   HELLO, who gets which
- * message primary.c     protection: set-up, messages, time   meeting.c       a peer that returns,
- * or offers itself rounds.c      async rounds                         checkpoint.c    one
- * checkpoint, from hold to commit ship.c        one checkpoint onto the wire protection_end.c  peer
- * lost, cancel, VM died arbitration.c questions to the arbiter standby.c     the other side:
- * staging, verification, acknowledgement, application takeover.c    from the last committed
- * checkpoint to a running guest; planned switch
+ *   engine.c          state, time, life
+ *   connections.c     HELLO, who gets which message
+ *   primary.c         protection: set-up, messages, time
+ *   meeting.c         a peer that returns, or offers itself
+ *   rounds.c          async rounds
+ *   checkpoint.c      one checkpoint, from hold to commit
+ *   ship.c            one checkpoint onto the wire
+ *   protection_end.c  peer lost, cancel, VM died
+ *   arbitration.c     questions to the arbiter
+ *   standby.c         the other side: staging, verification, acknowledgement, application
+ *   takeover.c        from the last committed checkpoint to a running guest; planned switch
+ *   migrate.c         the same for a guest that moves: rounds, one checkpoint, hand-over
  *
  * One thread: every call below and every callback is on the engine's thread. */
 #ifndef FT_ENGINE_H
@@ -137,6 +142,11 @@ struct ft_env_ops {
 	void (*changed)(void *ctx);
 };
 
+/* How a guest is to be migrated. */
+struct ft_migrate {
+	bool throttle; /* slow the guest down as long as rounds do not converge */
+};
+
 struct ft_engine_config {
 	char name[VMM_NAME_MAX];
 	char host_id[FT_HOST_ID_MAX];
@@ -196,6 +206,11 @@ void ft_engine_pressure(struct ft_engine *e);
 typedef void ft_done_fn(void *ctx, const struct ft_err *err, uint64_t value);
 /* Protect the guest through the peer that env->dial reaches. done at PROTECTED or failure. */
 int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
+/* Live migration to the peer that env->dial reaches (ft/migrate.c). done when the guest runs there
+ * and this side is FT_STOPPED, value = downtime in us; or at failure: the guest runs on here, solo.
+ */
+int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done_fn *done,
+		      void *ctx, struct ft_err *err);
 /* Leave protection, or give up waiting for a lost peer: the guest runs on solo. */
 int ft_engine_cancel(struct ft_engine *e, struct ft_err *err);
 /* One checkpoint now; done when it is committed; value = its epoch. */
@@ -227,6 +242,10 @@ struct ft_engine_status {
 	struct tap_stats taps;
 	double overhead;
 	uint64_t rounds;
+	const char *mode;	  /* of the session there is, or was last: "" | "ft" | "precopy" */
+	uint64_t remaining_bytes; /* of RAM and disks, that the peer lacks while there are rounds */
+	uint64_t downtime_us;	  /* of a migration: from the stop here to the target's word */
+	unsigned throttle_percent;
 	/* of the initial copy: what the standby had already, and what was sent */
 	uint64_t disk_bytes_alike, disk_bytes_copied;
 	const char *home;	    /* "" = not known */

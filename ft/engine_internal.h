@@ -6,6 +6,7 @@
 #include "ft/detector.h"
 #include "ft/engine.h"
 #include "ft/lease.h"
+#include "ft/throttle.h"
 
 #define NS_PER_MS 1000000ull
 #define NS_PER_S  1000000000ull
@@ -75,6 +76,16 @@ struct ft_ship {
 	uint64_t raw_bytes;
 };
 
+/* A migration (migrate.c). */
+struct ft_move {
+	bool on;
+	struct ft_migrate how;
+	struct ft_throttle throttle;
+	uint64_t pages_before; /* left after the round before */
+	uint64_t bytes_per_s;  /* best that was measured */
+	uint64_t stopped_ns;
+};
+
 struct ft_primary {
 	enum primary_phase phase;
 	uint64_t deadline_ns; /* of the phase, 0 = none */
@@ -108,6 +119,7 @@ struct ft_primary {
 	bool round_more;   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at; /* next page of the bitmap to look at */
 	struct ft_round round;
+	struct ft_move move;
 	uint64_t round_started_ns, round_bytes_start, round_pages;
 	/* running */
 	struct ft_ship ship;
@@ -144,6 +156,7 @@ struct ft_stage {
 
 struct ft_standby {
 	bool armed;
+	bool moving;	  /* the session is a migration: nothing is taken without a HANDOVER */
 	bool comparing;	  /* there are SUMS to send */
 	uint64_t storing; /* epoch that is being made durable before it counts, 0 = none */
 	bool digest;	  /* its END asked for one */
@@ -213,6 +226,8 @@ struct ft_engine {
 	enum engine_question asking,
 		ask_next; /* the arbiter request that is out; the one that waits for it */
 	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
+	const char *mode;	      /* of the last session */
+	uint64_t downtime_us;
 	const char *arbiter_state;
 	char arbiter_holder[FT_HOST_ID_MAX]; /* as it said last; "": it was not asked in this role
 					      */
@@ -290,6 +305,9 @@ void arbitrate_in_sync(struct ft_engine *e);
 /* primary.c */
 int primary_init(struct ft_engine *e, struct ft_err *err);
 void primary_free(struct ft_engine *e);
+/* Solo only: looks for a peer, to protect the guest or to migrate it. */
+int primary_begin(struct ft_engine *e, const char *what, ft_done_fn *done, void *ctx,
+		  struct ft_err *err);
 void primary_start_dial(struct ft_engine *e);
 void primary_dialed(struct ft_engine *e);
 void primary_message(struct ft_engine *e, const struct ft_msg *msg);
@@ -324,6 +342,22 @@ void primary_acked(struct ft_engine *e, const struct ft_msg *msg);
 void primary_abort_checkpoint(struct ft_engine *e, const char *why);
 /* Protection is over: so is waiting for the next checkpoint. */
 void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why);
+
+/* migrate.c */
+/* A round is over: true: it was the last one, and the guest stands still, or the attempt is over.
+ */
+bool migrate_round(struct ft_engine *e);
+/* While there are rounds: returns when to be called again. */
+uint64_t migrate_tick(struct ft_engine *e, uint64_t now);
+/* Throttling ends, whether it held the guest or not. */
+void migrate_unthrottle(struct ft_engine *e);
+/* The target has all there is of the guest; it is to have the guest, too. */
+void migrate_acked(struct ft_engine *e);
+void migrate_granted(struct ft_engine *e);
+/* The target runs it. */
+void migrate_handed(struct ft_engine *e, uint64_t generation);
+/* The guest runs on here. */
+void migrate_failed(struct ft_engine *e, const struct ft_err *why);
 
 /* compare.c: what the standby's disks have already is not sent */
 /* Standby: sends the next SUMS. True: there is more, and room for it. */

@@ -116,7 +116,7 @@ static int send_end(struct ft_engine *e)
 	end.digest = s->digest;
 	/* Without a record to ask, a standby that has its first checkpoint takes over by itself:
 	 * from now on it might. */
-	if (s->trial && !strcmp(e->arbiter->ops->type, "none")) {
+	if (s->trial && !e->primary.move.on && !strcmp(e->arbiter->ops->type, "none")) {
 		e->primary.sync_claimed = true;
 		e->env->guard(e->env_ctx, true);
 	}

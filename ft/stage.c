@@ -296,6 +296,9 @@ static int try_first(struct ft_engine *e, struct ft_err *err)
 
 	if (rc)
 		return rc;
+	/* A guest that moves stands still meanwhile; if it does not load here, it goes on there. */
+	if (e->standby.moving)
+		return 0;
 	engine_ask_patience(e, FT_TRIAL_ACK_MAX_MS / 2);
 	rc = vmm_trial(e->vmm, g->state[g->staging], g->state_len[g->staging], err);
 	return rc ? ft_err_context(err, "trial load") : 0;

@@ -70,7 +70,7 @@ void standby_reset(struct ft_engine *e)
 	e->situation++;
 	if (s->armed)
 		e->env->disarm(e->env_ctx);
-	s->armed = s->comparing = false;
+	s->armed = s->comparing = s->moving = false;
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->given = false;
 	s->unlinked_ns = s->asked_ns = s->tell_ns = 0;
@@ -93,7 +93,7 @@ void standby_refuse(struct ft_engine *e, const struct ft_err *err)
 	standby_unstage(e);
 	e->standby.beats = e->standby.handover = e->standby.given = false;
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-	if (!e->standby.committed) {
+	if (!e->standby.committed || e->standby.moving) {
 		standby_reset(e);
 		if (e->standby.offering) {
 			e->standby.retry_ns = engine_now(e) + e->standby.offer_ms * NS_PER_MS;
@@ -208,6 +208,8 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 		s->session = setup->session;
 		s->shared = setup_has_shared_disk(setup);
 		s->comparing = setup->compare;
+		s->moving = setup->migrate;
+		e->mode = s->moving ? "precopy" : "ft";
 		engine_watch(
 			e,
 			true); /* or a primary that lost its power keeps this VM armed for ever */

@@ -8,7 +8,8 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one */
+ *   snapshot.c  a guest into a file, and out of one
+ *   migrate.c   a guest to another host */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -99,6 +100,7 @@ struct agent {
 	struct ft_config config;
 	char run_dir[CONFIG_PATH_MAX], host_id[FT_HOST_ID_MAX];
 	bool incoming, force;
+	bool target; /* --incoming without kemari: takes guests that move, protects none */
 	enum store_right right; /* to start the guest, once may_start() has found out */
 	enum agent_exit exit_code;
 
@@ -219,6 +221,7 @@ void taps_wake(struct agent *a);
 
 /* peer.c */
 int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
+/* To protect the guest (kemari:...), or to move it. */
 int peer_set(struct agent *a, const char *uri, struct ft_err *err);
 void peer_dial(struct agent *a, bool heartbeat);
 void peer_hang_up(struct agent *a);
@@ -254,8 +257,15 @@ void status_reply(struct agent *a, struct ctl_call *call);
 
 /* Error word and text of *err to the client of a call. */
 void requests_fail(struct ctl_call *call, const struct ft_err *err);
+/* The answer to a call of requests_later(): ft_done_fn. */
+void requests_done(void *call, const struct ft_err *err, uint64_t value);
 /* A place for an answer that comes later, NULL (and the client is told): all are taken. */
 struct agent_call *requests_later(struct agent *a, struct ctl_call *call, enum agent_answer what);
+
+/* migrate.c: protect, and move */
+void migrate_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
+/* What status shows of a migration. False: there is none. */
+bool migrate_fill_status(struct agent *a, const struct ft_engine_status *s, Ctl__Migration *out);
 
 /* snapshot.c */
 int snapshot_listen(struct agent *a, struct ft_err *err);

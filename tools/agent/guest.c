@@ -554,6 +554,13 @@ int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 	if (strcmp(setup->vmm, pocket ? "pocket" : "qemu"))
 		return ft_err_set(err, EINVAL, "vmm: %s here, %s at the primary",
 				  pocket ? "pocket" : "qemu", setup->vmm);
+	if (a->incoming && a->target != setup->migrate)
+		return ft_err_set(
+			err, EINVAL, "%s",
+			a->target ? "this agent waits for a guest that moves, and protects none "
+				    "(--incoming without kemari:)"
+				  : "this agent is a standby (--incoming kemari:...), and no "
+				    "guest's new place");
 	rc = open_stores(a, setup, err);
 	if (!rc && pocket) {
 		struct pocket_config p;
@@ -571,7 +578,7 @@ int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 		keeper_set_protected(a->keeper, true);
 		rc = check_armed(a, setup, err);
 	}
-	if (!rc && !pocket)
+	if (!rc && !pocket && !setup->migrate)
 		rc = qemu_trial_prepare(vmm, err);
 	if (!rc)
 		rc = console_open(a, err);

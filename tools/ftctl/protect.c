@@ -41,15 +41,17 @@ static int ask_and_tell(const struct ftctl *ctl, const struct command *command, 
 int run_migrate(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
 	Ctl__Request request = CTL__REQUEST__INIT;
+	static const struct option longs[] = {{"auto-throttle", no_argument, NULL, 'T'}, {0}};
 	bool postcopy = false, demand_only = false;
 	struct ft_err err;
 	struct uri uri;
 	int opt;
 
-	while ((opt = getopt(argc, argv, ":pn")) != -1) {
+	while ((opt = getopt_long(argc, argv, ":pn", longs, NULL)) != -1) {
 		if (opt == '?')
 			return fail_usage(ctl, command, "migrate: unknown option %s",
 					  argv[optind - 1]);
+		request.throttle |= opt == 'T';
 		postcopy |= opt == 'p';
 		demand_only |= opt == 'n';
 	}
@@ -63,12 +65,12 @@ int run_migrate(const struct ftctl *ctl, const struct command *command, int argc
 	if (uri.scheme == URI_FILE)
 		return fail_usage(ctl, command, "to save a guest to a file: ftctl snapshot %s %s",
 				  argv[optind], request.uri);
-	if (!uri.kemari || postcopy)
+	if (postcopy)
 		return fail(ctl, CTL_ERR_NOT_AVAILABLE,
-			    "%s is not available in this version; protection is: ftctl migrate %s "
-			    "kemari:%s",
-			    postcopy ? "postcopy" : "live migration", argv[optind],
-			    request.uri + (uri.kemari ? strlen("kemari:") : 0));
+			    "postcopy is not available in this version");
+	if (uri.kemari && request.throttle)
+		return fail_usage(ctl, command,
+				  "--auto-throttle is for live migration, without kemari:");
 	return ask_and_tell(ctl, command, argv[optind], &request);
 }
 

@@ -70,6 +70,18 @@ static json_t *snapshot_json(const Ctl__Snapshot *s)
 			 "bytes_done", count(s->bytes_done), "faults", count(s->faults));
 }
 
+static json_t *migration_json(const Ctl__Migration *m)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "mode", json_text(m->mode));
+	json_object_set_new(o, "rounds", json_integer(count(m->rounds)));
+	json_object_set_new(o, "remaining", json_integer(count(m->remaining)));
+	json_object_set_new(o, "downtime_us", json_integer(count(m->downtime_us)));
+	json_object_set_new(o, "throttle", json_integer(m->throttle));
+	return o;
+}
+
 json_t *status_json(const Ctl__Status *s)
 {
 	static const Ctl__Arbiter no_arbiter = CTL__ARBITER__INIT;
@@ -116,6 +128,9 @@ json_t *status_json(const Ctl__Status *s)
 			    json_pack("{s:I, s:I}", "alike", count(s->disk_alike), "copied",
 				      count(s->disk_copied)));
 	json_object_set_new(o, "home", text_or_null(s->home));
+	json_object_set_new(o, "mode", text_or_null(s->mode));
+	if (s->migration)
+		json_object_set_new(o, "migration", migration_json(s->migration));
 	if (s->snapshot)
 		json_object_set_new(o, "snapshot", snapshot_json(s->snapshot));
 	json_object_set_new(o, "last_error", text_or_null(s->last_error));

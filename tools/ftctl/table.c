@@ -103,6 +103,17 @@ static void since_line(FILE *to, uint64_t since_ms)
 		text_line(to, "since", text);
 }
 
+static void migration_lines(FILE *to, const Ctl__Migration *m)
+{
+	char a[16], line[256];
+
+	snprintf(line, sizeof line, "%.20s, %" PRIu64 " rounds, %s left, downtime %.1f ms", m->mode,
+		 m->rounds, bytes_text(a, m->remaining), (double)m->downtime_us / 1000);
+	text_line(to, "migration", line);
+	if (m->throttle)
+		fprintf(to, "%-12s %u%%\n", "throttle", m->throttle);
+}
+
 void status_details(const Ctl__Status *s, FILE *to)
 {
 	char a[16], b[16], line[256];
@@ -149,6 +160,8 @@ void status_details(const Ctl__Status *s, FILE *to)
 		fprintf(to, "%-12s %s were there already, %s copied\n", "resync",
 			bytes_text(a, s->disk_alike), bytes_text(b, s->disk_copied));
 	text_line(to, "home", s->home);
+	if (s->migration)
+		migration_lines(to, s->migration);
 	if (s->snapshot) {
 		snprintf(line, sizeof line, "%s, %s of %s: %.150s",
 			 s->snapshot->restoring ? "restoring" : "saving",
