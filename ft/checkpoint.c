@@ -100,6 +100,7 @@ static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 		ft_bitmap_clear_all(&p->overflow);
 	memset(&p->ship, 0, sizeof p->ship);
 	p->capture.pages_n = 0;
+	p->capture.no_pages = p->move.on && p->move.how.postcopy;
 	e->env->firing(e->env_ctx, true);
 	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
 	e->env->firing(e->env_ctx, false);

@@ -267,8 +267,12 @@ struct tap_chain *ft_engine_chain(struct ft_engine *e)
 void engine_fence(struct ft_engine *e, const char *why)
 {
 	struct ft_err err = {.code = EPERM};
-	bool moved;
 
+	/* A target says so when its HANDED was lost: this is what was wanted. */
+	if (e->primary.move.on && e->primary.gave_away) {
+		migrate_handed(e, e->generation + 1);
+		return;
+	}
 	snprintf(err.text, sizeof err.text, "fenced: %s", why);
 	/* Nothing of what is held may ever leave: the other side's history is the guest's history
 	 * now. */
@@ -278,19 +282,14 @@ void engine_fence(struct ft_engine *e, const char *why)
 	primary_abort_checkpoint(e, why);
 	if (!strcmp(e->arbiter_holder, e->config.host_id))
 		e->arbiter_holder[0] = '\0'; /* the peer said that it is not so any more */
-	moved = e->primary.move.on && e->primary.gave_away;
 	e->primary.move.on = false;
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed =
 		e->primary.first_commit_done = false;
 	e->untap_ns = 0;
 	e->env->vm_end(e->env_ctx);
-	/* A target says so when its HANDED was lost: this is what was wanted. */
-	if (moved)
-		engine_set_state(e, FT_STOPPED, "moved: %s", why);
-	else
-		engine_set_state(e, FT_FENCED, "%s", why);
-	done_call(&e->primary.protect_done, moved ? NULL : &err, 0);
+	engine_set_state(e, FT_FENCED, "%s", why);
+	done_call(&e->primary.protect_done, &err, 0);
 	done_call(&e->primary.switch_done, &err, 0);
 	done_call(&e->primary.verify_done, &err, 0);
 }
@@ -359,6 +358,9 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	s->mode = e->mode;
 	s->downtime_us = e->downtime_us;
 	s->throttle_percent = e->primary.move.throttle.percent;
+	s->pages_given = e->pages.giving;
+	s->pages_missing = e->pages.taking;
+	s->pages_cut = e->pages.cut;
 	if (e->primary.phase == PRIMARY_ROUNDS)
 		s->remaining_bytes = e->primary.pending.count * VMM_PAGE_BYTES +
 				     e->env->disks_behind(e->env_ctx);

@@ -56,7 +56,15 @@ enum primary_phase {
 	PRIMARY_RETRY	 /* solo, protection wanted again: waiting for the next dial */
 };
 
-enum ship_phase { SHIP_IDLE, SHIP_PAGES, SHIP_STATE, SHIP_EVENTS, SHIP_END, SHIP_WAIT_ACK };
+enum ship_phase {
+	SHIP_IDLE,
+	SHIP_PAGES,
+	SHIP_MISSING,
+	SHIP_STATE,
+	SHIP_EVENTS,
+	SHIP_END,
+	SHIP_WAIT_ACK
+};
 
 struct ft_done {
 	ft_done_fn *fn;
@@ -69,11 +77,24 @@ struct ft_ship {
 	bool begun, trial, digest, handover;
 	uint64_t hold_until_ns; /* for what goes out while the guest is held */
 	size_t page_at, state_at;
+	uint64_t missing_at;
 	uint64_t event_epoch; /* which epoch's records are being exported */
 	struct tap_chain_cursor event_cursor;
 	uint64_t pages_bytes, events_bytes;
 	uint64_t started_ns, deadline_ns, pages;
 	uint64_t raw_bytes;
+};
+
+/* A postcopy migration's pages (pages.c). */
+struct ft_pages {
+	bool open;   /* source: connections are asked for, or there */
+	bool ready;  /* source: they are there */
+	bool giving; /* source: the guest runs at the target */
+	bool taking; /* target: it runs here */
+	bool cut, all;
+	uint64_t session;
+	char host[FT_HOST_ID_MAX]; /* the source */
+	uint64_t done_session;	   /* target: of which all is here */
 };
 
 /* A migration (migrate.c). */
@@ -156,6 +177,8 @@ struct ft_stage {
 
 struct ft_standby {
 	bool armed;
+	bool postcopy;		  /* ... and its memory comes when the guest runs */
+	struct ft_bitmap missing; /* postcopy */
 	bool moving;	  /* the session is a migration: nothing is taken without a HANDOVER */
 	bool comparing;	  /* there are SUMS to send */
 	uint64_t storing; /* epoch that is being made durable before it counts, 0 = none */
@@ -237,6 +260,7 @@ struct ft_engine {
 
 	struct ft_primary primary;
 	struct ft_standby standby;
+	struct ft_pages pages;
 
 	struct ft_series pause_us, commit_us, dirty_pages;
 	struct ft_overhead overhead;
@@ -359,6 +383,24 @@ void migrate_handed(struct ft_engine *e, uint64_t generation);
 /* The guest runs on here. */
 void migrate_failed(struct ft_engine *e, const struct ft_err *why);
 
+/* Rounds send no pages any more: they follow the guest. */
+bool migrate_pages_stay(const struct ft_engine *e);
+/* Nothing is left to do before the switch but to wait for the connections for pages. */
+bool migrate_waits(struct ft_engine *e);
+
+/* pages.c: postcopy */
+void pages_open(struct ft_engine *e);
+/* Source: they are not needed, or not any more. */
+void pages_close(struct ft_engine *e);
+/* Source: the guest runs at the target. */
+void pages_handed(struct ft_engine *e);
+/* Target: the guest is about to run. */
+int pages_begin(struct ft_engine *e, struct ft_err *err);
+/* A HELLO on a connection for pages. True: it was one. */
+bool pages_hello(struct engine_conn *conn, const Ft__Hello *hello);
+/* -EBUSY while memory is missing, or given. */
+int pages_check(const struct ft_engine *e, const char *what, struct ft_err *err);
+
 /* compare.c: what the standby's disks have already is not sent */
 /* Standby: sends the next SUMS. True: there is more, and room for it. */
 bool compare_send(struct ft_engine *e);
@@ -398,6 +440,7 @@ int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
  * committed has changed by then, the image is between two epochs. */
 int stage_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_missing(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_events(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);

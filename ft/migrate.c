@@ -43,6 +43,8 @@ int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done
 	struct ft_move before = e->primary.move;
 	int rc;
 
+	if (how->postcopy && !e->env->pages_open)
+		return ft_err_set(err, ENOTSUP, "migrate: postcopy is not to be had here");
 	e->primary.move = (struct ft_move){.on = true, .how = *how};
 	rc = primary_begin(e, "migrate", done, ctx, err);
 	if (rc)
@@ -95,6 +97,29 @@ static bool fits(const struct ft_engine *e)
 	return ft_policy_switch_to_target(&e->config.policy, &p->round, p->move.bytes_per_s);
 }
 
+bool migrate_pages_stay(const struct ft_engine *e)
+{
+	const struct ft_move *m = &e->primary.move;
+
+	return m->on && m->how.postcopy && e->primary.round.rounds >= m->how.rounds;
+}
+
+bool migrate_waits(struct ft_engine *e)
+{
+	return migrate_pages_stay(e) && !e->pages.ready && !e->env->disks_behind(e->env_ctx);
+}
+
+/* Postcopy: only disks have to be (nearly) there; their rounds are bounded as those of protection.
+ */
+static bool postcopy_round(struct ft_engine *e)
+{
+	struct ft_round disks = e->primary.round;
+
+	disks.dirty_pages = 0;
+	return migrate_pages_stay(e) && e->pages.ready &&
+	       ft_policy_switch_to_sync(&e->config.policy, &disks);
+}
+
 bool migrate_round(struct ft_engine *e)
 {
 	struct ft_primary *p = &e->primary;
@@ -103,6 +128,8 @@ bool migrate_round(struct ft_engine *e)
 		p->round.rounds > PATIENT_ROUNDS && p->round.dirty_pages > m->pages_before / 2;
 	struct ft_err err = {0};
 
+	if (m->how.postcopy)
+		return postcopy_round(e);
 	if (p->round.bytes >= MEASURE_BYTES_MIN || !m->bytes_per_s)
 		m->bytes_per_s = p->round.bytes_per_s > m->bytes_per_s ? p->round.bytes_per_s
 								       : m->bytes_per_s;
@@ -150,6 +177,10 @@ void migrate_acked(struct ft_engine *e)
 
 void migrate_granted(struct ft_engine *e)
 {
+	struct ft_primary *p = &e->primary;
+
+	if (p->move.how.postcopy)
+		e->env->pages_give(e->env_ctx, &p->pending, !p->move.how.demand_only);
 	switch_acked(e);
 }
 
@@ -165,11 +196,15 @@ void migrate_handed(struct ft_engine *e, uint64_t generation)
 	p->phase = PRIMARY_IDLE;
 	p->tracking = p->taps_in = p->stopped = p->stepped_back = p->vm_dead = false;
 	p->first_commit_done = p->sync_claimed = p->gave_away = p->move.on = false;
-	p->session = 0;
-	e->env->vm_end(e->env_ctx);
 	e->generation = generation;
 	e->env->generation(e->env_ctx, generation);
 	e->arbiter_holder[0] = '\0';
+	if (p->move.how.postcopy) {
+		pages_handed(e);
+		return;
+	}
+	p->session = 0;
+	e->env->vm_end(e->env_ctx);
 	engine_set_state(e, FT_STOPPED, "moved to %s: downtime %llu.%llu ms after %u rounds",
 			 e->peer_host, (unsigned long long)e->downtime_us / 1000,
 			 (unsigned long long)e->downtime_us % 1000 / 100, p->round.rounds);

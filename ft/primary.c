@@ -84,7 +84,9 @@ int primary_begin(struct ft_engine *e, const char *what, ft_done_fn *done, void 
 	if (e->state.now != FT_SOLO)
 		return ft_err_set(err, EBUSY, "%s: the guest is %s", what,
 				  ft_state_name(e->state.now));
-	rc = vmm_check(e->vmm, err);
+	rc = pages_check(e, what, err);
+	if (!rc)
+		rc = vmm_check(e->vmm, err);
 	if (rc)
 		return ft_err_context(err, "%s", what);
 	/* An attempt of our own to reach the last peer: the operator may mean another. */
@@ -125,6 +127,7 @@ int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 	setup.compare = !resume;
 	setup.home = e->home;
 	setup.migrate = e->primary.move.on;
+	setup.postcopy = e->primary.move.on && e->primary.move.how.postcopy;
 	if (engine_send(e, FT_MSG_SETUP, 0, &setup.base, NULL, 0))
 		return ft_err_set(err, EPIPE, "set-up: cannot send to %s", e->peer_host);
 	return 0;
@@ -155,7 +158,9 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	do
 		e->primary.session = e->env->random(e->env_ctx);
 	while (!e->primary.session);
-	e->mode = e->primary.move.on ? "precopy" : "ft";
+	e->mode = !e->primary.move.on		 ? "ft"
+		  : e->primary.move.how.postcopy ? "postcopy"
+						 : "precopy";
 	snprintf(e->primary.partner, sizeof e->primary.partner, "%s", e->peer_host);
 	e->primary.lease_from_ns = e->primary.lease.until_ns = engine_now(e);
 	e->primary.lease_due_ns = e->primary.lease_from_ns + FT_ACK_MAX_MS * NS_PER_MS;
@@ -257,6 +262,8 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 	/* The heartbeat connection comes, or silence ends the attempt. */
 	set_phase(e, PRIMARY_ROUNDS, FT_PROGRESS_MAX_MS);
 	e->primary.comparing = ready->compares;
+	if (e->primary.move.on && e->primary.move.how.postcopy)
+		pages_open(e);
 	engine_watch(e, true);
 	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
 	primary_writable(e);

@@ -91,6 +91,7 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 	if (p->taps_in && engine_pass(e, &err))
 		engine_note_error(e, &err);
 	migrate_unthrottle(e);
+	pages_close(e);
 	p->move.on = false;
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);

@@ -39,7 +39,7 @@ static int send_pages(struct ft_engine *e, struct ft_err *err)
 	uint8_t *out;
 	int rc;
 
-	if (ft_bitmap_next(&p->pending, p->round_at) >= p->pending.bits)
+	if (migrate_pages_stay(e) || ft_bitmap_next(&p->pending, p->round_at) >= p->pending.bits)
 		return 0;
 	out = link->ops->reserve(link, FT_PAYLOAD_MAX);
 	if (!out)
@@ -163,6 +163,8 @@ static void continue_rounds(struct ft_engine *e)
 			break;
 		if (rc == 0)
 			rc = send_disk(e, &err);
+		if (rc == 0 && migrate_waits(e))
+			break;
 		if (rc == 0) {
 			rc = next_round(e, &err);
 			if (!rc)

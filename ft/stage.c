@@ -12,6 +12,8 @@
  * acknowledged: a standby that cannot resume says so while the guest is still unprotected. */
 #include "ft/engine_internal.h"
 
+#include "ft/postcopy/missing.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -141,7 +143,20 @@ int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *er
 	ft_spool_reset(&g->pages);
 	ft_spool_reset(&g->events[g->staging]);
 	g->state_len[g->staging] = 0;
+	if (s->postcopy)
+		ft_bitmap_clear_all(&s->missing);
 	return 0;
+}
+
+int stage_missing(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
+{
+	struct ft_standby *s = &e->standby;
+	bool last;
+
+	if (!s->postcopy || !s->stage.epoch || msg->epoch != s->stage.epoch)
+		return ft_err_set(err, EPROTO, "MISSING: epoch %llu: not of a postcopy migration",
+				  (unsigned long long)msg->epoch);
+	return ft_missing_take(&s->missing, msg, &last, err);
 }
 
 int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
@@ -390,6 +405,8 @@ int stage_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
 	whole = g->epoch && msg->epoch == g->epoch && end->pages_bytes == g->pages.len &&
 		end->state_bytes == g->state_len[g->staging] &&
 		end->events_bytes == g->events[g->staging].len && end->state_bytes > 0;
+	if (s->postcopy && end->missing_pages != s->missing.count)
+		whole = false;
 	s->digest = end->digest;
 	if (end->trial != !s->committed)
 		whole = false;

@@ -289,11 +289,15 @@ static void takeover_continue(struct ft_engine *e)
 		ft_engine_tick(e);
 		return;
 	}
+	if (!rc && s->postcopy)
+		rc = pages_begin(e, &err);
 	if (rc || vmm_resume(e->vmm, g->state[which], g->state_len[which], &err)) {
 		takeover_failed(e, &err);
 		return;
 	}
-	e->env->guard(e->env_ctx, false);
+	/* Whose memory is elsewhere yet must not outlive this process. */
+	if (!e->pages.taking)
+		e->env->guard(e->env_ctx, false);
 	/* What may not have left before the primary died leaves now: at worst a client sees it
 	 * twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))
@@ -306,14 +310,16 @@ static void takeover_continue(struct ft_engine *e)
 	engine_hang_up(e);
 	e->epoch = s->committed + 1;
 	e->committed = s->committed;
-	s->armed = false;
+	s->armed = s->postcopy = false;
+	ft_bitmap_free(&s->missing);
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->given = s->offering = false;
 	s->asked_ns = 0;
 	s->fence = FENCE_TO_DO;
 	(void)tap_chain_set_mode(&e->chain, TAP_PASS); /* no disk is among them */
-	/* A guest that moved has no standby. Else roles are exchanged: the old primary offers itself, or is looked for if this side knows
-	 * where; should it wake up only now, it hears there that the guest is here. */
+	/* A guest that moved has no standby. Else roles are exchanged: the old primary offers
+	 * itself, or is looked for if this side knows where; should it wake up only now, it hears
+	 * there that the guest is here. */
 	e->primary.phase = s->moving ? PRIMARY_IDLE : PRIMARY_RETRY;
 	e->primary.auto_retry = !s->moving;
 	e->primary.deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;

@@ -92,7 +92,8 @@ static void destroy(struct link *l)
 	outbuf_free(&l->out);
 	free(l->record);
 	free(l->in);
-	l->channel->ops->close(l->channel);
+	if (l->channel)
+		l->channel->ops->close(l->channel);
 	free(l);
 }
 
@@ -563,6 +564,27 @@ void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID])
 
 	memcpy(l->uuid, uuid, FRAME_UUID);
 	l->uuid_known = true;
+}
+
+int link_leave(struct ft_link *link, struct link_rest *rest, struct ft_err *err)
+{
+	struct link *l = of(link);
+
+	if (l->failed || l->write_failed || l->out.spans_n || l->in_end > l->in_start) {
+		link_close(link);
+		return ft_err_set(err, EPROTO, "link: in the middle of a conversation");
+	}
+	*rest = (struct link_rest){
+		.channel = l->channel, .seq_in = l->seq_in, .seq_out = l->seq_out};
+	memcpy(rest->uuid, l->uuid, sizeof rest->uuid);
+	l->failed = l->reported = true; /* no events any more */
+	arm_events(l);
+	event_del(l->again);
+	l->channel = NULL;
+	l->closed = true;
+	if (!l->in_turn)
+		destroy(l);
+	return 0;
 }
 
 size_t link_queued(const struct ft_link *link)

@@ -173,14 +173,68 @@ static void wrong_place(void **state)
 	kv_work(&client, 10);
 }
 
+/* ---- postcopy ---- */
+
+static Ctl__Reply *postcopy(struct host *from, const char *listen, unsigned rounds,
+			    bool demand_only)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+
+	r.command = (char *)"migrate";
+	r.uri = (char *)(uintptr_t)move_uri(listen);
+	r.postcopy = true;
+	r.rounds = rounds;
+	r.demand_only = demand_only;
+	return ask_any(from, &r);
+}
+
+static void follow(struct host *from, struct host *to, const char *listen, unsigned rounds)
+{
+	Ctl__Reply *reply = postcopy(from, listen, rounds, false);
+
+	if (reply->error[0])
+		fail_msg("%s: %s; it said: %s", from->id, reply->message, file_text(from->log));
+	assert_string_equal(reply->status->state, "stopped");
+	ctl__reply__free_unpacked(reply, NULL);
+	assert_int_equal(host_reap(from, START_MS), 0);
+	kv_work(&client, 10);
+	reply = status_of(to);
+	assert_string_equal(reply->status->state, "solo");
+	assert_string_equal(reply->status->mode, "postcopy");
+	/* After rounds there may be nothing left to follow. */
+	assert_true(reply->status->migration->bytes_total > 0 || rounds > 0);
+	assert_int_equal(reply->status->migration->bytes_done,
+			 reply->status->migration->bytes_total);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+static void postcopy_there_and_back(void **state)
+{
+	(void)state;
+	for (unsigned round = 0; round < 3; round++) {
+		follow(&a, &b, "b.sock", round);
+		target(&a, "disk.root.image=A.img", "a.sock");
+		follow(&b, &a, "a.sock", round);
+		target(&b, "disk.root.image=B.img", "b.sock");
+	}
+}
+
 int main(void)
 {
 #define NONE(f)	  cmocka_unit_test_setup_teardown(f, setup_none, teardown)
 #define RECORD(f) cmocka_unit_test_setup_teardown(f, setup_file, teardown)
 	const struct CMUnitTest tests[] = {
-		NONE(there_and_back),	RECORD(there_and_back), NONE(moved_is_moved),
-		RECORD(moved_is_moved), NONE(target_killed),	NONE(cancelled),
-		NONE(not_taken),	RECORD(not_taken),	NONE(wrong_place),
+		NONE(there_and_back),
+		RECORD(there_and_back),
+		NONE(moved_is_moved),
+		RECORD(moved_is_moved),
+		NONE(target_killed),
+		NONE(cancelled),
+		NONE(not_taken),
+		RECORD(not_taken),
+		NONE(wrong_place),
+		NONE(postcopy_there_and_back),
+		RECORD(postcopy_there_and_back),
 	};
 	int failed;
 

@@ -188,6 +188,11 @@ static void on_vm_lost(void *ctx, const char *why)
 	event_base_once(a->base, -1, EV_TIMEOUT, on_vm_lost_now, a, &now);
 }
 
+static void on_vm_ending(void *ctx)
+{
+	follow_close(ctx);
+}
+
 static void remember_vm(struct agent *a)
 {
 	struct memory m;
@@ -228,7 +233,7 @@ void guest_adopt(struct agent *a, struct vmm *vmm)
 
 	assert(vmm);
 	a->vmm = vmm;
-	vmm->events = (struct vmm_events){.lost = on_vm_lost, .ctx = a};
+	vmm->events = (struct vmm_events){.lost = on_vm_lost, .ending = on_vm_ending, .ctx = a};
 	vmm_info(vmm, &a->vm_info);
 	fd = vmm_poll_fd(vmm);
 	if (fd >= 0) {
@@ -243,6 +248,7 @@ void guest_adopt(struct agent *a, struct vmm *vmm)
 void guest_release(struct agent *a)
 {
 	snapshot_drop(a, "the guest has ended");
+	follow_close(a);
 	if (a->vm_event)
 		event_free(a->vm_event);
 	a->vm_event = NULL;

@@ -96,6 +96,8 @@ int snapshot_listen(struct agent *a, struct ft_err *err)
 
 const char *snapshot_busy(const struct agent *a)
 {
+	if (a->pages.client || a->pages.server)
+		return "the guest's memory is on its way from one host to another";
 	if (a->snapshot.writing)
 		return "a snapshot is being written";
 	return a->snapshot.reading ? "the guest's memory is still being restored" : NULL;
