@@ -21,7 +21,8 @@ struct wire {
 	struct link_rest rest;
 	int cut_fd;
 	atomic_bool cut;
-	uint8_t *in; /* FRAME_MAX */
+	size_t early_at; /* of rest.early: what was read is taken first */
+	uint8_t *in;	 /* FRAME_MAX */
 	size_t have;
 	struct frame_header
 		header; /* of the frame that begins at in[0], once have >= FRAME_HEADER */
@@ -135,6 +136,18 @@ static int deliver(struct wire *w, struct ft_msg *msg, struct ft_err *err)
 	return rc ? rc : 1;
 }
 
+static enum channel_status read_some(struct wire *w, size_t most, size_t *done, struct ft_err *err)
+{
+	size_t early = w->rest.early_n - w->early_at;
+
+	if (!early)
+		return w->rest.channel->ops->read(w->rest.channel, w->in + w->have, most, done, err);
+	*done = early < most ? early : most;
+	memcpy(w->in + w->have, w->rest.early + w->early_at, *done);
+	w->early_at += *done;
+	return CHANNEL_DONE;
+}
+
 static int wire_receive(struct ft_wire *base, struct ft_msg *msg, bool wait, struct ft_err *err)
 {
 	struct wire *w = of(base);
@@ -155,8 +168,7 @@ static int wire_receive(struct ft_wire *base, struct ft_msg *msg, bool wait, str
 		}
 		if (w->cut)
 			return ft_err_set(err, ECANCELED, "the connection was given up");
-		status = w->rest.channel->ops->read(w->rest.channel, w->in + w->have,
-						    need - w->have, &done, &why);
+		status = read_some(w, need - w->have, &done, &why);
 		w->have += done;
 		rc = outcome(status, &why, err);
 		if (rc == 0 && !wait)

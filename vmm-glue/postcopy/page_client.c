@@ -44,6 +44,7 @@ struct page_client {
 
 	/* the fault thread's */
 	struct ft_wire *line; /* urgent, as long as it is good */
+	bool look; /* it is new: something may have been read from the socket already */
 
 	pthread_mutex_t lock; /* guards all below */
 	struct ft_taker taker;
@@ -390,6 +391,7 @@ static bool on_wake(struct page_client *c)
 		c->line = next;
 		tell_missing(c);
 		ask_again(c);
+		c->look = true;
 	}
 	return !leaving;
 }
@@ -430,14 +432,15 @@ static void *serve_faults(void *ctx)
 			finish(c);
 			break;
 		}
-		if (poll(p, 3, -1) < 0)
+		if (poll(p, 3, c->look ? 0 : -1) < 0)
 			continue;
 		if (p[0].revents)
 			on_faults(c);
 		if (p[1].revents && !on_wake(c))
 			break;
-		if (p[2].revents && c->line)
+		if ((p[2].revents || c->look) && c->line)
 			on_line(c, run);
+		c->look = false;
 	}
 	free(run);
 	return NULL;
@@ -593,6 +596,7 @@ int page_client_begin(struct page_client *c, const struct ft_bitmap *missing, st
 	if (rc)
 		return rc;
 	c->line = c->urgent;
+	c->look = true;
 	pthread_mutex_lock(&c->lock);
 	c->stats.pages.pages = missing->count;
 	c->stats.since_ns = now_ns();
