@@ -375,6 +375,8 @@ bool migrate_round(struct ft_engine *e);
 uint64_t migrate_tick(struct ft_engine *e, uint64_t now);
 /* Throttling ends, whether it held the guest or not. */
 void migrate_unthrottle(struct ft_engine *e);
+/* All there is of the guest is on its way. */
+void migrate_sent(struct ft_engine *e);
 /* The target has all there is of the guest; it is to have the guest, too. */
 void migrate_acked(struct ft_engine *e);
 void migrate_granted(struct ft_engine *e);

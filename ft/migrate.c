@@ -163,15 +163,20 @@ bool migrate_round(struct ft_engine *e)
 
 /* ---- the switch ---- */
 
-void migrate_acked(struct ft_engine *e)
+void migrate_sent(struct ft_engine *e)
 {
-	struct ft_primary *p = &e->primary;
-
-	/* From here on the target may have it. */
-	p->sync_claimed = true;
+	/* Before HANDOVER it must be durable that this host is no place to start the guest from:
+	 * while the target is busy with what it got, which is when the guest stands still anyway.
+	 */
 	engine_ask_patience(e, FT_GUARD_MAX_MS);
 	e->env->guard(e->env_ctx, true);
 	engine_ask_patience(e, 0);
+}
+
+void migrate_acked(struct ft_engine *e)
+{
+	/* From here on the target may have it. */
+	e->primary.sync_claimed = true;
 	arbitrate_in_sync(e);
 }
 

@@ -179,6 +179,8 @@ static bool advance(struct ft_engine *e, int *rc)
 		*rc = send_end(e);
 		if (*rc == 0) {
 			s->phase = SHIP_WAIT_ACK;
+			if (e->primary.move.on)
+				migrate_sent(e);
 			s->deadline_ns =
 				engine_now(e) +
 				(s->trial ? FT_TRIAL_ACK_MAX_MS : FT_ACK_MAX_MS) * NS_PER_MS;

@@ -329,7 +329,9 @@ static int first_commit(struct ft_engine *e, struct ft_err *err)
 	rc = apply_disks(e, staged, err);
 	if (rc)
 		return rc;
-	e->env->generation(e->env_ctx, e->generation);
+	/* A guest that moves is about to get another one. */
+	if (!s->moving)
+		e->env->generation(e->env_ctx, e->generation);
 	if (engine_send(e, FT_MSG_ACK, s->committed, NULL, NULL, 0))
 		return ft_err_set(err, EPIPE, "cannot acknowledge");
 	engine_watch(e, true);

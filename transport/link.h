@@ -30,9 +30,9 @@ struct ft_link *link_new(struct event_base *base, struct channel *channel, const
  * out with uuid 0 and any is accepted. */
 void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID]);
 
-/* What a link leaves behind (wire.h): its channel, where its frames are, and what has arrived and was not
- * delivered. -EPROTO: something of ours is queued. The link is closed in any case, and the channel with it
- * on error. */
+/* What a link leaves behind (wire.h): its channel, where its frames are, and what has arrived and
+ * was not delivered. -EPROTO: something of ours is queued. The link is closed in any case, and the
+ * channel with it on error. */
 #define LINK_EARLY_MAX 4096
 struct link_rest {
 	struct channel *channel;

@@ -141,7 +141,8 @@ static enum channel_status read_some(struct wire *w, size_t most, size_t *done, 
 	size_t early = w->rest.early_n - w->early_at;
 
 	if (!early)
-		return w->rest.channel->ops->read(w->rest.channel, w->in + w->have, most, done, err);
+		return w->rest.channel->ops->read(w->rest.channel, w->in + w->have, most, done,
+						  err);
 	*done = early < most ? early : most;
 	memcpy(w->in + w->have, w->rest.early + w->early_at, *done);
 	w->early_at += *done;

@@ -8,7 +8,8 @@
 
 /* The link's connection, with its place in the sequence of frames; the link is freed in any case,
  * as by close(). Both sides do it at the same point of the conversation; nothing of ours may be
- * queued then (-EPROTO), and what has arrived early is not lost. May be called in the link's callbacks. */
+ * queued then (-EPROTO), and what has arrived early is not lost. May be called in the link's
+ * callbacks. */
 int wire_of_link(struct ft_link *link, struct ft_wire **out, struct ft_err *err);
 
 #endif

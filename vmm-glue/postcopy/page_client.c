@@ -44,7 +44,7 @@ struct page_client {
 
 	/* the fault thread's */
 	struct ft_wire *line; /* urgent, as long as it is good */
-	bool look; /* it is new: something may have been read from the socket already */
+	bool look;	      /* it is new: something may have been read from the socket already */
 
 	pthread_mutex_t lock; /* guards all below */
 	struct ft_taker taker;
