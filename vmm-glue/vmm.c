@@ -106,6 +106,7 @@ int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captur
 
 	assert(capture->pages && capture->pfns && capture->pages_max > 0);
 	assert(capture->state);
+	assert(!capture->no_pages || keep_stopped); // or nobody could read them later
 	assert(hooks->stopped);
 	capture->pages_n = capture->state_len = 0;
 	ret = vmm->ops->checkpoint(vmm, pending, capture, hooks, keep_stopped, err);

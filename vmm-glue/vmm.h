@@ -39,6 +39,7 @@ struct vmm_capture {
 	uint64_t *pfns;
 	size_t pages_max;
 	uint8_t *state; /* VMM_STATE_BYTES_MAX */
+	bool no_pages;	/* pages stay where they are: harvested into the bitmap, not copied */
 	/* out */
 	size_t pages_n;
 	size_t state_len;
@@ -81,6 +82,10 @@ struct vmm_events {
 	 * one line. */
 	void (*lost)(void *ctx, const char *why);
 	void *ctx;
+	/* From inside quit(): the guest can do nothing any more that anybody would see, and its
+	 * threads are about to be waited for: who makes them wait for memory lets go. May be NULL.
+	 */
+	void (*ending)(void *ctx);
 };
 
 struct vmm_info {
@@ -157,10 +162,10 @@ struct vmm_ops {
 	 * right. <= 100 ms */
 	int (*checkpoint_prepare)(struct vmm *vmm, struct ft_err *err);
 	/* Pauses the guest, calls hooks->stopped, harvests into `pending` (which may have bits set:
-	 * pages still owed), copies ALL of pending's pages into *capture, saves the device state,
-	 * lets the guest run. Bits stay set in pending: the caller clears them at commit. On error
-	 * the guest runs, pending holds every page that was seen dirty, *capture is void.
-	 * keep_stopped: the guest stays stopped afterwards (planned switch; vmm_cont() or
+	 * pages still owed), copies ALL of pending's pages into *capture (unless no_pages), saves
+	 * the device state, lets the guest run. Bits stay set in pending: the caller clears them at
+	 * commit. On error the guest runs, pending holds every page that was seen dirty, *capture
+	 * is void. keep_stopped: the guest stays stopped afterwards (planned switch; vmm_cont() or
 	 * vmm_quit() follow). Bound: hold watchdog, VMM_HOLD_MAX_MS, enforced by the keeper. */
 	int (*checkpoint)(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 			  const struct vmm_hold_hooks *hooks, bool keep_stopped,

@@ -32,6 +32,7 @@ static const struct {
 	{"growth", bench_growth, "pause by dirty page", PC},
 	{"taps", bench_taps, "guest's network through taps that hold nothing", PC},
 	{"snapshot", bench_snapshot, "snapshot to a file, beside QEMU's background-snapshot", PC},
+	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", 0},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},

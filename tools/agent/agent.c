@@ -203,7 +203,7 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	int rc;
 
 	a->incoming = incoming != NULL;
-	a->wait_fd = a->snapshot.ended_fd = -1;
+	a->wait_fd = a->snapshot.ended_fd = a->pages.news_fd = -1;
 	a->state_told = FT_STARTING;
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
@@ -219,6 +219,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = taps_listen(a, err);
 	if (!rc)
 		rc = snapshot_listen(a, err);
+	if (!rc)
+		rc = follow_listen(a, err);
 	if (!rc)
 		rc = make_tls(a, err);
 	if (!rc)
@@ -299,7 +301,23 @@ void agent_stop(struct agent *a, const char *why)
 {
 	struct timeval limit = {.tv_sec = AGENT_LEAVE_MS / 1000};
 	bool again = a->stop_why[0];
+	struct ft_engine_status s;
+	struct ft_err err = {0};
 
+	ft_engine_status(a->engine, &s);
+	if (s.pages_given && !again && !a->pages_warned) {
+		/* Another host's guest would stand still for ever. */
+		ft_error("%s: not stopped (%s): the guest runs on another host, and part of its "
+			 "memory is "
+			 "here only; asked again, it is stopped",
+			 a->config.name, why);
+		a->pages_warned = true;
+		ft_err_set(&err, EBUSY,
+			   "stop: the guest runs on another host, and part of its memory is "
+			   "here only; asked again, this agent stops");
+		requests_answer(&a->stop_call, &err);
+		return;
+	}
 	snprintf(a->stop_why, sizeof a->stop_why, "%s", why);
 	/* To leave a lost standby is a decision, and a stop is none. */
 	if (again || !has_standby(a) || ft_engine_cancel(a->engine, NULL) || !has_standby(a))
@@ -336,6 +354,7 @@ void agent_free(struct agent *a)
 		taps_free(a);
 	if (a->engine && a->vmm)
 		guest_release(a);
+	follow_end(a);
 	stores_free(a);
 	if (a->pio_tap)
 		a->pio_tap->ops->free(a->pio_tap);

@@ -8,7 +8,8 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks */
+ *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks
+ *   migrate.c   a guest to another host; follow.c: its memory, behind it */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -26,6 +27,7 @@
 #include "transport/uri.h"
 #include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
+#include "vmm-glue/postcopy/page_client.h"
 #include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
@@ -92,6 +94,24 @@ struct agent_snapshot {
 	struct snapshot_progress last; /* of the one that has just ended */
 };
 
+/* A connection for a postcopy migration's pages, on its way. */
+struct page_line {
+	struct agent *agent;
+	struct connector *connector;
+	struct ft_link *link; /* until both have said HELLO */
+	struct ft_wire *wire; /* from then on, until the other one is there too */
+};
+
+struct agent_pages {
+	struct page_server *server; /* source */
+	struct page_client *client; /* target */
+	struct page_line lines[2];  /* background, urgent */
+	struct event *news;
+	int news_fd;
+	enum page_state told;	       /* to the engine */
+	struct page_client_stats last; /* of the client that has ended */
+};
+
 struct spill {
 	const char *dir;
 	int fd; /* -1: none yet */
@@ -101,6 +121,7 @@ struct agent {
 	struct ft_config config;
 	char run_dir[CONFIG_PATH_MAX], host_id[FT_HOST_ID_MAX];
 	bool incoming, force;
+	bool target; /* --incoming without kemari: takes guests that move, protects none */
 	enum store_right right; /* to start the guest, once may_start() has found out */
 	enum agent_exit exit_code;
 
@@ -151,6 +172,8 @@ struct agent {
 	char stop_why[FT_REASON_MAX]; /* "": not stopping */
 	struct agent_snapshot snapshot;
 	struct agent_restore restore;
+	struct agent_pages pages;
+	bool pages_warned; /* a stop was refused once */
 	struct spill spills[AGENT_SPILLS];
 	enum ft_state state_told;
 
@@ -223,6 +246,7 @@ void taps_wake(struct agent *a);
 
 /* peer.c */
 int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
+/* To protect the guest (kemari:...), or to move it. */
 int peer_set(struct agent *a, const char *uri, struct ft_err *err);
 void peer_dial(struct agent *a, bool heartbeat);
 void peer_hang_up(struct agent *a);
@@ -258,8 +282,36 @@ void status_reply(struct agent *a, struct ctl_call *call);
 
 /* Error word and text of *err to the client of a call. */
 void requests_fail(struct ctl_call *call, const struct ft_err *err);
+/* The answer to a call of requests_later(): ft_done_fn. */
+void requests_done(void *call, const struct ft_err *err, uint64_t value);
 /* A place for an answer that comes later, NULL (and the client is told): all are taken. */
 struct agent_call *requests_later(struct agent *a, struct ctl_call *call, enum agent_answer what);
+
+/* migrate.c: protect, and move */
+void migrate_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
+/* What status shows of a migration. False: there is none. */
+struct migrate_status {
+	Ctl__Migration migration; /* the others are parts of it */
+	Ctl__Figures fault_us;
+	struct page_client_stats stats;
+};
+bool migrate_fill_status(struct agent *a, const struct ft_engine_status *s,
+			 struct migrate_status *out);
+
+/* follow.c: the engine's environment for postcopy, env->pages_* */
+int follow_listen(struct agent *a, struct ft_err *err);
+int follow_open(struct agent *a, struct ft_err *err);
+void follow_give(struct agent *a, const struct ft_bitmap *missing, bool background);
+int follow_prepare(struct agent *a, uint64_t generation, struct ft_err *err);
+void follow_link(struct agent *a, struct ft_link *link, bool urgent);
+int follow_begin(struct agent *a, const struct ft_bitmap *missing, struct ft_err *err);
+/* Target, before all is there: the VM must not run any more. */
+void follow_close(struct agent *a);
+void follow_end(struct agent *a);
+/* Source: pages go without being asked for, or they do not. */
+void follow_background(struct agent *a, bool on);
+/* Of the migration that there is, or was last; the source fills in `pages` only. */
+void follow_stats(struct agent *a, struct page_client_stats *out);
 
 /* snapshot.c */
 #define SNAPSHOT_STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */

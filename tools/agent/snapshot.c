@@ -98,6 +98,8 @@ int snapshot_listen(struct agent *a, struct ft_err *err)
 
 const char *snapshot_busy(const struct agent *a)
 {
+	if (a->pages.client || a->pages.server)
+		return "the guest's memory is on its way from one host to another";
 	if (a->snapshot.writing)
 		return "a snapshot is being written";
 	if (a->snapshot.taps_ours)

@@ -175,7 +175,8 @@ static int copy_late(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capt
 	size_t sorted = capture->pages_n;
 	int r = tracker_scan(vm->tracker, &vm->late, NULL, err);
 
-	for (uint64_t pfn = ft_bitmap_next(&vm->late, 0); pfn < vm->late.bits && r == 0;
+	for (uint64_t pfn = ft_bitmap_next(&vm->late, 0);
+	     pfn < vm->late.bits && r == 0 && !capture->no_pages;
 	     pfn = ft_bitmap_next(&vm->late, pfn + 1)) {
 		size_t slot = find_slot(capture, sorted, pfn);
 
@@ -242,7 +243,7 @@ static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_c
 		return r;
 	hooks->stopped(hooks->ctx);
 	r = save_step(&vm->save, vm->process.pid, err);
-	if (r == 0)
+	if (r == 0 && !capture->no_pages)
 		r = copy_pending(vm, pending, capture, hooks, err);
 	if (r == 0)
 		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
