@@ -105,13 +105,26 @@ static void boot(struct bench *b, char *const *names)
 		direct_q35(b, &err);
 }
 
-/* On a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
+static void drop_guest(struct direct **d)
+{
+	direct_end(*d);
+	*d = NULL;
+}
+
+/* A guest with which something failed is of no use to the next group, which boots another one. And
+ * on a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
  * be: a second try with a new one. */
 static int run_group(struct bench *b, unsigned i, struct ft_err *err)
 {
 	int rc = groups[i].run(b, err);
 
-	if (rc >= 0 || !(groups[i].needs & PAIR))
+	if (rc >= 0)
+		return rc;
+	if (groups[i].needs & PC)
+		drop_guest(&b->pc);
+	if (groups[i].needs & Q35)
+		drop_guest(&b->q35);
+	if (!(groups[i].needs & PAIR))
 		return rc;
 	pair_end(b->pair);
 	b->pair = NULL;
