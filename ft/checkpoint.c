@@ -172,9 +172,7 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
 	ship_start(e, e->epoch);
 	ft_series_add(&e->dirty_pages, p->ship.pages);
 	e->epoch++;
-	rc = ship_continue(e);
-	if (rc)
-		primary_peer_lost(e, "cannot send");
+	ship_continue(e);
 }
 
 /* What the standby has is no longer owed. No harvest happened since the capture: one checkpoint is
@@ -217,6 +215,8 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 {
 	struct ft_primary *p = &e->primary;
 	bool handover = p->ship.handover;
+	struct ft_err err = p->ship.refused;
+	int rc;
 
 	forget_owed(p);
 	ft_codec_commit(p->codec, epoch);
@@ -227,7 +227,9 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 	memset(&p->ship, 0, sizeof p->ship);
 	if (handover) {
 		/* the standby sends this epoch's outputs: we do not run again */
-		if (p->move.on)
+		if (err.code)
+			migrate_failed(e, &err);
+		else if (p->move.on)
 			migrate_acked(e);
 		else
 			switch_acked(e);
@@ -239,8 +241,13 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		p->sync_claimed = true;
 		/* Marks are written to disks, which may be slow. */
 		engine_ask_patience(e, FT_GUARD_MAX_MS);
-		e->env->guard(e->env_ctx, true);
+		rc = e->env->guard(e->env_ctx, true, &err);
 		engine_ask_patience(e, 0);
+		if (rc) {
+			engine_note_error(e, &err);
+			primary_leave(e, p->auto_retry, err.text);
+			return;
+		}
 		e->env->changed(e->env_ctx);
 		arbitrate_in_sync(e);
 		return;

@@ -169,7 +169,7 @@ void migrate_sent(struct ft_engine *e)
 	 * while the target is busy with what it got, which is when the guest stands still anyway.
 	 */
 	engine_ask_patience(e, FT_GUARD_MAX_MS);
-	e->env->guard(e->env_ctx, true);
+	(void)e->env->guard(e->env_ctx, true, &e->primary.ship.refused);
 	engine_ask_patience(e, 0);
 }
 

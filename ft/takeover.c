@@ -297,7 +297,7 @@ static void takeover_continue(struct ft_engine *e)
 	}
 	/* Whose memory is elsewhere yet must not outlive this process. */
 	if (!e->pages.taking)
-		e->env->guard(e->env_ctx, false);
+		(void)e->env->guard(e->env_ctx, false, NULL);
 	/* What may not have left before the primary died leaves now: at worst a client sees it
 	 * twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))

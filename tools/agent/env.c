@@ -248,11 +248,12 @@ static int env_disks_reclaim(void *ctx, struct ft_err *err)
 	return rc;
 }
 
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *why)
 {
 	struct agent *a = ctx;
 	struct ft_err err = {0};
 	struct memory m;
+	int rc;
 
 	/* First the memory: an agent that is started after this one died must not run what the
 	 * standby runs. */
@@ -267,11 +268,16 @@ static void env_guard(void *ctx, bool on)
 		if (a->has_peer)
 			uri_format(&a->peer, m.peer, sizeof m.peer);
 	}
-	if (memory_save(a->run_dir, a->config.name, &m, &err))
+	rc = memory_save(a->run_dir, a->config.name, &m, &err);
+	if (!rc || !on)
+		rc = mark_disks(a, on, &err);
+	if (!rc || !on)
+		keeper_set_protected(a->keeper, on);
+	if (err.code && !on)
 		ft_warn("%s: %s", a->config.name, err.text);
-	if (mark_disks(a, on, &err))
-		ft_warn("%s: %s", a->config.name, err.text);
-	keeper_set_protected(a->keeper, on);
+	if (rc && why)
+		*why = err;
+	return rc;
 }
 
 static void env_vm_end(void *ctx)
