@@ -268,14 +268,15 @@ static int env_guard(void *ctx, bool on, struct ft_err *why)
 		if (a->has_peer)
 			uri_format(&a->peer, m.peer, sizeof m.peer);
 	}
+	/* Marked disks say the same; a guest without any has only this. */
 	rc = memory_save(a->run_dir, a->config.name, &m, &err);
-	if (!rc || !on)
+	if (rc)
+		ft_warn("%s: %s", a->config.name, err.text);
+	if (!rc || a->vm_info.disks_n || !on)
 		rc = mark_disks(a, on, &err);
 	if (!rc || !on)
 		keeper_set_protected(a->keeper, on);
-	if (err.code && !on)
-		ft_warn("%s: %s", a->config.name, err.text);
-	if (rc && why)
+	else if (why)
 		*why = err;
 	return rc;
 }
