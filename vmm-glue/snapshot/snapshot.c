@@ -29,6 +29,7 @@
 #include "vmm-glue/snapshot/frozen.h"
 #include "vmm-glue/snapshot/out_file.h"
 #include "vmm-glue/snapshot/pool.h"
+#include "vmm-glue/snapshot/update.h"
 
 #define NS_PER_S    1000000000ull
 #define BURST_NS    (NS_PER_S / 10) /* what a limited rate may catch up after a wait */
@@ -334,6 +335,8 @@ static void finish(struct snapshot *s)
 	    (s->config.verify && frame_verify(&s->file, s->digest, &err)) ||
 	    out_file_commit(&s->file, &err))
 		give_up(s, &err);
+	else
+		update_forget(s->config.path);
 }
 
 /* With all signals blocked, which the workers inherit. */

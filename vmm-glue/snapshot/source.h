@@ -23,7 +23,9 @@ struct source {
 	uint64_t *bitmap;		    /* of its pages */
 };
 
-/* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. */
+/* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. -EBUSY:
+ * it is being updated; as long as the source is open it will not be. An update that was interrupted
+ * is completed first (update.h), which needs the right to write it. */
 int source_open(const char *path, struct source *s, struct ft_err *err);
 /* The same for a descriptor, which is duplicated; path is for messages. */
 int source_open_fd(int fd, const char *path, struct source *s, struct ft_err *err);

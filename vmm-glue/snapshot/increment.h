@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A snapshot's file brought to a later moment of the same guest, in place: only pages that were
+ * written since, and differ, are saved, into the file's journal first (update.h).
+ *
+ *     begin()    which pages may differ is found out (since.h)
+ *     worker     compares them with the file while the guest runs, and saves those that differ;
+ *                then those that were written meanwhile, until few are left: ready()
+ *     moment()   the guest stands still for its device state, and the last pages are copied
+ *     worker     saves those, seals the journal, updates the file: done()
+ *
+ * RAM is watched and not frozen, so the guest never waits but in the pause. begin(), moment() and
+ * end() belong to the VM's thread. */
+#ifndef VMM_GLUE_SNAPSHOT_INCREMENT_H
+#define VMM_GLUE_SNAPSHOT_INCREMENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ft/err.h"
+#include "vmm-glue/snapshot/since.h"
+#include "vmm-glue/snapshot/snapshot.h"
+#include "vmm-glue/vmm.h"
+
+#define INCREMENT_PAUSE_PAGES 8192 /* copied in the pause at most: 32 MiB, some 10 ms */
+
+struct increment_config {
+	const char *path;     /* is there: a snapshot of this guest's RAM, written by us */
+	uint64_t bytes_per_s; /* 0: no limit; what is copied in the pause counts, and does not wait
+			       */
+	bool verify;	      /* digest RAM in the pause, which it prolongs, and compare */
+	bool is_image;	      /* of a VM that waits: the image in this process, which is written by
+				 this process alone */
+	void (*ready)(void *ctx); /* once: call increment_moment() soon. On the worker's thread */
+	void (*done)(void *ctx);  /* once: increment_end() will not block. Likewise */
+	void *ctx;
+};
+
+struct increment;
+
+/* *since: NULL or of an earlier increment; made anew unless it is of this RAM; the caller's to
+ * free. -EBUSY: the file is in use. -EINVAL: it is of other RAM. 10 ms per GiB for a new *since. */
+int increment_begin(const struct increment_config *config, struct vmm *vmm, struct since **since,
+		    struct increment **out, struct ft_err *err);
+/* After ready(). state: of the image as it is now; NULL of a running guest, which is paused for
+ * it. An error ends the increment, and increment_end() has it. */
+void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *state, size_t len);
+/* Any thread. */
+void increment_progress(const struct increment *inc, struct snapshot_progress *p);
+/* Gives up, soon, unless the file is being updated already. Any thread. */
+void increment_cancel(struct increment *inc, const char *why);
+/* Waits for the end, and frees. 0: the file is the new snapshot. */
+int increment_end(struct increment *inc, struct snapshot_progress *p, struct ft_err *err);
+
+#endif

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmm-glue/snapshot/ram_read.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static int read_foreign(const struct vmm_ram *ram, uint64_t pfn, uint8_t *to, size_t bytes)
+{
+	uint64_t address = ram->address + pfn * VMM_PAGE_BYTES;
+
+	while (bytes) {
+		struct iovec local = {to, bytes}, remote = {(void *)(uintptr_t)address, bytes};
+		ssize_t n =
+			process_vm_readv(ram->pid ? ram->pid : getpid(), &local, 1, &remote, 1, 0);
+
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		to += n;
+		address += (uint64_t)n;
+		bytes -= (size_t)n;
+	}
+	return 0;
+}
+
+int ram_read(const struct vmm_ram *ram, uint64_t pfn, size_t n, uint8_t *to)
+{
+	off_t at = (off_t)(ram->offset + pfn * VMM_PAGE_BYTES), data;
+	size_t bytes = n * VMM_PAGE_BYTES;
+
+	assert(pfn + n <= ram->bytes / VMM_PAGE_BYTES);
+	if (ram->fd < 0)
+		return read_foreign(ram, pfn, to, bytes);
+	/* Through the file: to read a hole through a mapping would fill it. */
+	data = lseek(ram->fd, at, SEEK_DATA);
+	if ((data < 0 && errno == ENXIO) || data >= at + (off_t)bytes)
+		return 1;
+	while (bytes) {
+		ssize_t got = pread(ram->fd, to, bytes, at);
+
+		if (got <= 0)
+			return got < 0 ? -errno : -EIO;
+		to += got;
+		at += got;
+		bytes -= (size_t)got;
+	}
+	return 0;
+}
+
+int ram_keep(struct vmm_ram *ram)
+{
+	int fd = ram->fd, pidfd = ram->pidfd;
+
+	ram->fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	ram->pidfd = pidfd < 0 ? -1 : fcntl(pidfd, F_DUPFD_CLOEXEC, 3);
+	if ((fd < 0 || ram->fd >= 0) && (pidfd < 0 || ram->pidfd >= 0))
+		return 0;
+	ram_drop(ram);
+	return -EMFILE;
+}
+
+void ram_drop(struct vmm_ram *ram)
+{
+	if (ram->fd >= 0)
+		close(ram->fd);
+	if (ram->pidfd >= 0)
+		close(ram->pidfd);
+	ram->fd = ram->pidfd = -1;
+}
