@@ -72,12 +72,14 @@ bool changes_has(const struct changes_out *c, uint64_t pfn)
 	return c->slots[pfn] != 0;
 }
 
-static int make_room(struct changes_out *c)
+static int make_room(struct changes_out *c, size_t n)
 {
-	uint64_t room = c->room ? c->room * 2 : ROOM_FIRST, *pfns, *hashes;
+	uint64_t room = c->room ? c->room : ROOM_FIRST, *pfns, *hashes;
 
-	if (c->head.pages_n < c->room)
+	if (c->head.pages_n + n <= c->room)
 		return 0;
+	while (room < c->head.pages_n + n)
+		room *= 2;
 	pfns = realloc(c->pfns, room * sizeof *pfns);
 	if (pfns)
 		c->pfns = pfns;
@@ -123,28 +125,59 @@ static int put_zero(struct changes_out *c, uint64_t pfn)
 	return 0;
 }
 
-int changes_put(struct changes_out *c, uint64_t pfn, const uint8_t *page)
+static int put_again(struct changes_out *c, uint64_t pfn, const uint8_t *page)
 {
-	uint32_t slot = c->slots[pfn];
-	uint64_t at = slot && slot != SLOT_ZERO ? slot - 1 : c->head.pages_n;
-	int rc;
+	uint64_t slot = c->slots[pfn] - 1;
 
-	assert(pfn < c->pages);
-	if (page_is_zero(page))
-		return put_zero(c, pfn);
-	rc = at < c->head.pages_n ? 0 : make_room(c);
+	c->hashes[slot] = changes_page_hash(page);
+	return file_write(c->fd, page, MAPPED_RAM_PAGE_BYTES, place(slot));
+}
+
+/* Pages that have no place yet, and are not zeroes. */
+static int put_new(struct changes_out *c, uint64_t pfn, size_t n, const uint8_t *pages)
+{
+	int rc = make_room(c, n);
+
 	if (!rc)
-		rc = file_write(c->fd, page, MAPPED_RAM_PAGE_BYTES, place(at));
-	if (rc)
-		return rc;
-	c->hashes[at] = changes_page_hash(page);
-	c->pfns[at] = pfn;
-	if (at == c->head.pages_n)
-		c->head.pages_n++;
-	if (slot == SLOT_ZERO)
-		c->head.zeroes_n--;
-	c->slots[pfn] = (uint32_t)at + 1;
-	return 0;
+		rc = file_write(c->fd, pages, n * MAPPED_RAM_PAGE_BYTES, place(c->head.pages_n));
+	for (size_t i = 0; i < n && !rc; i++) {
+		uint64_t slot = c->head.pages_n++;
+
+		c->hashes[slot] = changes_page_hash(pages + i * MAPPED_RAM_PAGE_BYTES);
+		c->pfns[slot] = pfn + i;
+		if (c->slots[pfn + i] == SLOT_ZERO)
+			c->head.zeroes_n--;
+		c->slots[pfn + i] = (uint32_t)slot + 1;
+	}
+	return rc;
+}
+
+static bool has_place(const struct changes_out *c, uint64_t pfn)
+{
+	return c->slots[pfn] && c->slots[pfn] != SLOT_ZERO;
+}
+
+int changes_put(struct changes_out *c, uint64_t pfn, size_t n, const uint8_t *pages)
+{
+	int rc = 0;
+
+	assert(pfn + n <= c->pages);
+	for (size_t at = 0, run; at < n && !rc; at += run) {
+		const uint8_t *page = pages + at * MAPPED_RAM_PAGE_BYTES;
+
+		run = 1;
+		if (page_is_zero(page)) {
+			rc = put_zero(c, pfn + at);
+		} else if (has_place(c, pfn + at)) {
+			rc = put_again(c, pfn + at, page);
+		} else {
+			while (at + run < n && !has_place(c, pfn + at + run) &&
+			       !page_is_zero(page + run * MAPPED_RAM_PAGE_BYTES))
+				run++;
+			rc = put_new(c, pfn + at, run, page);
+		}
+	}
+	return rc;
 }
 
 int changes_get(const struct changes_out *c, uint64_t pfn, uint8_t *page)
@@ -282,24 +315,43 @@ int changes_open(const char *path, struct changes *c, struct ft_err *err)
 	return 0;
 }
 
-int changes_read(const struct changes *c, uint64_t i, uint8_t *page)
+int changes_read(const struct changes *c, uint64_t i, size_t n, uint8_t *pages)
 {
-	uint64_t hash;
-	int rc;
+	int rc = file_read(c->fd, pages, n * MAPPED_RAM_PAGE_BYTES, place(i));
 
-	assert(i < c->head.pages_n);
-	(void)changes_page(c->index, i, &hash);
-	rc = file_read(c->fd, page, MAPPED_RAM_PAGE_BYTES, place(i));
-	return rc || changes_page_hash(page) == hash ? rc : -EBADMSG;
+	assert(i + n <= c->head.pages_n);
+	for (size_t k = 0; k < n && !rc; k++) {
+		uint64_t hash;
+
+		(void)changes_page(c->index, i + k, &hash);
+		if (changes_page_hash(pages + k * MAPPED_RAM_PAGE_BYTES) != hash)
+			rc = -EBADMSG;
+	}
+	return rc;
+}
+
+size_t changes_run(const struct changes *c, uint64_t i, size_t max)
+{
+	uint64_t hash, pfn = changes_page(c->index, i, &hash);
+	size_t n = 1;
+
+	while (n < max && i + n < c->head.pages_n &&
+	       changes_page(c->index, i + n, &hash) == pfn + n)
+		n++;
+	return n;
 }
 
 int changes_verify(const struct changes *c, struct ft_err *err)
 {
-	uint8_t page[MAPPED_RAM_PAGE_BYTES];
+	uint8_t pages[CHANGES_RUN_PAGES * MAPPED_RAM_PAGE_BYTES];
 	int rc = 0;
 
-	for (uint64_t i = 0; i < c->head.pages_n && !rc; i++)
-		rc = changes_read(c, i, page);
+	for (uint64_t i = 0, n; i < c->head.pages_n && !rc; i += n) {
+		uint64_t left = c->head.pages_n - i;
+
+		n = left < CHANGES_RUN_PAGES ? left : CHANGES_RUN_PAGES;
+		rc = changes_read(c, i, n, pages);
+	}
 	return rc ? failed(c->path, rc, err) : 0;
 }
 

@@ -11,7 +11,8 @@
 #include "ft/err.h"
 #include "ft/snapshot/changes.h"
 
-#define CHANGES_PATH_MAX 4096
+#define CHANGES_PATH_MAX  4096
+#define CHANGES_RUN_PAGES 32 /* read at a time, onto a stack */
 
 /* ---- writing; one thread at a time ---- */
 
@@ -28,8 +29,8 @@ struct changes_out {
 int changes_create(struct changes_out *c, const char *path, const struct changes_head *head,
 		   struct ft_err *err);
 bool changes_has(const struct changes_out *c, uint64_t pfn);
-/* A page's content from now on; put again, it replaces the former. -errno. */
-int changes_put(struct changes_out *c, uint64_t pfn, const uint8_t *page);
+/* n pages' content from now on; put again, it replaces the former. -errno. */
+int changes_put(struct changes_out *c, uint64_t pfn, size_t n, const uint8_t *pages);
 /* The content that was put. 1: it is in `page`; 0: zeroes. -errno. */
 int changes_get(const struct changes_out *c, uint64_t pfn, uint8_t *page);
 /* All of it counts, and is on the disk, when this returns 0. */
@@ -52,8 +53,10 @@ static inline const uint8_t *changes_state(const struct changes *c)
 {
 	return c->index + changes_index_bytes(&c->head);
 }
-/* Page i of the index. -EBADMSG: damaged. */
-int changes_read(const struct changes *c, uint64_t i, uint8_t *page);
+/* Pages i to i + n - 1 of the index. -EBADMSG: damaged. */
+int changes_read(const struct changes *c, uint64_t i, size_t n, uint8_t *pages);
+/* From page i of the index on: how many are neighbours in RAM, at most `max`. */
+size_t changes_run(const struct changes *c, uint64_t i, size_t max);
 /* Every page is as it was put. */
 int changes_verify(const struct changes *c, struct ft_err *err);
 void changes_end(struct changes *c);

@@ -46,6 +46,7 @@ struct increment {
 	/* the worker's, and between ready() and the moment's end the VM's thread's */
 	struct ft_bitmap pending;
 	uint8_t *staging, *buffer; /* buffer: what the file has */
+	uint64_t *staged;	   /* numbers of the pages in staging, ascending */
 	uint8_t *tail;
 	size_t tail_len;
 	uint64_t pause_ns, digest, next_write_ns;
@@ -116,13 +117,35 @@ static void pay(struct increment *inc, uint64_t pages)
 	pthread_mutex_unlock(&inc->lock);
 }
 
-static int take_page(struct increment *inc, uint64_t pfn, const uint8_t *page, bool is_same)
+/* What was saved before counts, not what the file has. */
+static bool differs(const struct increment *inc, uint64_t pfn, const uint8_t *page,
+		    const uint8_t *in_file)
 {
-	/* What was saved before counts, not what the file has. */
-	if (is_same && !changes_has(&inc->journal, pfn))
-		return 0;
-	inc->written++;
-	return changes_put(&inc->journal, pfn, page);
+	if (changes_has(&inc->journal, pfn))
+		return true;
+	return in_file ? memcmp(page, in_file, VMM_PAGE_BYTES) != 0 : !page_is_zero(page);
+}
+
+/* Pages that are all in the file, or all zeroes there. */
+static int take_alike(struct increment *inc, uint64_t pfn, size_t n, const uint8_t *pages)
+{
+	bool has = source_has(&inc->source, pfn);
+	int rc = has ? source_read(&inc->source, pfn, n, inc->buffer) : 0;
+
+	for (size_t at = 0, end; at < n && !rc; at = end) {
+		for (end = at; end < n; end++) {
+			size_t i = end * VMM_PAGE_BYTES;
+
+			if (!differs(inc, pfn + end, pages + i, has ? inc->buffer + i : NULL))
+				break;
+		}
+		if (end > at)
+			rc = changes_put(&inc->journal, pfn + at, end - at,
+					 pages + at * VMM_PAGE_BYTES);
+		inc->written += end - at;
+		end += end < n;
+	}
+	return rc;
 }
 
 /* Saves those of n pages that differ from the file's. */
@@ -131,19 +154,8 @@ static int take_run(struct increment *inc, uint64_t pfn, size_t n, const uint8_t
 	int rc = 0;
 
 	for (size_t at = 0, run; at < n && !rc; at += run) {
-		bool has = source_has(&inc->source, pfn + at);
-
 		run = source_run(&inc->source, pfn + at, n - at);
-		if (has)
-			rc = source_read(&inc->source, pfn + at, run, inc->buffer);
-		for (size_t i = at; i < at + run && !rc; i++) {
-			const uint8_t *page = pages + i * VMM_PAGE_BYTES;
-			bool same = has ? !memcmp(page, inc->buffer + (i - at) * VMM_PAGE_BYTES,
-						  VMM_PAGE_BYTES)
-					: page_is_zero(page);
-
-			rc = take_page(inc, pfn + i, page, same);
-		}
+		rc = take_alike(inc, pfn + at, run, pages + at * VMM_PAGE_BYTES);
 	}
 	return rc;
 }
@@ -367,7 +379,7 @@ static void *run(void *ctx)
 static int on_held(void *ctx, struct ft_err *err)
 {
 	struct increment *inc = ctx;
-	uint8_t *to = inc->staging;
+	size_t n = 0;
 	int rc = since_more(inc->since, &inc->pending, err);
 
 	if (!rc && inc->pending.count > INCREMENT_PAUSE_PAGES)
@@ -375,14 +387,14 @@ static int on_held(void *ctx, struct ft_err *err)
 				"the guest writes faster than the storage: %" PRIu64
 				" MiB would have to be copied in its pause: take a whole snapshot",
 				inc->pending.count * VMM_PAGE_BYTES >> 20);
-	for (uint64_t pfn = 0, n; !rc; pfn += n, to += n * VMM_PAGE_BYTES) {
-		n = next_run(&inc->pending, &pfn, RUN_PAGES);
-		if (!n)
-			break;
-		rc = read_run(inc, pfn, n, to);
-		if (rc)
-			ft_err_set(err, -rc, "the guest's RAM cannot be read: %s", strerror(-rc));
-	}
+	for (uint64_t pfn = ft_bitmap_next(&inc->pending, 0); pfn < inc->pending.bits && !rc;
+	     pfn = ft_bitmap_next(&inc->pending, pfn + 1))
+		inc->staged[n++] = pfn;
+	if (rc)
+		return rc;
+	rc = ram_gather(&inc->ram, inc->staged, n, inc->staging);
+	if (rc)
+		ft_err_set(err, -rc, "the guest's RAM cannot be read: %s", strerror(-rc));
 	return rc;
 }
 
@@ -472,6 +484,7 @@ static void increment_free(struct increment *inc)
 	ram_drop(&inc->ram);
 	ft_bitmap_free(&inc->pending);
 	free(inc->staging);
+	free(inc->staged);
 	free(inc->buffer);
 	free(inc->tail);
 	pthread_cond_destroy(&inc->change);
@@ -534,7 +547,8 @@ static int make_room(struct increment *inc, struct ft_err *err)
 	inc->staging =
 		aligned_alloc(VMM_PAGE_BYTES, (size_t)INCREMENT_PAUSE_PAGES * VMM_PAGE_BYTES);
 	inc->buffer = aligned_alloc(VMM_PAGE_BYTES, (size_t)RUN_PAGES * VMM_PAGE_BYTES);
-	if (!inc->staging || !inc->buffer ||
+	inc->staged = malloc(INCREMENT_PAUSE_PAGES * sizeof *inc->staged);
+	if (!inc->staging || !inc->staged || !inc->buffer ||
 	    ft_bitmap_init(&inc->pending, inc->ram.bytes / VMM_PAGE_BYTES))
 		return ft_err_set(err, ENOMEM, "out of memory");
 	return 0;

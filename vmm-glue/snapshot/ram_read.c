@@ -7,22 +7,37 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static int read_foreign(const struct vmm_ram *ram, uint64_t pfn, uint8_t *to, size_t bytes)
+#define GATHER_PAGES 256 /* of one call; the kernel takes 1024 */
+
+/* What `remote` lists, one behind the other. */
+static int read_foreign(const struct vmm_ram *ram, const struct iovec *remote, size_t n,
+			uint8_t *to, size_t bytes)
 {
-	uint64_t address = ram->address + pfn * VMM_PAGE_BYTES;
+	struct iovec local = {to, bytes};
+	ssize_t got = process_vm_readv(ram->pid ? ram->pid : getpid(), &local, 1, remote, n, 0);
 
-	while (bytes) {
-		struct iovec local = {to, bytes}, remote = {(void *)(uintptr_t)address, bytes};
-		ssize_t n =
-			process_vm_readv(ram->pid ? ram->pid : getpid(), &local, 1, &remote, 1, 0);
+	if (got == (ssize_t)bytes)
+		return 0;
+	return got < 0 ? -errno : -EIO;
+}
 
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		to += n;
-		address += (uint64_t)n;
-		bytes -= (size_t)n;
+static struct iovec range(const struct vmm_ram *ram, uint64_t pfn, size_t bytes)
+{
+	return (struct iovec){(void *)(uintptr_t)(ram->address + pfn * VMM_PAGE_BYTES), bytes};
+}
+
+int ram_gather(const struct vmm_ram *ram, const uint64_t *pfns, size_t n, uint8_t *to)
+{
+	struct iovec remote[GATHER_PAGES];
+	int rc = 0;
+
+	for (size_t at = 0, now; at < n && !rc; at += now) {
+		now = n - at < GATHER_PAGES ? n - at : GATHER_PAGES;
+		for (size_t i = 0; i < now; i++)
+			remote[i] = range(ram, pfns[at + i], VMM_PAGE_BYTES);
+		rc = read_foreign(ram, remote, now, to + at * VMM_PAGE_BYTES, now * VMM_PAGE_BYTES);
 	}
-	return 0;
+	return rc;
 }
 
 int ram_read(const struct vmm_ram *ram, uint64_t pfn, size_t n, uint8_t *to)
@@ -32,7 +47,7 @@ int ram_read(const struct vmm_ram *ram, uint64_t pfn, size_t n, uint8_t *to)
 
 	assert(pfn + n <= ram->bytes / VMM_PAGE_BYTES);
 	if (ram->fd < 0)
-		return read_foreign(ram, pfn, to, bytes);
+		return read_foreign(ram, (struct iovec[]){range(ram, pfn, bytes)}, 1, to, bytes);
 	/* Through the file: to read a hole through a mapping would fill it. */
 	data = lseek(ram->fd, at, SEEK_DATA);
 	if ((data < 0 && errno == ENXIO) || data >= at + (off_t)bytes)

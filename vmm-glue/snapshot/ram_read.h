@@ -11,6 +11,9 @@
 /* Copies n pages from pfn on. 1: they are a hole, that is zeroes, and `to` is as it was. -errno:
  * the process is gone. */
 int ram_read(const struct vmm_ram *ram, uint64_t pfn, size_t n, uint8_t *to);
+/* Copies the n pages that are listed, in one go: where they lie here and there this is several
+ * times quicker. Fills holes. -errno. */
+int ram_gather(const struct vmm_ram *ram, const uint64_t *pfns, size_t n, uint8_t *to);
 /* Duplicates its descriptors, so that it outlives the VM's. -EMFILE, and it has none. */
 int ram_keep(struct vmm_ram *ram);
 /* Closes what ram_keep() made. */

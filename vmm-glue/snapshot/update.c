@@ -90,17 +90,20 @@ static int write_opening(int fd, const uint8_t opening[CHANGES_MARK_BYTES])
 
 static int put_pages(int fd, const struct changes *c, uint64_t *bitmap)
 {
-	uint8_t page[MAPPED_RAM_PAGE_BYTES];
+	uint8_t pages[CHANGES_RUN_PAGES * MAPPED_RAM_PAGE_BYTES];
 	uint64_t hash;
 	int rc = 0;
 
-	for (uint64_t i = 0; i < c->head.pages_n && !rc; i++) {
-		uint64_t pfn = changes_page(c->index, i, &hash);
+	for (uint64_t i = 0, n; i < c->head.pages_n && !rc; i += n) {
+		uint64_t first = changes_page(c->index, i, &hash);
 
-		rc = changes_read(c, i, page);
+		n = changes_run(c, i, CHANGES_RUN_PAGES);
+		rc = changes_read(c, i, n, pages);
 		if (!rc)
-			rc = file_write(fd, page, sizeof page, page_place(&c->head, pfn));
-		bitmap[pfn / 64] |= htole64(UINT64_C(1) << (pfn % 64));
+			rc = file_write(fd, pages, n * MAPPED_RAM_PAGE_BYTES,
+					page_place(&c->head, first));
+		for (uint64_t pfn = first; pfn < first + n; pfn++)
+			bitmap[pfn / 64] |= htole64(UINT64_C(1) << (pfn % 64));
 	}
 	return rc;
 }
