@@ -17,9 +17,9 @@
 #define NAME_BYTES	8 /* of the magic */
 #define NUMBERS_AT	16
 #define NUMBERS_N	12
-#define SUM_AT		(NUMBERS_AT + NUMBERS_N * 8)
+#define SUM_AT		(CHANGES_HEAD_BYTES - 8)
 
-_Static_assert(SUM_AT + 8 <= CHANGES_HEAD_BYTES, "the head has room");
+_Static_assert(NUMBERS_AT + NUMBERS_N * 8 <= SUM_AT, "the head has room");
 
 /* In the order of the file. */
 static uint64_t *number(struct changes_head *h, unsigned i)

@@ -14,7 +14,7 @@
  *           u64 pages_n zeroes_n state_bytes
  *           u64 sequence generation epoch time_ms                    a link's; 0 in a journal
  *           u64 XXH3-64 of index and state
- *           u64 XXH3-64 of the head up to here
+ *     at 120: u64 XXH3-64 of the head up to here; what is between is 0
  *
  * Numbers are little endian. A page is in the file once. Pure: no file is touched here; a reader's
  * file is hostile. Any thread. */
