@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <sys/wait.h>
 
@@ -25,24 +24,11 @@
 static struct vmm *vmm;
 static struct since *since;
 static int news_fd;
-static atomic_bool is_ready, is_done;
 
-static void tell(atomic_bool *what)
+static void on_news(void *ctx)
 {
-	*what = true;
+	(void)ctx;
 	eventfd_write(news_fd, 1);
-}
-
-static void on_ready(void *ctx)
-{
-	(void)ctx;
-	tell(&is_ready);
-}
-
-static void on_done(void *ctx)
-{
-	(void)ctx;
-	tell(&is_done);
 }
 
 static bool wait_news(void)
@@ -105,19 +91,17 @@ static int teardown(void **state)
 /* A whole one. Nobody else may watch RAM meanwhile. */
 static int whole(const char *path, struct snapshot_progress *p, struct ft_err *err)
 {
-	struct snapshot_config config = {.path = path, .jobs = 2, .verify = true, .done = on_done};
+	struct snapshot_config config = {.path = path, .jobs = 2, .verify = true, .done = on_news};
 	struct snapshot *s;
 	int rc;
 
 	since_free(since);
 	since = NULL;
-	is_done = false;
 	rc = snapshot_begin(&config, vmm, &s, err);
 	if (rc)
 		return rc;
-	while (!is_done)
-		if (!wait_news())
-			return -ETIMEDOUT;
+	if (!wait_news())
+		return -ETIMEDOUT;
 	return snapshot_end(s, p, err);
 }
 
@@ -127,25 +111,21 @@ static int update_with(const struct increment_config *config, struct snapshot_pr
 	struct increment *inc;
 	int rc;
 
-	is_ready = is_done = false;
 	rc = increment_begin(config, vmm, &since, &inc, err);
 	if (rc)
 		return rc;
-	while (!is_done) {
+	while (increment_wants(inc) != INCREMENT_END) {
 		if (!wait_news())
 			return -ETIMEDOUT;
-		if (is_ready && !is_done) {
-			is_ready = false;
+		if (increment_wants(inc) == INCREMENT_MOMENT)
 			increment_moment(inc, vmm, NULL, 0);
-		}
 	}
 	return increment_end(inc, p, err);
 }
 
 static struct increment_config config_of(const char *path)
 {
-	return (struct increment_config){
-		.path = path, .verify = true, .ready = on_ready, .done = on_done};
+	return (struct increment_config){.path = path, .verify = true, .news = on_news};
 }
 
 static int update(const char *path, struct snapshot_progress *p, struct ft_err *err)
@@ -254,12 +234,11 @@ static void cancel_leaves_the_old(void **state)
 	old = p.digest;
 	fixture_wait_dirtied(vmm, 2000);
 	config.bytes_per_s = 1 << 20;
-	is_done = false;
 	assert_ok(increment_begin(&config, vmm, &since, &inc, err));
 	/* Nobody else may have the file meanwhile. */
 	assert_int_equal(source_open(config.path, &(struct source){0}, &error), -EBUSY);
 	increment_cancel(inc, "cancelled by an operator");
-	while (!is_done)
+	while (increment_wants(inc) != INCREMENT_END)
 		assert_true(wait_news());
 	assert_int_equal(increment_end(inc, &p, &error), -ECANCELED);
 	assert_string_equal(error.text, "snapshot: cancelled by an operator");

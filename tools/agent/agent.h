@@ -8,7 +8,7 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one */
+ *   snapshot.c  a guest into a file, and out of one; increment.c: into one that is there */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -27,6 +27,7 @@
 #include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/snapshot/increment.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
 #include "vmm-glue/vmm.h"
@@ -81,8 +82,11 @@ struct agent_restore {
 };
 
 struct agent_snapshot {
-	struct snapshot *writing; /* at most one of these two */
+	struct snapshot *writing; /* at most one of these three */
+	struct increment *updating;
 	struct lazy *reading;
+	struct since *since;	 /* NULL: nothing is known */
+	bool was_update;	 /* of the one that has just ended */
 	struct agent_call *call; /* who asked for it, NULL: left */
 	struct event *ended;
 	int ended_fd; /* eventfd */
@@ -269,6 +273,17 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out);
 bool snapshot_give_up(struct agent *a, const char *why);
 /* The VM is about to be freed: returns when nothing looks at it any more. */
 void snapshot_drop(struct agent *a, const char *why);
+
+/* increment.c: one into a file that is there */
+int increment_start(struct agent *a, bool standby, const Ctl__Request *request,
+		    const struct snapshot_config *config, struct ft_err *err);
+/* The worker has news. */
+void increment_news(struct agent *a);
+/* Waits for the end, and tells who asked. */
+void increment_finish(struct agent *a);
+/* What was written since which snapshot is not known any more: RAM belongs to another VM, or is
+ * about to be tracked or frozen by somebody else. */
+void increment_forget(struct agent *a);
 
 /* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
  * claimed. Start-up, after the engine. */

@@ -80,8 +80,13 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = taps_make(a, true, err);
+	int rc;
 
+	/* Protection may be resumed by itself at any time; it comes again. */
+	if (snapshot_busy(a))
+		return ft_err_set(err, EBUSY, "%s", snapshot_busy(a));
+	increment_forget(a);
+	rc = taps_make(a, true, err);
 	if (!rc)
 		rc = taps_complete(a, err);
 	if (rc)

@@ -34,6 +34,7 @@ static void end_writing(struct agent *a)
 
 	rc = snapshot_end(ended, &s->last, &err);
 	s->writing = NULL;
+	s->was_update = false;
 	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
 	else
@@ -77,6 +78,8 @@ static void on_ended(evutil_socket_t fd, short what, void *ctx)
 		return; /* it was dropped meanwhile */
 	if (a->snapshot.writing)
 		end_writing(a);
+	else if (a->snapshot.updating)
+		increment_news(a);
 	else if (a->snapshot.reading)
 		end_reading(a);
 }
@@ -96,7 +99,7 @@ int snapshot_listen(struct agent *a, struct ft_err *err)
 
 const char *snapshot_busy(const struct agent *a)
 {
-	if (a->snapshot.writing)
+	if (a->snapshot.writing || a->snapshot.updating)
 		return "a snapshot is being written";
 	return a->snapshot.reading ? "the guest's memory is still being restored" : NULL;
 }
@@ -105,15 +108,21 @@ bool snapshot_give_up(struct agent *a, const char *why)
 {
 	if (a->snapshot.writing)
 		snapshot_cancel(a->snapshot.writing, why);
-	return a->snapshot.writing != NULL;
+	if (a->snapshot.updating)
+		increment_cancel(a->snapshot.updating, why);
+	return a->snapshot.writing || a->snapshot.updating;
 }
 
 void snapshot_drop(struct agent *a, const char *why)
 {
 	eventfd_t n;
 
-	if (snapshot_give_up(a, why))
+	(void)snapshot_give_up(a, why);
+	if (a->snapshot.writing)
 		end_writing(a);
+	if (a->snapshot.updating)
+		increment_finish(a);
+	increment_forget(a);
 	if (a->snapshot.reading) {
 		/* The guest must not go on with holes in its memory. */
 		if (a->vmm)
@@ -142,7 +151,10 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out)
 		out->restoring = true;
 	} else if (s->writing) {
 		snapshot_progress(s->writing, &p);
+	} else if (s->updating) {
+		increment_progress(s->updating, &p);
 	}
+	out->incremental = s->updating || s->was_update;
 	out->bytes_total = p.pages * VMM_PAGE_BYTES;
 	out->bytes_done = p.pages_done * VMM_PAGE_BYTES;
 	out->bytes_written = p.pages_written * VMM_PAGE_BYTES;
@@ -179,6 +191,7 @@ static int check_disks(const struct agent *a, const Ctl__Request *request, struc
 			  a->vm_info.disks[0].id);
 }
 
+/* One userfaultfd an area. */
 static int begin(struct agent *a, bool standby, const Ctl__Request *request,
 		 struct snapshot_config *config, struct ft_err *err)
 {
@@ -186,6 +199,9 @@ static int begin(struct agent *a, bool standby, const Ctl__Request *request,
 	size_t len;
 	int rc;
 
+	if (request->incremental && !access(a->snapshot.path, F_OK))
+		return increment_start(a, standby, request, config, err);
+	increment_forget(a);
 	if (!standby) {
 		rc = check_disks(a, request, err);
 		if (!rc)

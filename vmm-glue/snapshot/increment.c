@@ -31,8 +31,6 @@
 #define RUN_PAGES   64
 #define WORKER_NICE 5
 
-enum phase { ROUNDS, READY, TAKEN };
-
 struct increment {
 	/* set at begin */
 	struct increment_config config;
@@ -55,7 +53,7 @@ struct increment {
 	/* under lock */
 	pthread_mutex_t lock;
 	pthread_cond_t change;
-	enum phase phase;
+	enum increment_wants wants;
 	bool applying; /* too late to give up */
 	atomic_bool failed;
 	struct ft_err err;
@@ -231,15 +229,20 @@ static int rounds(struct increment *inc)
 	return rc;
 }
 
+static void want(struct increment *inc, enum increment_wants what)
+{
+	pthread_mutex_lock(&inc->lock);
+	inc->wants = what;
+	pthread_mutex_unlock(&inc->lock);
+	inc->config.news(inc->config.ctx);
+}
+
 /* Hands over to the VM's thread, and takes back. */
 static int wait_moment(struct increment *inc)
 {
+	want(inc, INCREMENT_MOMENT);
 	pthread_mutex_lock(&inc->lock);
-	inc->phase = READY;
-	pthread_mutex_unlock(&inc->lock);
-	inc->config.ready(inc->config.ctx);
-	pthread_mutex_lock(&inc->lock);
-	while (inc->phase != TAKEN && !inc->failed)
+	while (inc->wants == INCREMENT_MOMENT && !inc->failed)
 		pthread_cond_wait(&inc->change, &inc->lock);
 	pthread_mutex_unlock(&inc->lock);
 	return inc->failed ? -ECANCELED : 0;
@@ -370,7 +373,7 @@ static void *run(void *ctx)
 	/* A file that is changed in part needs its journal. */
 	wanted = update_is_begun(inc->fd);
 	changes_close(&inc->journal, wanted);
-	inc->config.done(inc->config.ctx);
+	want(inc, INCREMENT_END);
 	return NULL;
 }
 
@@ -446,9 +449,7 @@ void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *sta
 	struct ft_err err = {0};
 	int rc;
 
-	if (inc->failed)
-		return;
-	assert(inc->phase == READY);
+	assert(inc->wants == INCREMENT_MOMENT);
 	if (state) {
 		rc = on_held_verify(&(struct moment){inc, vmm}, &err);
 		if (!rc)
@@ -459,7 +460,7 @@ void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *sta
 	if (rc)
 		give_up(inc, &err);
 	pthread_mutex_lock(&inc->lock);
-	inc->phase = TAKEN;
+	inc->wants = INCREMENT_NOTHING;
 	pthread_cond_broadcast(&inc->change);
 	pthread_mutex_unlock(&inc->lock);
 }
@@ -625,6 +626,17 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
 	}
 	*out = inc;
 	return 0;
+}
+
+enum increment_wants increment_wants(struct increment *inc)
+{
+	enum increment_wants wants;
+
+	pthread_mutex_lock(&inc->lock);
+	/* Who was given up needs no moment. */
+	wants = inc->wants == INCREMENT_MOMENT && inc->failed ? INCREMENT_NOTHING : inc->wants;
+	pthread_mutex_unlock(&inc->lock);
+	return wants;
 }
 
 void increment_progress(const struct increment *inc, struct snapshot_progress *p)

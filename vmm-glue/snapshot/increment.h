@@ -4,9 +4,9 @@
  *
  *     begin()    which pages may differ is found out (since.h)
  *     worker     compares them with the file while the guest runs, and saves those that differ;
- *                then those that were written meanwhile, until few are left: ready()
+ *                then those that were written meanwhile, until few are left: INCREMENT_MOMENT
  *     moment()   the guest stands still for its device state, and the last pages are copied
- *     worker     saves those, seals the journal, updates the file: done()
+ *     worker     saves those, seals the journal, updates the file: INCREMENT_END
  *
  * RAM is watched and not frozen, so the guest never waits but in the pause. begin(), moment() and
  * end() belong to the VM's thread. */
@@ -30,8 +30,7 @@ struct increment_config {
 	bool verify;	      /* digest RAM in the pause, which it prolongs, and compare */
 	bool is_image;	      /* of a VM that waits: the image in this process, which is written by
 				 this process alone */
-	void (*ready)(void *ctx); /* once: call increment_moment() soon. On the worker's thread */
-	void (*done)(void *ctx);  /* once: increment_end() will not block. Likewise */
+	void (*news)(void *ctx); /* look at increment_wants(). On the worker's thread */
 	void *ctx;
 };
 
@@ -41,7 +40,11 @@ struct increment;
  * free. -EBUSY: the file is in use. -EINVAL: it is of other RAM. 10 ms per GiB for a new *since. */
 int increment_begin(const struct increment_config *config, struct vmm *vmm, struct since **since,
 		    struct increment **out, struct ft_err *err);
-/* After ready(). state: of the image as it is now; NULL of a running guest, which is paused for
+/* What its owner is to call, soon: nothing yet, increment_moment(), or increment_end(), which will
+ * not block then. Any thread. */
+enum increment_wants { INCREMENT_NOTHING, INCREMENT_MOMENT, INCREMENT_END };
+enum increment_wants increment_wants(struct increment *inc);
+/* state: of the image as it is now; NULL of a running guest, which is paused for
  * it. An error ends the increment, and increment_end() has it. */
 void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *state, size_t len);
 /* Any thread. */
