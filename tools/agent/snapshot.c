@@ -12,6 +12,7 @@
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 #include "vmm-glue/snapshot/source.h"
+#include "vmm-glue/snapshot/working_set.h"
 
 #define JOBS_DEFAULT	 2
 #define STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
@@ -57,9 +58,11 @@ static void end_reading(struct agent *a)
 	lazy_stats(ended, &stats);
 	a->snapshot.reading = NULL;
 	if (!lazy_end(ended, &err)) {
-		ft_info("%s: all memory is there: %llu MiB, %llu times the guest waited for it",
+		ft_info("%s: all memory is there: %llu MiB, %llu times the guest waited for it "
+			"(%llu KiB were read ahead)",
 			a->config.name, (unsigned long long)(stats.pages * VMM_PAGE_BYTES >> 20),
-			(unsigned long long)stats.faults);
+			(unsigned long long)stats.faults,
+			(unsigned long long)stats.ahead * WORKING_SET_PAGES * VMM_PAGE_BYTES >> 10);
 		keeper_set_protected(a->keeper, false);
 		return;
 	}
