@@ -65,6 +65,12 @@ static const struct command commands[] = {
 	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
 	 "                         per GiB, and compare the file with that",
 	 run_snapshot, -1},
+	{"history", "NAME",
+	 "past checkpoints that a standby keeps",
+	 "At the standby, with ft { history = N } in the guest file (kemari-guest(5)): epoch,\n"
+	 "time and size on the disk of each, oldest first. One of them is started with\n"
+	 "ft-agent --guest FILE --restore history:EPOCH, or history:TIME.",
+	 run_history, 10000},
 	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"

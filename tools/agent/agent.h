@@ -8,7 +8,8 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one; increment.c: into one that is there */
+ *   snapshot.c  a guest into a file, and out of one; increment.c: into one that is there;
+ *   history.c   past checkpoints, kept by the standby */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -27,6 +28,7 @@
 #include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/snapshot/history.h"
 #include "vmm-glue/snapshot/increment.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
@@ -94,6 +96,19 @@ struct agent_snapshot {
 	struct snapshot_progress last; /* of the one that has just ended */
 };
 
+/* Past checkpoints that a standby keeps. */
+struct agent_history {
+	struct history *folder; /* open while there is a writer; the worker's while there is a link
+				 */
+	struct increment *link; /* one is being written */
+	struct event *timer, *news;
+	int news_fd;
+	uint64_t generation, epoch; /* of the newest */
+	unsigned points_n;
+	struct history_point points[HISTORY_MAX]; /* as of the last look */
+	char complaint[FT_ERR_TEXT_MAX];
+};
+
 struct spill {
 	const char *dir;
 	int fd; /* -1: none yet */
@@ -152,6 +167,7 @@ struct agent {
 		*stop_call;	      /* answered when protection has ended / the guest is down */
 	char stop_why[FT_REASON_MAX]; /* "": not stopping */
 	struct agent_snapshot snapshot;
+	struct agent_history history;
 	struct agent_restore restore;
 	struct spill spills[AGENT_SPILLS];
 	enum ft_state state_told;
@@ -284,6 +300,16 @@ void increment_finish(struct agent *a);
 /* What was written since which snapshot is not known any more: RAM belongs to another VM, or is
  * about to be tracked or frozen by somebody else. */
 void increment_forget(struct agent *a);
+
+/* history.c: past checkpoints, kept by the standby */
+int history_start(struct agent *a, struct ft_err *err);
+void history_stop(struct agent *a);
+/* One that is being written is no more when this returns. */
+void history_give_up(struct agent *a, const char *why);
+void history_request(struct agent *a, struct ctl_call *call);
+bool history_is_uri(const char *uri);
+/* Start-up: the checkpoint that --restore names. */
+int history_restore_from(struct agent *a, struct source *out, struct ft_err *err);
 
 /* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
  * claimed. Start-up, after the engine. */

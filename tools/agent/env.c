@@ -451,6 +451,8 @@ static void env_changed(void *ctx)
 		/* What the guest writes here from now on is not seen by a snapshot of the image. */
 		if (now == FT_TAKEOVER)
 			(void)snapshot_give_up(a, "this host takes the guest over");
+		if (now == FT_TAKEOVER)
+			history_give_up(a, "this host takes the guest over");
 		/* Roles change; the operator's word is about whoever has the role now. */
 		if (a->config.arbiter.type == CONFIG_ARBITER_NONE &&
 		    (now == FT_STANDBY || now == FT_SOLO))

@@ -120,6 +120,7 @@ void snapshot_drop(struct agent *a, const char *why)
 {
 	eventfd_t n;
 
+	history_give_up(a, why);
 	(void)snapshot_give_up(a, why);
 	if (a->snapshot.writing)
 		end_writing(a);
@@ -250,6 +251,8 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 	a->snapshot.call = requests_later(a, call, CALL_SNAPSHOT);
 	if (!a->snapshot.call)
 		return;
+	/* One at a time: they share what they know, or would have the same memory frozen. */
+	history_give_up(a, "a snapshot is asked for");
 	if (begin(a, state == FT_STANDBY, request, &config, &err)) {
 		a->snapshot.writing = NULL;
 		requests_answer(&a->snapshot.call, &err);
@@ -328,17 +331,28 @@ static int run_from(struct agent *a, struct source *s, struct ft_err *err)
 	return guest_adopt_running(a, vmm, err);
 }
 
+static int open_source(struct agent *a, struct source *source, struct ft_err *err)
+{
+	struct uri uri;
+	int rc;
+
+	snprintf(a->snapshot.path, sizeof a->snapshot.path, "%s", a->restore.uri);
+	if (history_is_uri(a->restore.uri))
+		return history_restore_from(a, source, err);
+	rc = uri_parse(a->restore.uri, &uri, err);
+	if (!rc)
+		rc = source_open(uri.path, source, err);
+	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
+	return rc;
+}
+
 int snapshot_restore(struct agent *a, struct ft_err *err)
 {
 	struct source source;
-	struct uri uri;
-	int rc = uri_parse(a->restore.uri, &uri, err);
+	int rc = open_source(a, &source, err);
 
-	if (!rc)
-		rc = source_open(uri.path, &source, err);
 	if (rc)
 		return rc;
-	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
 	rc = check_fits(a, &source, err);
 	if (!rc)
 		rc = run_from(a, &source, err);

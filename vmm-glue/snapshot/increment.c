@@ -34,10 +34,12 @@
 struct increment {
 	/* set at begin */
 	struct increment_config config;
-	char path[CHANGES_PATH_MAX];
+	char path[CHANGES_PATH_MAX]; /* what is known to since.h */
+	bool is_link;
+	int (*added)(void *ctx, struct ft_err *err);
 	struct vmm_ram ram;
 	struct since *since;
-	int fd; /* of the file, locked */
+	int fd; /* of the file, locked; -1: a link is written */
 	struct source source;
 	struct changes_out journal;
 	pthread_t thread;
@@ -349,6 +351,13 @@ static int apply(struct increment *inc, struct ft_err *err)
 	return rc;
 }
 
+/* What it was compared with may change now. */
+static int add(struct increment *inc, struct ft_err *err)
+{
+	source_close(&inc->source);
+	return inc->added(inc->config.ctx, err);
+}
+
 static void finish(struct increment *inc)
 {
 	struct ft_err err = {0};
@@ -356,7 +365,7 @@ static void finish(struct increment *inc)
 
 	if (rc)
 		give_up(inc, &err);
-	else if (begin_applying(inc) && apply(inc, &err))
+	else if (begin_applying(inc) && (inc->is_link ? add(inc, &err) : apply(inc, &err)))
 		give_up(inc, &err);
 }
 
@@ -371,7 +380,7 @@ static void *run(void *ctx)
 	    (!inc->config.verify || !verify(inc)))
 		finish(inc);
 	/* A file that is changed in part needs its journal. */
-	wanted = update_is_begun(inc->fd);
+	wanted = inc->is_link ? inc->applying : update_is_begun(inc->fd);
 	changes_close(&inc->journal, wanted);
 	want(inc, INCREMENT_END);
 	return NULL;
@@ -442,6 +451,13 @@ static int take_moment(struct increment *inc, struct vmm *vmm, struct ft_err *er
 	inc->pause_ns = capture.pause_ns;
 	free(capture.state);
 	return rc;
+}
+
+void increment_stamp(struct increment *inc, uint64_t generation, uint64_t epoch, uint64_t time_ms)
+{
+	inc->journal.head.generation = generation;
+	inc->journal.head.epoch = epoch;
+	inc->journal.head.time_ms = time_ms;
 }
 
 void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *state, size_t len)
@@ -543,6 +559,43 @@ static int create_journal(struct increment *inc, struct ft_err *err)
 	return changes_create(&inc->journal, path, &head, err);
 }
 
+static int open_link(struct increment *inc, const struct increment_link *link, struct ft_err *err)
+{
+	int rc;
+
+	inc->source = *link->from;
+	inc->source.ram = inc->source.layout.blocks + (link->from->ram - link->from->layout.blocks);
+	rc = check_layout(inc, err);
+	return rc ? rc : changes_create(&inc->journal, link->path, &link->head, err);
+}
+
+/* What belongs to the caller still. */
+static void give_back(struct increment *inc)
+{
+	if (!inc->is_link)
+		return;
+	inc->source.fd = -1;
+	inc->source.bitmap = NULL;
+	inc->source.layers = NULL;
+}
+
+static void take_over(struct source *from)
+{
+	from->fd = -1;
+	from->bitmap = NULL;
+	from->layers = NULL;
+}
+
+static int open_all(struct increment *inc, struct ft_err *err)
+{
+	int rc;
+
+	if (inc->is_link)
+		return open_link(inc, inc->config.link, err);
+	rc = open_file(inc, err);
+	return rc ? rc : create_journal(inc, err);
+}
+
 static int make_room(struct increment *inc, struct ft_err *err)
 {
 	inc->staging =
@@ -599,21 +652,24 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
 		    struct increment **out, struct ft_err *err)
 {
 	struct increment *inc = calloc(1, sizeof *inc);
+	const char *path;
 	int rc;
 
 	if (!inc)
 		return ft_err_set(err, ENOMEM, "snapshot: out of memory");
-	assert(strlen(config->path) < sizeof inc->path);
 	inc->config = *config;
-	memcpy(inc->path, config->path, strlen(config->path) + 1);
+	inc->is_link = config->link != NULL;
+	path = inc->is_link ? config->link->last : config->path;
+	assert(strlen(path) < sizeof inc->path);
+	memcpy(inc->path, path, strlen(path) + 1);
+	if (inc->is_link)
+		inc->added = config->link->added;
 	inc->fd = inc->source.fd = inc->journal.fd = -1;
 	init_lock(inc);
 	find_ram(inc, vmm);
 	rc = ram_keep(&inc->ram) ? ft_err_set(err, EMFILE, "no descriptors") : 0;
 	if (!rc)
-		rc = open_file(inc, err);
-	if (!rc)
-		rc = create_journal(inc, err);
+		rc = open_all(inc, err);
 	if (!rc)
 		rc = make_room(inc, err);
 	if (!rc)
@@ -621,9 +677,12 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
 	if (!rc)
 		rc = start(inc, err);
 	if (rc) {
+		give_back(inc);
 		increment_free(inc);
-		return ft_err_context(err, "snapshot");
+		return ft_err_context(err, config->link ? "history" : "snapshot");
 	}
+	if (inc->is_link)
+		take_over(config->link->from);
 	*out = inc;
 	return 0;
 }
@@ -669,10 +728,10 @@ int increment_end(struct increment *inc, struct snapshot_progress *p, struct ft_
 	increment_progress(inc, p);
 	rc = -inc->err.code;
 	if (!rc)
-		since_saved(inc->since, inc->path);
+		since_saved(inc->since, inc->is_link ? inc->journal.path : inc->path);
 	else if (err) {
 		*err = inc->err;
-		ft_err_context(err, "snapshot");
+		ft_err_context(err, inc->is_link ? "history" : "snapshot");
 	}
 	increment_free(inc);
 	return rc;

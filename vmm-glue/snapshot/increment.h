@@ -17,14 +17,26 @@
 #include <stdint.h>
 
 #include "ft/err.h"
+#include "vmm-glue/snapshot/changes_file.h"
 #include "vmm-glue/snapshot/since.h"
 #include "vmm-glue/snapshot/snapshot.h"
+#include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/vmm.h"
 
 #define INCREMENT_PAUSE_PAGES 8192 /* copied in the pause at most: 32 MiB, some 10 ms */
 
+/* In place of an update: the changes themselves are kept, as the next link of a history. */
+struct increment_link {
+	struct source *from; /* what they are changes of; taken over on success */
+	struct changes_head head;
+	const char *path, *last; /* the link's file; that of the one before, "": none */
+	/* It is on the disk. On the worker's thread. */
+	int (*added)(void *ctx, struct ft_err *err);
+};
+
 struct increment_config {
-	const char *path;     /* is there: a snapshot of this guest's RAM, written by us */
+	const char *path; /* is there: a snapshot of this guest's RAM, written by us */
+	const struct increment_link *link; /* NULL: path is updated */
 	uint64_t bytes_per_s; /* 0: no limit; what is copied in the pause counts, and does not wait
 			       */
 	bool verify;	      /* digest RAM in the pause, which it prolongs, and compare */
@@ -44,6 +56,8 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
  * not block then. Any thread. */
 enum increment_wants { INCREMENT_NOTHING, INCREMENT_MOMENT, INCREMENT_END };
 enum increment_wants increment_wants(struct increment *inc);
+/* Before the moment: which checkpoint that will be. */
+void increment_stamp(struct increment *inc, uint64_t generation, uint64_t epoch, uint64_t time_ms);
 /* state: of the image as it is now; NULL of a running guest, which is paused for
  * it. An error ends the increment, and increment_end() has it. */
 void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *state, size_t len);

@@ -221,7 +221,7 @@ static void remember(struct lazy *l)
 {
 	const struct working_set *ws = &l->ahead;
 
-	if (l->touched.n <= l->ahead.n / 8)
+	if (l->source.layers || l->touched.n <= l->ahead.n / 8)
 		return;
 	/* A full one is old. */
 	if (l->touched.n > WORKING_SET_MAX - l->ahead.n)
@@ -262,7 +262,9 @@ static int recall(struct lazy *l, struct ft_err *err)
 
 	if (working_set_init(&l->ahead, pages) || working_set_init(&l->touched, pages))
 		return ft_err_set(err, ENOMEM, "out of memory");
-	(void)working_set_load(&l->ahead, l->source.path, NULL);
+	/* Of a file: a history's layers change. */
+	if (!l->source.layers)
+		(void)working_set_load(&l->ahead, l->source.path, NULL);
 	return 0;
 }
 
@@ -294,12 +296,14 @@ int lazy_begin(struct source *source, const struct vmm_ram *ram, void (*done)(vo
 	if (!rc) {
 		source->fd = -1;
 		source->bitmap = NULL;
+		source->layers = NULL;
 		*out = l;
 		return 0;
 	}
 	/* Still the caller's. */
 	l->source.fd = -1;
 	l->source.bitmap = NULL;
+	l->source.layers = NULL;
 	lazy_free(l);
 	return ft_err_context(err, "lazy restore");
 }

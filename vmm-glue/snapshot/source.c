@@ -17,6 +17,7 @@
 #include <xxhash.h>
 
 #include "vmm-glue/snapshot/file_io.h"
+#include "vmm-glue/snapshot/layers.h"
 #include "vmm-glue/snapshot/update.h"
 
 #if MAPPED_RAM_STATE_MAX > VMM_STATE_BYTES_MAX
@@ -155,6 +156,8 @@ void source_close(struct source *s)
 	if (s->fd >= 0)
 		close(s->fd);
 	free(s->bitmap);
+	layers_free(s->layers);
+	s->layers = NULL;
 	s->bitmap = NULL;
 	s->fd = -1;
 }
@@ -172,6 +175,8 @@ size_t source_run(const struct source *s, uint64_t pfn, size_t n)
 int source_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)
 {
 	assert(pfn + n <= mapped_ram_pages(s->ram));
+	if (s->layers)
+		return layers_read(s, pfn, n, to);
 	return file_read(s->fd, to, n * MAPPED_RAM_PAGE_BYTES,
 			 s->ram->pages_offset + pfn * MAPPED_RAM_PAGE_BYTES);
 }
@@ -179,10 +184,18 @@ int source_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)
 int source_state(const struct source *s, const char *kind, uint8_t *state, size_t *len,
 		 struct ft_err *err)
 {
-	uint8_t *packed = malloc(s->layout.state_bytes);
-	int rc = packed ? file_read(s->fd, packed, s->layout.state_bytes, s->layout.state_offset)
-			: -ENOMEM;
+	uint8_t *packed;
+	int rc;
 
+	if (s->layers) {
+		size_t bytes;
+		const uint8_t *newest = layers_state(s, &bytes);
+
+		return mapped_ram_unpack_state(kind, newest, bytes, state, len, err);
+	}
+	packed = malloc(s->layout.state_bytes);
+	rc = packed ? file_read(s->fd, packed, s->layout.state_bytes, s->layout.state_offset)
+		    : -ENOMEM;
 	if (rc)
 		ft_err_set(err, -rc, "snapshot %s: device state: %s", s->path, strerror(-rc));
 	else

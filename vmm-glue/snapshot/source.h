@@ -15,12 +15,15 @@
 
 #define SOURCE_JOBS_MAX 16
 
+struct layers;
+
 struct source {
 	int fd;
 	char path[4096];
 	struct mapped_ram layout;
 	const struct mapped_ram_block *ram; /* the guest's RAM; the other blocks are ROMs */
 	uint64_t *bitmap;		    /* of its pages */
+	struct layers *layers;		    /* changes over them (layers.h); NULL: none */
 };
 
 /* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. -EBUSY:
