@@ -98,20 +98,43 @@ static Ctl__Request snapshot_request(const char *file, uint64_t bytes_per_s)
 	return r;
 }
 
-uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s)
+static uint64_t fault_us;
+
+static uint64_t take(struct host *h, Ctl__Request *r)
 {
-	Ctl__Request r = snapshot_request(file, bytes_per_s);
 	Ctl__Reply *reply;
 	uint64_t digest;
 
-	r.verify = true;
-	reply = ask_any(h, &r);
+	r->verify = true;
+	reply = ask_any(h, r);
 	if (reply->error[0])
 		fail_msg("%s: snapshot: %s", h->id, reply->message);
 	assert_int_equal(reply->snapshot->bytes_done, reply->snapshot->bytes_total);
+	assert_int_equal(reply->snapshot->incremental, r->incremental);
 	digest = reply->digest;
+	fault_us = reply->snapshot->fault_us_max;
 	ctl__reply__free_unpacked(reply, NULL);
 	return digest;
+}
+
+uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	Ctl__Request r = snapshot_request(file, bytes_per_s);
+
+	return take(h, &r);
+}
+
+uint64_t snapshot_update(struct host *h, const char *file)
+{
+	Ctl__Request r = snapshot_request(file, 0);
+
+	r.incremental = true;
+	return take(h, &r);
+}
+
+uint64_t snapshot_fault_us(void)
+{
+	return fault_us;
 }
 
 int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s)
