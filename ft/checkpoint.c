@@ -73,6 +73,10 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 	engine_note_error(e, &copy);
 	primary_abort_checkpoint(e, copy.text);
 	done_call(&p->switch_done, &copy, 0);
+	if (p->move.on) {
+		migrate_failed(e, &copy);
+		return;
+	}
 	p->requested = true; /* outputs wait: again as soon as the budget allows */
 	if (++p->failures < FT_CHECKPOINT_TRIES || p->vm_dead)
 		return;
@@ -96,6 +100,7 @@ static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 		ft_bitmap_clear_all(&p->overflow);
 	memset(&p->ship, 0, sizeof p->ship);
 	p->capture.pages_n = 0;
+	p->capture.no_pages = p->move.on && p->move.how.postcopy;
 	e->env->firing(e->env_ctx, true);
 	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
 	e->env->firing(e->env_ctx, false);
@@ -208,7 +213,11 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 	ft_series_add(&e->commit_us, (engine_now(e) - p->ship.started_ns) / 1000);
 	memset(&p->ship, 0, sizeof p->ship);
 	if (handover) {
-		switch_acked(e); /* the standby sends this epoch's outputs: we do not run again */
+		/* the standby sends this epoch's outputs: we do not run again */
+		if (p->move.on)
+			migrate_acked(e);
+		else
+			switch_acked(e);
 		return;
 	}
 	if (!p->first_commit_done) {
@@ -247,6 +256,10 @@ void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 			   e->arbiter->ops->type, why);
 		engine_note_error(e, &err);
 		primary_leave(e, p->auto_retry, err.text);
+		return;
+	}
+	if (p->move.on) {
+		migrate_granted(e);
 		return;
 	}
 	p->first_commit_done = true;

@@ -237,6 +237,27 @@ static enum ft_page_kind data_write(struct ft_codec *c, const struct diff *d, co
 	return kind;
 }
 
+static void put_header(uint8_t *out, uint64_t pfn, enum ft_page_kind kind, unsigned len,
+		       uint32_t hash)
+{
+	put32(out, (uint32_t)pfn);
+	out[4] = (uint8_t)kind;
+	out[5] = 0;
+	put16(out + 6, len);
+	put32(out + 8, hash);
+}
+
+size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out)
+{
+	if (page_is_zero(page)) {
+		put_header(out, pfn, FT_PAGE_ZERO, 0, ZERO_HASH);
+		return FT_PAGE_RECORD_HEADER;
+	}
+	put_header(out, pfn, FT_PAGE_RAW, FT_PAGE_BYTES, page_hash(page));
+	memcpy(out + FT_PAGE_RECORD_HEADER, page, FT_PAGE_BYTES);
+	return FT_PAGE_RECORD_MAX;
+}
+
 size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const uint8_t *page,
 		       uint8_t *out)
 {
@@ -271,11 +292,7 @@ size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const u
 	if (slot != BASE_NONE)
 		base_cache_touch(&c->bases, slot, epoch);
 
-	put32(out, (uint32_t)pfn);
-	out[4] = (uint8_t)kind;
-	out[5] = 0;
-	put16(out + 6, len);
-	put32(out + 8, hash);
+	put_header(out, pfn, kind, len, hash);
 	c->stats.by_kind[kind]++;
 	c->stats.bytes_out += FT_PAGE_RECORD_HEADER + len;
 	return FT_PAGE_RECORD_HEADER + len;

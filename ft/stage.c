@@ -12,23 +12,65 @@
  * acknowledged: a standby that cannot resume says so while the guest is still unprotected. */
 #include "ft/engine_internal.h"
 
+#include "ft/postcopy/missing.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define APPLY_BEAT_RECORDS 256
 
 /* ---- pages ---- */
+
+/* Pages of the image that nobody has touched: they are zeroes in a file without them, and looking
+ * at one through the mapping would give it memory. */
+struct hole {
+	int fd; /* -1: not known */
+	uint64_t offset, first, end;
+};
+
+static bool in_hole(struct hole *h, uint64_t pfn)
+{
+	off_t data;
+
+	if (pfn >= h->first && pfn < h->end)
+		return true;
+	if (h->fd < 0)
+		return false;
+	data = lseek(h->fd, (off_t)(h->offset + pfn * VMM_PAGE_BYTES), SEEK_DATA);
+	if (data < 0 && errno != ENXIO)
+		return false;
+	h->first = pfn;
+	h->end = data < 0 ? UINT64_MAX : ((uint64_t)data - h->offset) / VMM_PAGE_BYTES;
+	return pfn < h->end;
+}
+
+static int apply_page(uint8_t *image, struct hole *h, const struct ft_page_record *rec,
+		      struct ft_err *err)
+{
+	static uint8_t zeroes[VMM_PAGE_BYTES]; /* never written: that is what it is there for */
+
+	if (rec->kind == FT_PAGE_ZERO && in_hole(h, rec->pfn))
+		return ft_page_record_apply(rec, zeroes, err);
+	if (rec->pfn >= h->first && rec->pfn < h->end)
+		h->end = rec->pfn;
+	return ft_page_record_apply(rec, image + rec->pfn * VMM_PAGE_BYTES, err);
+}
 
 /* Hands every record of buf to the image. */
 static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size_t *used,
 		       struct ft_err *err)
 {
 	struct vmm_info info;
+	struct vmm_ram ram;
 	uint8_t *image = vmm_image(e->vmm);
 	size_t at = 0, records = 0;
 
 	vmm_info(e->vmm, &info);
+	vmm_ram(e->vmm, &ram);
+	struct hole hole = {.fd = ram.fd, .offset = ram.offset};
+
 	while (at < len) {
 		struct ft_page_record rec;
 		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
@@ -43,7 +85,7 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 			return n;
 		if (n == 0)
 			break;
-		rc = ft_page_record_apply(&rec, image + rec.pfn * VMM_PAGE_BYTES, err);
+		rc = apply_page(image, &hole, &rec, err);
 		if (rc)
 			return rc;
 		at += (size_t)n;
@@ -141,7 +183,20 @@ int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *er
 	ft_spool_reset(&g->pages);
 	ft_spool_reset(&g->events[g->staging]);
 	g->state_len[g->staging] = 0;
+	if (s->postcopy)
+		ft_bitmap_clear_all(&s->missing);
 	return 0;
+}
+
+int stage_missing(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
+{
+	struct ft_standby *s = &e->standby;
+	bool last;
+
+	if (!s->postcopy || !s->stage.epoch || msg->epoch != s->stage.epoch)
+		return ft_err_set(err, EPROTO, "MISSING: epoch %llu: not of a postcopy migration",
+				  (unsigned long long)msg->epoch);
+	return ft_missing_take(&s->missing, msg, &last, err);
 }
 
 int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
@@ -296,6 +351,9 @@ static int try_first(struct ft_engine *e, struct ft_err *err)
 
 	if (rc)
 		return rc;
+	/* A guest that moves stands still meanwhile; if it does not load here, it goes on there. */
+	if (e->standby.moving)
+		return 0;
 	engine_ask_patience(e, FT_TRIAL_ACK_MAX_MS / 2);
 	rc = vmm_trial(e->vmm, g->state[g->staging], g->state_len[g->staging], err);
 	return rc ? ft_err_context(err, "trial load") : 0;
@@ -311,7 +369,9 @@ static int first_commit(struct ft_engine *e, struct ft_err *err)
 	rc = apply_disks(e, staged, err);
 	if (rc)
 		return rc;
-	e->env->generation(e->env_ctx, e->generation);
+	/* A guest that moves is about to get another one. */
+	if (!s->moving)
+		e->env->generation(e->env_ctx, e->generation);
 	if (engine_send(e, FT_MSG_ACK, s->committed, NULL, NULL, 0))
 		return ft_err_set(err, EPIPE, "cannot acknowledge");
 	engine_watch(e, true);
@@ -387,6 +447,8 @@ int stage_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
 	whole = g->epoch && msg->epoch == g->epoch && end->pages_bytes == g->pages.len &&
 		end->state_bytes == g->state_len[g->staging] &&
 		end->events_bytes == g->events[g->staging].len && end->state_bytes > 0;
+	if (s->postcopy && end->missing_pages != s->missing.count)
+		whole = false;
 	s->digest = end->digest;
 	if (end->trial != !s->committed)
 		whole = false;

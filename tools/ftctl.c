@@ -17,14 +17,30 @@ static const struct command commands[] = {
 	 "stopped, failed. Exit code 4: not reached within the timeout. It is an error if\n"
 	 "the guest ends in another state that it cannot leave.",
 	 run_wait, -1},
-	{"migrate", "[-p [-n]] NAME URI", "protect a guest by a standby",
+	{"migrate", "[-p [-n] [--postcopy-after N] | --auto-throttle] NAME URI | --recover [-n] NAME [URI]", "protect a guest by a standby, or move it",
 	 "URI names the standby's agent: kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT\n"
 	 "(plaintext, only with tls { insecure = true }) or kemari:unix:PATH. Returns when\n"
 	 "the guest is protected, or with the reason why it is not. Interrupting the\n"
 	 "command interrupts nothing else; see wait and cancel.\n"
 	 "\n"
-	 "Live migration (URIs without kemari:) and postcopy (-p, and -n for demand only)\n"
-	 "are not available in this version.",
+	 "Without kemari: the guest moves (live migration): its memory and its replicated\n"
+	 "disks follow it while it runs, until the rest fits max_downtime_ms of the guest\n"
+	 "file; then it stops here, goes on there, and this agent ends. The target is\n"
+	 "ft-agent --incoming with such a URI. If anything fails before the target has\n"
+	 "confirmed, the guest goes on here; ftctl cancel NAME gives up.\n"
+	 "\n"
+	 "With -p (postcopy) the guest goes on there at once and its memory follows: what it\n"
+	 "touches first, the rest in the background. Replicated disks are copied before. If\n"
+	 "the link is lost, the guest stands still as soon as it needs a page that is here;\n"
+	 "nothing is lost, and --recover goes on when the link is back. Returns when all of\n"
+	 "its memory is there (-n: when the guest is).\n"
+	 "\n"
+	 "  --auto-throttle     slow the guest down, more and more, while it writes faster than\n"
+	 "                      can be sent (without: the migration fails then)\n"
+	 "  -p                  postcopy\n"
+	 "  --postcopy-after N  postcopy, after N rounds: what was not written since is there\n"
+	 "  -n                  only pages that the guest touches follow; --recover without -n\n"
+	 "                      after the link was lost sends the others as well",
 	 run_migrate, -1},
 	{"checkpoint", "NAME", "one checkpoint now", "Returns when it is committed.",
 	 run_checkpoint, 60000},
@@ -71,7 +87,7 @@ static const struct command commands[] = {
 	 "time and size on the disk of each, oldest first. One of them is started with\n"
 	 "ft-agent --guest FILE --restore history:EPOCH, or history:TIME.",
 	 run_history, 10000},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--set KEY=VALUE] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
@@ -85,6 +101,7 @@ static const struct command commands[] = {
 	 "guest goes home (failback), all under the client's eyes.\n"
 	 "--attach: the guest's QEMU is started without us (q35, modern virtio, plain -m);\n"
 	 "it is attached to, let go again, and protected from there.\n"
+	 "--set: a key of the guest file for both hosts, such as cpus=2 or memory=4G.\n"
 	 "--soak: strikes of all kinds for so long, as the seed draws them.\n"
 	 "--takeover: silence after which a host counts as lost (takeover_ms, 300).\n"
 	 "WHAT is one of\n"

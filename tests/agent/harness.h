@@ -125,9 +125,15 @@ uint64_t snapshot_update(struct host *h, const char *file);
 uint64_t snapshot_fault_us(void);
 /* "file:" and a path in the place. */
 const char *file_uri(const char *name);
+/* The same with its disks. */
+uint64_t snapshot_with_disks(struct host *h, const char *file, uint64_t bytes_per_s);
 /* Begins one and returns the connection: closing it interrupts the snapshot. Waits until it has
  * saved something. */
 int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s);
+/* The same with its disks, verified. */
+int snapshot_begin_slow_with_disks(struct host *h, const char *file, uint64_t bytes_per_s);
+/* Its end, which is to be a good one. Closes the connection. */
+void snapshot_wait(struct host *h, int fd);
 void wait_state(struct host *h, const char *state, unsigned within_ms);
 /* Free with ctl__reply__free_unpacked(). */
 Ctl__Reply *status_of(struct host *h);

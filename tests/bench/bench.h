@@ -9,7 +9,7 @@
  *   pair.h      two hosts, two ft-agents, a client     tls.h    bare TLS connections
  *
  * One file per group of figures: harvest pause growth ship commit wire progress echo takeover taps
- * snapshot.
+ * snapshot migrate (mover.h: our side and QEMU's).
  * A figure and its floor are measured in turn, so that what else the machine does hits both. */
 #ifndef BENCH_H
 #define BENCH_H
@@ -42,7 +42,7 @@ struct bench {
 typedef int bench_group_fn(struct bench *b, struct ft_err *err);
 bench_group_fn bench_harvest, bench_pause, bench_growth, bench_ship, bench_commit, bench_wire,
 	bench_progress, bench_echo, bench_takeover, bench_silence, bench_taps, bench_snapshot,
-	bench_fault, bench_mapped_ram, bench_restore;
+	bench_migrate, bench_fault, bench_mapped_ram, bench_restore;
 
 /* ---- samples.c ---- */
 

@@ -36,6 +36,7 @@ static const struct {
 	{"mapped-ram", bench_mapped_ram, "snapshot to a file, beside QEMU 10's mapped-ram",
 	 TEN | LONG},
 	{"restore", bench_restore, "lazy restore of 1 GiB, beside QEMU 10's eager one", LONG},
+	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", 0},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},
@@ -114,13 +115,26 @@ static void boot(struct bench *b, char *const *names)
 		direct_ten(b, &err);
 }
 
-/* On a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
+static void drop_guest(struct direct **d)
+{
+	direct_end(*d);
+	*d = NULL;
+}
+
+/* A guest with which something failed is of no use to the next group, which boots another one. And
+ * on a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
  * be: a second try with a new one. */
 static int run_group(struct bench *b, unsigned i, struct ft_err *err)
 {
 	int rc = groups[i].run(b, err);
 
-	if (rc >= 0 || !(groups[i].needs & PAIR))
+	if (rc >= 0)
+		return rc;
+	if (groups[i].needs & PC)
+		drop_guest(&b->pc);
+	if (groups[i].needs & Q35)
+		drop_guest(&b->q35);
+	if (!(groups[i].needs & PAIR))
 		return rc;
 	pair_end(b->pair);
 	b->pair = NULL;

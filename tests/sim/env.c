@@ -268,12 +268,14 @@ static void env_generation(void *ctx, uint64_t generation)
 {
 	struct node *n = ctx;
 	enum ft_state state = ft_engine_state(n->engine);
-
+	struct ft_engine_status status;
 	struct ft_err err = {0};
 
 	if (!node_step(n))
 		return;
 	n->remembered_generation = generation;
+	ft_engine_status(n->engine, &status);
+	snprintf(n->home, sizeof n->home, "%s", status.home);
 	for (unsigned i = 0; i < SIM_DISKS; i++)
 		if (n->disks[i].tap &&
 		    disk_tap_set_generation(n->disks[i].tap, generation, 0, &err))

@@ -291,6 +291,8 @@ void stores_free(struct agent *a)
 {
 	struct ft_err err = {0};
 
+	if (a->stores_n)
+		snapshot_stop_writing(a, "the standby has ended");
 	if (durable_settle(a, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)
@@ -417,6 +419,39 @@ static int env_store_outdate(void *ctx, struct ft_err *err)
 	return rc;
 }
 
+/* ---- postcopy ---- */
+
+static int env_pages_open(void *ctx, uint64_t session, struct ft_err *err)
+{
+	(void)session;
+	return follow_open(ctx, err);
+}
+
+static void env_pages_give(void *ctx, const struct ft_bitmap *missing, bool background)
+{
+	follow_give(ctx, missing, background);
+}
+
+static int env_pages_prepare(void *ctx, uint64_t generation, struct ft_err *err)
+{
+	return follow_prepare(ctx, generation, err);
+}
+
+static void env_pages_link(void *ctx, struct ft_link *link, bool urgent)
+{
+	follow_link(ctx, link, urgent);
+}
+
+static int env_pages_begin(void *ctx, const struct ft_bitmap *missing, struct ft_err *err)
+{
+	return follow_begin(ctx, missing, err);
+}
+
+static void env_pages_close(void *ctx)
+{
+	follow_close(ctx);
+}
+
 /* ---- both ---- */
 
 static void env_generation(void *ctx, uint64_t generation)
@@ -498,6 +533,12 @@ const struct ft_env_ops agent_env = {
 	.store_activate = env_store_activate,
 	.fence = env_fence,
 	.store_outdate = env_store_outdate,
+	.pages_open = env_pages_open,
+	.pages_give = env_pages_give,
+	.pages_prepare = env_pages_prepare,
+	.pages_link = env_pages_link,
+	.pages_begin = env_pages_begin,
+	.pages_close = env_pages_close,
 	.generation = env_generation,
 	.changed = env_changed,
 };

@@ -74,8 +74,7 @@ void increment_news(struct agent *a)
 }
 
 /* What reads past the page cache into pages of the guest's is not seen by a tracker. */
-static int check_disks(struct agent *a, bool standby, const Ctl__Request *request,
-		       struct ft_err *err)
+int increment_check(struct agent *a, bool standby, const Ctl__Request *request, struct ft_err *err)
 {
 	vmm_info(a->vmm, &a->vm_info);
 	if (a->vm_info.disks_n && !request->no_disks)
@@ -92,11 +91,15 @@ static int check_disks(struct agent *a, bool standby, const Ctl__Request *reques
 					  "(cache.direct), and what it reads into the guest's "
 					  "memory is not seen: take a whole snapshot",
 					  a->vm_info.disks[i].id);
+	if (request->direct)
+		return ft_err_set(err, EINVAL,
+				  "snapshot: a file is updated through the page cache: without "
+				  "--direct");
 	return 0;
 }
 
-int increment_start(struct agent *a, bool standby, const Ctl__Request *request,
-		    const struct snapshot_config *config, struct ft_err *err)
+int increment_start(struct agent *a, bool standby, const struct snapshot_config *config,
+		    struct ft_err *err)
 {
 	struct increment_config increment = {.path = config->path,
 					     .bytes_per_s = config->bytes_per_s,
@@ -106,15 +109,9 @@ int increment_start(struct agent *a, bool standby, const Ctl__Request *request,
 					     .ctx = a};
 	const uint8_t *state;
 	size_t len;
-	int rc = check_disks(a, standby, request, err);
+	int rc = standby ? ft_engine_committed_state(a->engine, &state, &len, err)
+			 : vmm_check(a->vmm, err);
 
-	if (!rc && config->direct)
-		rc = ft_err_set(err, EINVAL,
-				"snapshot: a file that is there is updated through the page cache: "
-				"without --direct");
-	if (!rc)
-		rc = standby ? ft_engine_committed_state(a->engine, &state, &len, err)
-			     : vmm_check(a->vmm, err);
 	return rc ? rc
 		  : increment_begin(&increment, a->vmm, &a->snapshot.since, &a->snapshot.updating,
 				    err);

@@ -6,7 +6,8 @@
  *   ask.c       one request to one agent; the list of guests
  *   out.c       errors and JSON
  *   status.c    status, wait, and the JSON of a status        table.c  the table of status and top
- *   protect.c   migrate, checkpoint, failover, failback, cancel, verify, stop
+ *   migrate.c   migrate: protect a guest, or move it
+ *   protect.c   checkpoint, failover, failback, cancel, verify, stop
  *   snapshot.c  snapshot, with its bar
  *   history.c   history
  *   top.c, pki.c, drill.c
@@ -93,6 +94,10 @@ struct guests {
  * exit code. */
 int guests_ask(const struct ftctl *ctl, int answer_ms, struct guests *guests);
 void guests_free(struct guests *guests);
+
+/* protect.c: a command that changes something, and where the guest is then. */
+int ask_and_tell(const struct ftctl *ctl, const struct command *command, const char *name,
+		 Ctl__Request *request);
 
 /* ---- status.c, table.c ---- */
 

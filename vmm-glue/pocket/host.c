@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "vmm-glue/pocket/sock.h"
 
@@ -263,7 +262,7 @@ static int pocket_ram_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *e
 	struct pocket *p = pocket_of(vmm);
 
 	(void)err;
-	*digest = XXH3_64bits(p->ram, p->config.memory_bytes);
+	*digest = vmm_pages_digest(p->ram, 0, p->config.memory_bytes / VMM_PAGE_BYTES);
 	return 0;
 }
 
@@ -311,7 +310,7 @@ static int capture_all(struct pocket *p, struct ft_bitmap *pending, struct vmm_c
 	rc = faulty(p, POCKET_FAULT_STOPPED, err);
 	if (!rc)
 		rc = tracker_scan(p->tracker, pending, NULL, err);
-	if (!rc)
+	if (!rc && !c->no_pages)
 		rc = copy_pending(p, pending, c, hooks, err);
 	if (!rc)
 		rc = faulty(p, POCKET_FAULT_SAVE, err);
@@ -394,6 +393,8 @@ static int pocket_cont(struct vmm *vmm, struct ft_err *err)
 void pocket_end(struct pocket *p)
 {
 	pocket_io_abort(&p->io);
+	if (p->vmm.events.ending)
+		p->vmm.events.ending(p->vmm.events.ctx);
 	runner_end(&p->runner);
 	pocket_io_close(&p->io);
 	p->phase = PHASE_ENDED;

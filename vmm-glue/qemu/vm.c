@@ -286,6 +286,7 @@ static const struct vmm_ops ops = {
 	.check = qemu_check,
 	.taps_in = qemu_taps_in,
 	.taps_out = qemu_taps_out,
+	.nic_fd = qemu_nic_fd,
 	.track_start = qemu_track_start,
 	.track_stop = qemu_track_stop,
 	.harvest = qemu_harvest,

@@ -10,6 +10,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "vmm-glue/snapshot/companions.h"
 #include "vmm-glue/snapshot/increment_internal.h"
 #include "vmm-glue/snapshot/ram_read.h"
 #include "vmm-glue/snapshot/update.h"
@@ -159,6 +160,20 @@ static int check_layout(const struct increment *inc, struct ft_err *err)
 			  inc->path);
 }
 
+/* Those would be of another moment afterwards. */
+static int check_no_disks(const struct increment *inc, struct ft_err *err)
+{
+	struct companions c;
+	int rc = companions_open(&inc->source, &c, err);
+
+	if (!rc && c.n)
+		rc = ft_err_set(err, ENOTSUP,
+				"%s: has disks, which are not updated: take a whole snapshot",
+				inc->path);
+	companions_close(&c);
+	return rc;
+}
+
 static int open_file(struct increment *inc, struct ft_err *err)
 {
 	int rc;
@@ -167,7 +182,9 @@ static int open_file(struct increment *inc, struct ft_err *err)
 	if (inc->fd < 0)
 		return inc->fd;
 	rc = source_open_fd(inc->fd, inc->path, &inc->source, err);
-	return rc ? rc : check_layout(inc, err);
+	if (!rc)
+		rc = check_layout(inc, err);
+	return rc ? rc : check_no_disks(inc, err);
 }
 
 static int create_journal(struct increment *inc, struct ft_err *err)

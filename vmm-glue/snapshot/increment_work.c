@@ -9,8 +9,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <xxhash.h>
-
 #include "ft/page.h"
 #include "vmm-glue/snapshot/increment_internal.h"
 #include "vmm-glue/snapshot/ram_read.h"
@@ -254,23 +252,17 @@ static int read_new(struct increment *inc, uint64_t pfn, size_t *n, uint8_t *to)
 
 static int verify(struct increment *inc)
 {
-	XXH3_state_t *state = XXH3_createState();
 	uint64_t got = 0;
-	int rc = state ? 0 : -ENOMEM;
+	int rc = 0;
 
-	if (!rc)
-		XXH3_64bits_reset(state);
 	for (uint64_t pfn = 0; pfn < inc->pending.bits && !rc;) {
 		size_t n;
 
 		rc = read_new(inc, pfn, &n, inc->buffer);
 		if (!rc)
-			XXH3_64bits_update(state, inc->buffer, n * VMM_PAGE_BYTES);
+			got += vmm_pages_digest(inc->buffer, pfn, n);
 		pfn += n;
 	}
-	if (!rc)
-		got = XXH3_64bits_digest(state);
-	XXH3_freeState(state);
 	if (rc)
 		return give_up_for(inc, rc, "verify");
 	if (got == inc->digest)

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #include <endian.h>
-#include <xxhash.h>
 
 #include "vmm-glue/snapshot/file_io.h"
 #include "vmm-glue/snapshot/layers.h"
@@ -207,28 +206,21 @@ int source_state(const struct source *s, const char *kind, uint8_t *state, size_
 int source_digest(const struct source *s, uint64_t *digest, struct ft_err *err)
 {
 	uint64_t pages = mapped_ram_pages(s->ram);
-	XXH3_state_t *state = XXH3_createState();
-	uint8_t *buffer = calloc(PIECE_PAGES, MAPPED_RAM_PAGE_BYTES),
-		*zeroes = calloc(PIECE_PAGES, MAPPED_RAM_PAGE_BYTES);
-	int rc = state && buffer && zeroes ? 0 : -ENOMEM;
+	uint8_t *buffer = malloc(PIECE_PAGES * MAPPED_RAM_PAGE_BYTES);
+	int rc = buffer ? 0 : -ENOMEM;
 
-	if (!rc)
-		XXH3_64bits_reset(state);
+	*digest = 0;
 	for (uint64_t pfn = 0, n; pfn < pages && !rc; pfn += n) {
 		uint64_t left = pages - pfn;
 
 		n = source_run(s, pfn, left < PIECE_PAGES ? left : PIECE_PAGES);
-		if (source_has(s, pfn))
-			rc = source_read(s, pfn, n, buffer);
+		if (!source_has(s, pfn))
+			continue; /* zeroes */
+		rc = source_read(s, pfn, n, buffer);
 		if (!rc)
-			XXH3_64bits_update(state, source_has(s, pfn) ? buffer : zeroes,
-					   n * MAPPED_RAM_PAGE_BYTES);
+			*digest += vmm_pages_digest(buffer, pfn, n);
 	}
-	if (!rc)
-		*digest = XXH3_64bits_digest(state);
-	XXH3_freeState(state);
 	free(buffer);
-	free(zeroes);
 	return rc ? ft_err_set(err, -rc, "snapshot %s: %s", s->path, strerror(-rc)) : 0;
 }
 

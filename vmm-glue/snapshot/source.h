@@ -46,7 +46,7 @@ int source_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to);
 /* The device state as vmm_resume() takes it; `state` has room for VMM_STATE_BYTES_MAX. */
 int source_state(const struct source *s, const char *kind, uint8_t *state, size_t *len,
 		 struct ft_err *err);
-/* XXH3-64 over RAM, page after page, as vmm_ram_digest(). */
+/* As vmm_ram_digest(). */
 int source_digest(const struct source *s, uint64_t *digest, struct ft_err *err);
 /* Makes the RAM of a VM that waits all zeroes, without room: what its firmware left there goes. */
 int source_empty(const struct vmm_ram *ram, struct ft_err *err);
