@@ -52,6 +52,8 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why)
 	snprintf(err.text, sizeof err.text, "checkpoint: %s", why);
 	for (unsigned i = 0; i < FT_DONE_MAX; i++)
 		done_call(&p->in_flight[i], &err, 0);
+	p->want_digest = false;
+	p->digest_epoch = 0;
 	done_call(&p->verify_done, &err, 0);
 }
 
@@ -121,6 +123,15 @@ static void take_digest(struct ft_engine *e, struct hold *hold)
 	hold->rc = vmm_ram_digest(e->vmm, &e->primary.digest, &hold->err);
 	if (vmm_cont(e->vmm, hold->rc ? NULL : &hold->err))
 		hold->rc = -EIO;
+	e->primary.digest_epoch = e->epoch;
+}
+
+static void verify_comes_too_late(struct ft_engine *e)
+{
+	struct ft_err err = {0};
+
+	ft_err_set(&err, ECANCELED, "verify: the guest is being handed over");
+	done_call(&e->primary.verify_done, &err, 0);
 }
 
 void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
@@ -132,6 +143,8 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
 	int rc;
 
 	assert(p->ship.phase == SHIP_IDLE);
+	if (p->want_digest && keep_stopped)
+		verify_comes_too_late(e);
 	p->output_ns = 0;
 	p->pressure = p->requested = p->want_digest = false;
 	memcpy(p->in_flight, p->waiting, sizeof p->in_flight);

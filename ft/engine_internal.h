@@ -158,7 +158,7 @@ struct ft_primary {
 	bool sync_claimed; /* the standby may be granted the guest: the arbiter was asked to record
 			      it, or (none) it knows by itself */
 	uint64_t verify_until_ns;
-	uint64_t digest; /* ours, of the checkpoint in flight */
+	uint64_t digest, digest_epoch; /* ours, and of which checkpoint; 0: nobody asks */
 	bool first_commit_done;
 	struct ft_done waiting[FT_DONE_MAX]; /* for the next checkpoint that starts */
 	struct ft_done in_flight[FT_DONE_MAX];
