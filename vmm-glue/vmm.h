@@ -99,6 +99,7 @@ struct vmm_info {
 		char id[VMM_NAME_MAX];
 		char image[VMM_PATH_MAX];
 		uint64_t bytes;
+		bool direct; /* past the host's page cache */
 	} disks[VMM_DISKS_MAX];
 	struct {
 		char id[VMM_NAME_MAX];

@@ -98,32 +98,52 @@ static Ctl__Request snapshot_request(const char *file, uint64_t bytes_per_s, boo
 	return r;
 }
 
-static uint64_t take(struct host *h, const char *file, uint64_t bytes_per_s, bool disks)
+static uint64_t fault_us;
+
+static uint64_t take(struct host *h, Ctl__Request *r)
 {
-	Ctl__Request r = snapshot_request(file, bytes_per_s, disks);
 	Ctl__Reply *reply;
 	uint64_t digest;
 
-	r.verify = true;
-	reply = ask_any(h, &r);
+	r->verify = true;
+	reply = ask_any(h, r);
 	if (reply->error[0])
 		fail_msg("%s: snapshot: %s", h->id, reply->message);
 	assert_int_equal(reply->snapshot->bytes_done, reply->snapshot->bytes_total);
 	assert_int_equal(reply->snapshot->disk_bytes_done, reply->snapshot->disk_bytes_total);
-	assert_int_equal(reply->snapshot->disks != 0, disks);
+	assert_int_equal(reply->snapshot->disks != 0, !r->no_disks);
+	assert_int_equal(reply->snapshot->incremental, r->incremental);
 	digest = reply->digest;
+	fault_us = reply->snapshot->fault_us_max;
 	ctl__reply__free_unpacked(reply, NULL);
 	return digest;
 }
 
 uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s)
 {
-	return take(h, file, bytes_per_s, false);
+	Ctl__Request r = snapshot_request(file, bytes_per_s, false);
+
+	return take(h, &r);
 }
 
 uint64_t snapshot_with_disks(struct host *h, const char *file, uint64_t bytes_per_s)
 {
-	return take(h, file, bytes_per_s, true);
+	Ctl__Request r = snapshot_request(file, bytes_per_s, true);
+
+	return take(h, &r);
+}
+
+uint64_t snapshot_update(struct host *h, const char *file)
+{
+	Ctl__Request r = snapshot_request(file, 0, false);
+
+	r.incremental = true;
+	return take(h, &r);
+}
+
+uint64_t snapshot_fault_us(void)
+{
+	return fault_us;
 }
 
 static int begin_slow(struct host *h, const char *file, uint64_t bytes_per_s, bool disks)

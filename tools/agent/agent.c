@@ -203,7 +203,7 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	int rc;
 
 	a->incoming = incoming != NULL;
-	a->wait_fd = a->snapshot.ended_fd = a->pages.news_fd = -1;
+	a->wait_fd = a->snapshot.ended_fd = a->history.news_fd = a->pages.news_fd = -1;
 	a->state_told = FT_STARTING;
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
@@ -219,6 +219,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = taps_listen(a, err);
 	if (!rc)
 		rc = snapshot_listen(a, err);
+	if (!rc)
+		rc = history_start(a, err);
 	if (!rc)
 		rc = follow_listen(a, err);
 	if (!rc)
@@ -344,6 +346,7 @@ void agent_left(struct agent *a)
 
 void agent_free(struct agent *a)
 {
+	history_stop(a);
 	peer_hang_up(a);
 	fence_close(a);
 	listener_close(a->listener);

@@ -80,11 +80,12 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = 0;
+	int rc;
 
 	/* Protection may be resumed by itself at any time; it comes again. */
 	if (snapshot_busy(a))
 		return ft_err_set(err, EBUSY, "%s", snapshot_busy(a));
+	increment_forget(a);
 	rc = taps_make(a, true, err);
 	if (!rc)
 		rc = taps_complete(a, err);
@@ -492,6 +493,8 @@ static void env_changed(void *ctx)
 		/* What the guest writes here from now on is not seen by a snapshot of the image. */
 		if (now == FT_TAKEOVER)
 			(void)snapshot_give_up(a, "this host takes the guest over");
+		if (now == FT_TAKEOVER)
+			history_give_up(a, "this host takes the guest over");
 		/* Roles change; the operator's word is about whoever has the role now. */
 		if (a->config.arbiter.type == CONFIG_ARBITER_NONE &&
 		    (now == FT_STANDBY || now == FT_SOLO))

@@ -12,6 +12,7 @@
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 #include "vmm-glue/snapshot/source.h"
+#include "vmm-glue/snapshot/working_set.h"
 
 #define JOBS_DEFAULT 2
 
@@ -34,6 +35,7 @@ static void end_writing(struct agent *a)
 	rc = snapshot_end(ended, &s->last, &err);
 	s->writing = NULL;
 	snapshot_disks_end(a);
+	s->was_update = false;
 	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
 	else
@@ -58,9 +60,11 @@ static void end_reading(struct agent *a)
 	lazy_stats(ended, &stats);
 	a->snapshot.reading = NULL;
 	if (!lazy_end(ended, &err)) {
-		ft_info("%s: all memory is there: %llu MiB, %llu times the guest waited for it",
+		ft_info("%s: all memory is there: %llu MiB, %llu times the guest waited for it "
+			"(%llu KiB were read ahead)",
 			a->config.name, (unsigned long long)(stats.pages * VMM_PAGE_BYTES >> 20),
-			(unsigned long long)stats.faults);
+			(unsigned long long)stats.faults,
+			(unsigned long long)stats.ahead * WORKING_SET_PAGES * VMM_PAGE_BYTES >> 10);
 		keeper_set_protected(a->keeper, false);
 		return;
 	}
@@ -79,6 +83,8 @@ static void on_ended(evutil_socket_t fd, short what, void *ctx)
 		return; /* it was dropped meanwhile */
 	if (a->snapshot.writing)
 		end_writing(a);
+	else if (a->snapshot.updating)
+		increment_news(a);
 	else if (a->snapshot.reading)
 		end_reading(a);
 }
@@ -100,7 +106,7 @@ const char *snapshot_busy(const struct agent *a)
 {
 	if (a->pages.client || a->pages.server)
 		return "the guest's memory is on its way from one host to another";
-	if (a->snapshot.writing)
+	if (a->snapshot.writing || a->snapshot.updating)
 		return "a snapshot is being written";
 	if (a->snapshot.taps_ours)
 		return "the guest's disks are still on the taps of its last snapshot";
@@ -111,20 +117,27 @@ bool snapshot_give_up(struct agent *a, const char *why)
 {
 	if (a->snapshot.writing)
 		snapshot_cancel(a->snapshot.writing, why);
-	return a->snapshot.writing != NULL;
+	if (a->snapshot.updating)
+		increment_cancel(a->snapshot.updating, why);
+	return a->snapshot.writing || a->snapshot.updating;
 }
 
 void snapshot_stop_writing(struct agent *a, const char *why)
 {
-	if (snapshot_give_up(a, why))
+	(void)snapshot_give_up(a, why);
+	if (a->snapshot.writing)
 		end_writing(a);
+	if (a->snapshot.updating)
+		increment_finish(a);
 }
 
 void snapshot_drop(struct agent *a, const char *why)
 {
 	eventfd_t n;
 
+	history_give_up(a, why);
 	snapshot_stop_writing(a, why);
+	increment_forget(a);
 	if (a->snapshot.reading) {
 		/* The guest must not go on with holes in its memory. */
 		if (a->vmm)
@@ -153,7 +166,10 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out)
 		out->restoring = true;
 	} else if (s->writing) {
 		snapshot_progress(s->writing, &p);
+	} else if (s->updating) {
+		increment_progress(s->updating, &p);
 	}
+	out->incremental = s->updating || s->was_update;
 	out->bytes_total = p.pages * VMM_PAGE_BYTES;
 	out->bytes_done = p.pages_done * VMM_PAGE_BYTES;
 	out->bytes_written = p.pages_written * VMM_PAGE_BYTES;
@@ -212,6 +228,21 @@ static int begin_at_standby(struct agent *a, const Ctl__Request *request,
 		  : snapshot_begin_image(config, a->vmm, state, len, &a->snapshot.writing, err);
 }
 
+static int begin(struct agent *a, bool standby, const Ctl__Request *request,
+		 struct snapshot_config *config, struct ft_err *err)
+{
+	int rc = request->incremental ? increment_check(a, standby, request, err) : 0;
+
+	if (rc)
+		return rc;
+	if (request->incremental && !access(a->snapshot.path, F_OK))
+		return increment_start(a, standby, config, err);
+	/* One userfaultfd an area. */
+	increment_forget(a);
+	return standby ? begin_at_standby(a, request, config, err)
+		       : begin_here(a, request, config, err);
+}
+
 void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request)
 {
 	struct snapshot_config config = {.path = a->snapshot.path,
@@ -242,8 +273,9 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 	a->snapshot.call = requests_later(a, call, CALL_SNAPSHOT);
 	if (!a->snapshot.call)
 		return;
-	if (state == FT_STANDBY ? begin_at_standby(a, request, &config, &err)
-				: begin_here(a, request, &config, &err)) {
+	/* One at a time: they share what they know, or would have the same memory frozen. */
+	history_give_up(a, "a snapshot is asked for");
+	if (begin(a, state == FT_STANDBY, request, &config, &err)) {
 		a->snapshot.writing = NULL;
 		requests_answer(&a->snapshot.call, &err);
 	}
@@ -321,17 +353,28 @@ static int run_from(struct agent *a, struct source *s, struct ft_err *err)
 	return guest_adopt_running(a, vmm, err);
 }
 
+static int open_source(struct agent *a, struct source *source, struct ft_err *err)
+{
+	struct uri uri;
+	int rc;
+
+	snprintf(a->snapshot.path, sizeof a->snapshot.path, "%s", a->restore.uri);
+	if (history_is_uri(a->restore.uri))
+		return history_restore_from(a, source, err);
+	rc = uri_parse(a->restore.uri, &uri, err);
+	if (!rc)
+		rc = source_open(uri.path, source, err);
+	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
+	return rc;
+}
+
 int snapshot_restore(struct agent *a, struct ft_err *err)
 {
 	struct source source;
-	struct uri uri;
-	int rc = uri_parse(a->restore.uri, &uri, err);
+	int rc = open_source(a, &source, err);
 
-	if (!rc)
-		rc = source_open(uri.path, &source, err);
 	if (rc)
 		return rc;
-	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
 	rc = check_fits(a, &source, err);
 	if (!rc)
 		rc = snapshot_disks_restore(a, &source, err);

@@ -30,6 +30,7 @@
 #include "vmm-glue/snapshot/out_file.h"
 #include "vmm-glue/snapshot/pace.h"
 #include "vmm-glue/snapshot/pool.h"
+#include "vmm-glue/snapshot/update.h"
 
 #define NS_PER_S    1000000000ull
 #define CHUNK_BYTES (CLAIMS_WORD_PAGES * (size_t)VMM_PAGE_BYTES)
@@ -323,6 +324,8 @@ static void finish(struct snapshot *s)
 		give_up(s, &err);
 	else if (s->config.disks)
 		disks_settle(s->config.disks);
+	if (!s->failed)
+		update_forget(s->config.path);
 }
 
 /* On a thread of a disk's. */
