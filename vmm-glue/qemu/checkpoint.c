@@ -9,9 +9,9 @@
 //	     -> take the rest: QEMU lets the guest run
 //
 // A page fault is what a write to a protected page is, and all that QEMU's threads have, in the
-// kernel too, are counted. So where QEMU would be done before RAM is scanned, the scan comes right
-// after the command, while the guest may still run, and there is a second one only if QEMU had page
-// faults since.
+// kernel too, are counted. A small state is written sooner than RAM is scanned: there the scan
+// comes right after the command, while the guest may still run, and with the first byte a second
+// one if QEMU had page faults since.
 //
 // Copying waits for the first byte, because until then a disk's DMA may fill pages that were dirty
 // from the moment they were pinned. Nothing is allocated between fire and the end.
@@ -210,25 +210,20 @@ static bool had_faults(const struct qemu *vm, uint64_t before)
 /* *faults: QEMU's before what was scanned. */
 static int scan(struct qemu *vm, struct ft_bitmap *pending, uint64_t *faults, struct ft_err *err)
 {
-	bool one_piece = vm->save.last, ahead = one_piece && vm->unheld_ns < 2 * vm->scan_ns;
-	uint64_t start_ns;
-	int r = ahead ? 0 : save_wait_stopped(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
+	bool one_piece = vm->save.last;
+	int r = one_piece ? 0 : save_wait_stopped(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
 
 	/* QEMU must not have to wait for what is to be read early. */
-	if (r == 0 && !ahead)
+	if (r == 0)
 		r = save_step(&vm->save, vm->process.pid, err);
 	*faults = tracker_faults(vm->tracker);
-	start_ns = qemu_now_ns();
 	if (r == 0)
 		r = tracker_scan(vm->tracker, pending, NULL, err);
-	vm->scan_ns = qemu_now_ns() - start_ns;
 	if (r == 0)
 		r = save_wait_begun(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
 	/* After the first byte of one piece nothing is serialised. */
-	if (r == 0 && one_piece && had_faults(vm, *faults)) {
-		*faults = tracker_faults(vm->tracker);
+	if (r == 0 && one_piece && had_faults(vm, *faults))
 		r = tracker_scan(vm->tracker, pending, NULL, err);
-	}
 	return r;
 }
 
@@ -287,8 +282,6 @@ int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captu
 	capture->state_len = vm->save.len;
 	capture->held_ns = vm->save.end_ns - vm->save.begin_ns;
 	capture->pause_ns = keep_stopped ? capture->held_ns : (vm->resume_us - vm->stop_us) * 1000;
-	vm->unheld_ns =
-		capture->pause_ns > capture->held_ns ? capture->pause_ns - capture->held_ns : 0;
 	return 0;
 }
 

@@ -78,8 +78,6 @@ struct qemu {
 	struct tracker *tracker;
 	struct ft_bitmap late; /* pages of a second scan */
 	struct save save;
-	/* of the last checkpoint: how long the scan took; QEMU's own part of the pause */
-	uint64_t scan_ns, unheld_ns;
 	unsigned disks_n, nics_n;
 	struct qemu_disk disks[VMM_DISKS_MAX];
 	struct qemu_nic nics[VMM_NICS_MAX];
