@@ -245,6 +245,40 @@ static void from_the_standby(void **state)
 	host_stop(&a);
 }
 
+/* Past the page cache: whole pages only, and the disk ends with less than one. */
+static void direct(void **state)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	char image[256];
+	int fd = open(place, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+
+	(void)state;
+	if (fd < 0) {
+		print_message("%s has no direct I/O\n", place);
+		skip();
+	}
+	close(fd);
+	shell("sed 's/size = \"8M\"//' %s >%s && printf odd >>%s", at("g.conf"), at("odd.conf"),
+	      at("A.img"));
+	host_start(&a, at("odd.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+	kv_open(&client);
+	kv_work(&client, WORK);
+	shell("cp %s %s", at("A.img"), at("then.img"));
+	r.command = (char *)"snapshot";
+	r.uri = (char *)(uintptr_t)file_uri("s");
+	r.direct = r.verify = true;
+	reply = ask_any(&a, &r);
+	if (reply->error[0])
+		fail_msg("%s", reply->message);
+	ctl__reply__free_unpacked(reply, NULL);
+	assert_int_equal(images("s", image), 1);
+	assert_same("then.img", image);
+	kv_close(&client);
+	host_stop(&a);
+}
+
 /* The other host writes a shared disk, so its standby cannot save it; a guest that is alone with it
  * can be saved as any. */
 static void shared_disk(void **state)
@@ -362,6 +396,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(of_one_moment, setup, place_clear),
 		cmocka_unit_test_setup_teardown(into_an_image_in_use, setup, place_clear),
 		cmocka_unit_test_setup_teardown(from_the_standby, setup, place_clear),
+		cmocka_unit_test_setup_teardown(direct, setup, place_clear),
 		cmocka_unit_test_setup_teardown(shared_disk, setup, place_clear),
 		cmocka_unit_test_setup_teardown(killed, setup, place_clear),
 		cmocka_unit_test_setup_teardown(given_up, setup, place_clear),
