@@ -132,8 +132,9 @@ uint64_t snapshot_with_disks(struct host *h, const char *file, uint64_t bytes_pe
 int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s);
 /* The same with its disks, verified. */
 int snapshot_begin_slow_with_disks(struct host *h, const char *file, uint64_t bytes_per_s);
-/* Its end, which is to be a good one. Closes the connection. */
-void snapshot_wait(struct host *h, int fd);
+/* Its end, which is to be a good one. Closes the connection. Returns how many blocks of its disks
+ * the guest wrote before they were saved. */
+uint64_t snapshot_wait(struct host *h, int fd);
 void wait_state(struct host *h, const char *state, unsigned within_ms);
 /* Free with ctl__reply__free_unpacked(). */
 Ctl__Reply *status_of(struct host *h);

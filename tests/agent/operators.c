@@ -187,8 +187,9 @@ int snapshot_begin_slow_with_disks(struct host *h, const char *file, uint64_t by
 	return begin_slow(h, file, bytes_per_s, true);
 }
 
-void snapshot_wait(struct host *h, int fd)
+uint64_t snapshot_wait(struct host *h, int fd)
 {
+	uint64_t faults;
 	struct timeval limit = {ASK_MS / 1000, 0};
 	uint8_t head[CTL_HEADER_BYTES], body[4096];
 	Ctl__Reply *reply;
@@ -204,7 +205,9 @@ void snapshot_wait(struct host *h, int fd)
 	assert_non_null(reply);
 	if (reply->error[0])
 		fail_msg("%s: snapshot: %s", h->id, reply->message);
+	faults = reply->snapshot->disk_faults;
 	ctl__reply__free_unpacked(reply, NULL);
+	return faults;
 }
 
 void wait_state(struct host *h, const char *state, unsigned within_ms)

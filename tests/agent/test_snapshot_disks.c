@@ -245,6 +245,69 @@ static void from_the_standby(void **state)
 	host_stop(&a);
 }
 
+/* Past the page cache: whole pages only, and the disk ends with less than one. */
+static void direct(void **state)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	char image[256];
+	int fd = open(place, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+
+	(void)state;
+	if (fd < 0) {
+		print_message("%s has no direct I/O\n", place);
+		skip();
+	}
+	close(fd);
+	shell("sed 's/size = \"8M\"//' %s >%s && printf odd >>%s", at("g.conf"), at("odd.conf"),
+	      at("A.img"));
+	host_start(&a, at("odd.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+	kv_open(&client);
+	kv_work(&client, WORK);
+	shell("cp %s %s", at("A.img"), at("then.img"));
+	r.command = (char *)"snapshot";
+	r.uri = (char *)(uintptr_t)file_uri("s");
+	r.direct = r.verify = true;
+	reply = ask_any(&a, &r);
+	if (reply->error[0])
+		fail_msg("%s", reply->message);
+	ctl__reply__free_unpacked(reply, NULL);
+	assert_int_equal(images("s", image), 1);
+	assert_same("then.img", image);
+	kv_close(&client);
+	host_stop(&a);
+}
+
+/* The other host writes a shared disk, so its standby cannot save it; a guest that is alone with it
+ * can be saved as any. */
+static void shared_disk(void **state)
+{
+	char image[256];
+
+	(void)state;
+	host_start(&a, at("g.conf"), "--set", "disk.root.mode=shared", NULL);
+	wait_state(&a, "solo", START_MS);
+	kv_open(&client);
+	kv_work(&client, 5);
+	shell("cp %s %s", at("A.img"), at("then.img"));
+	snapshot_with_disks(&a, "s", 0);
+	assert_int_equal(images("s", image), 1);
+	assert_same("then.img", image);
+	host_start(&b, at("g.conf"), "--set", "disk.root.mode=shared", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	ask_refused(&b, "snapshot", file_uri("t"), "disk root: is shared");
+	assert_int_equal(images("t", image), 0);
+	snapshot(&b, "t", 0);
+	kv_work(&client, 5);
+	kv_close(&client);
+	host_stop(&a);
+	wait_state(&b, "standby", START_MS);
+	host_stop(&b);
+}
+
 /* Whoever dies, and whenever: the set of before is whole, or the new one; nothing is left over
  * once there is a next one. */
 static void killed(void **state)
@@ -333,6 +396,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(of_one_moment, setup, place_clear),
 		cmocka_unit_test_setup_teardown(into_an_image_in_use, setup, place_clear),
 		cmocka_unit_test_setup_teardown(from_the_standby, setup, place_clear),
+		cmocka_unit_test_setup_teardown(direct, setup, place_clear),
+		cmocka_unit_test_setup_teardown(shared_disk, setup, place_clear),
 		cmocka_unit_test_setup_teardown(killed, setup, place_clear),
 		cmocka_unit_test_setup_teardown(given_up, setup, place_clear),
 	};

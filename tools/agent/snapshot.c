@@ -180,6 +180,7 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out)
 	out->disk_bytes_total = p.disks.bytes;
 	out->disk_bytes_done = p.disks.bytes_done;
 	out->disk_bytes_written = p.disks.bytes_written;
+	out->disk_faults = p.disks.copied;
 }
 
 /* ---- into a file ---- */

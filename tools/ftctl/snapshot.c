@@ -200,15 +200,15 @@ static int print_snapshot(const struct ftctl *ctl, const char *name, const Ctl__
 	snprintf(digest, sizeof digest, "%016" PRIx64, reply->digest);
 	if (ctl->json)
 		return print_json(json_pack(
-			"{s:s, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
+			"{s:s, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
 			name, "path", json_text(s->path), "incremental", s->incremental, "bytes",
 			(json_int_t)s->bytes_total, "bytes_written", (json_int_t)s->bytes_written,
 			"disks", (json_int_t)s->disks, "disk_bytes",
 			(json_int_t)s->disk_bytes_total, "disk_bytes_written",
-			(json_int_t)s->disk_bytes_written, "pause_us", (json_int_t)s->pause_us,
-			"faults", (json_int_t)s->faults, "fault_us_max",
-			(json_int_t)s->fault_us_max, "digest",
-			request->verify ? json_string(digest) : json_null()));
+			(json_int_t)s->disk_bytes_written, "disk_faults",
+			(json_int_t)s->disk_faults, "pause_us", (json_int_t)s->pause_us, "faults",
+			(json_int_t)s->faults, "fault_us_max", (json_int_t)s->fault_us_max,
+			"digest", request->verify ? json_string(digest) : json_null()));
 	printf("%s: %s: %s%.0f MiB of %.0f MiB of memory", name, clean(path, sizeof path, s->path),
 	       s->incremental ? "updated, " : "", MIB(s->bytes_written), MIB(s->bytes_total));
 	print_disks(request, s);

@@ -36,8 +36,10 @@ static bool is_zero(const uint8_t *bytes, uint64_t len)
 static int next_piece(struct put *p, uint64_t at, uint64_t *len, bool *from_hole, bool *to_hole)
 {
 	uint64_t left = p->from.bytes - at, other;
-	int rc = image_extent(&p->from, at, left, len, from_hole);
+	int rc;
 
+	*from_hole = *to_hole = false;
+	rc = image_extent(&p->from, at, left, len, from_hole);
 	if (!rc)
 		rc = image_extent(&p->to, at, *len, &other, to_hole);
 	if (!rc && other < *len)
@@ -183,7 +185,7 @@ int companions_put(const struct companion *disk, const char *image, bool force, 
 			.to = {.fd = -1},
 			.a = malloc(PIECE_BYTES),
 			.b = malloc(PIECE_BYTES)};
-	struct metadata meta;
+	struct metadata meta = {.fd = -1};
 	int rc = p.a && p.b ? metadata_open(image, &meta, err)
 			    : ft_err_set(err, ENOMEM, "out of memory");
 

@@ -59,6 +59,7 @@ struct snapshot {
 	pthread_cond_t ended;  /* all is done, or failed */
 	struct pool pool;
 	struct ft_err err;
+	bool committing;
 };
 
 static uint64_t now_ns(void)
@@ -78,19 +79,26 @@ static bool wait_until_locked(struct snapshot *s, uint64_t when_ns)
 	return pthread_cond_timedwait(&s->change, &s->lock, &ts) != ETIMEDOUT;
 }
 
-/* The first error is the snapshot's. */
-static void give_up(struct snapshot *s, const struct ft_err *err)
+/* The first error is the snapshot's; none is any more once the file gets its name, but for those of
+ * that itself. */
+static void give_up_unless(struct snapshot *s, bool too_late, const struct ft_err *err)
 {
 	pthread_mutex_lock(&s->lock);
-	if (!s->failed) {
+	too_late = too_late && s->committing;
+	if (!s->failed && !too_late) {
 		s->err = *err;
 		s->failed = true;
 	}
 	pthread_cond_broadcast(&s->change);
 	pthread_cond_broadcast(&s->ended);
 	pthread_mutex_unlock(&s->lock);
-	if (s->config.disks)
+	if (s->config.disks && !too_late)
 		disks_cancel(s->config.disks, err);
+}
+
+static void give_up(struct snapshot *s, const struct ft_err *err)
+{
+	give_up_unless(s, false, err);
 }
 
 static void give_up_for(struct snapshot *s, int code, const char *what)
@@ -313,6 +321,14 @@ static void *worker(void *ctx)
 
 // ---- the end of the file
 
+static bool may_commit(struct snapshot *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->committing = !s->failed;
+	pthread_mutex_unlock(&s->lock);
+	return s->committing;
+}
+
 static void finish(struct snapshot *s)
 {
 	struct ft_err err = {0};
@@ -320,9 +336,9 @@ static void finish(struct snapshot *s)
 	if (frame_write(&s->file, &s->layout, s->bitmap, s->tail, s->tail_len, &err) ||
 	    (s->config.verify && frame_verify(&s->file, s->digest, &err)) ||
 	    (s->config.disks && disks_finish(s->config.disks, &err)) ||
-	    out_file_commit(&s->file, &err))
+	    (may_commit(s) && out_file_commit(&s->file, &err)))
 		give_up(s, &err);
-	else if (s->config.disks)
+	else if (s->committing && s->config.disks)
 		disks_settle(s->config.disks);
 	if (!s->failed)
 		update_forget(s->config.path);
@@ -583,7 +599,7 @@ void snapshot_cancel(struct snapshot *s, const char *why)
 	struct ft_err err = {0};
 
 	ft_err_set(&err, ECANCELED, "%s", why);
-	give_up(s, &err);
+	give_up_unless(s, true, &err);
 }
 
 int snapshot_end(struct snapshot *s, struct snapshot_progress *p, struct ft_err *err)
