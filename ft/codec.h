@@ -18,6 +18,7 @@
 #ifndef FT_CODEC_H
 #define FT_CODEC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -53,6 +54,9 @@ size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const u
 /* One page as a record that depends on nothing and costs next to nothing: zero or raw. No codec is
  * needed. */
 size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out);
+
+/* on: LZ4 is tried (the default). */
+void ft_codec_pack(struct ft_codec *c, bool on);
 
 /* The standby holds everything up to `epoch`. */
 void ft_codec_commit(struct ft_codec *c, uint64_t epoch);

@@ -287,6 +287,8 @@ struct ft_engine_status {
 	/* postcopy: this side has pages that the target lacks / lacks pages; and the link is lost
 	 */
 	bool pages_given, pages_missing, pages_cut;
+	bool moved; /* FT_STOPPED: the guest runs elsewhere, and what is left of it here is to be
+		       ended */
 	/* of the initial copy: what the standby had already, and what was sent */
 	uint64_t disk_bytes_alike, disk_bytes_copied;
 	const char *home;	    /* "" = not known */

@@ -102,9 +102,10 @@ struct ft_move {
 	bool on;
 	struct ft_migrate how;
 	struct ft_throttle throttle;
+	bool asked, applied;   /* the target about the end of the round; it has answered */
 	uint64_t pages_before; /* left after the round before */
 	uint64_t bytes_per_s;  /* best that was measured */
-	uint64_t stopped_ns;
+	uint64_t stopped_ns, captured_ns, sent_ns, acked_ns; /* of the switch */
 };
 
 struct ft_primary {
@@ -266,7 +267,7 @@ struct ft_engine {
 	struct ft_overhead overhead;
 	uint64_t bytes_raw, bytes_sent, checkpoints, checkpoints_failed;
 	char last_error[FT_ERR_TEXT_MAX];
-	bool stopped;
+	bool stopped, moved;
 };
 
 static inline bool engine_is_standby(const struct ft_engine *e)
@@ -385,6 +386,10 @@ void migrate_handed(struct ft_engine *e, uint64_t generation);
 /* The guest runs on here. */
 void migrate_failed(struct ft_engine *e, const struct ft_err *why);
 
+/* All of a round is sent. False: the target has not applied it yet. */
+bool migrate_round_over(struct ft_engine *e);
+/* It has. */
+void migrate_applied(struct ft_engine *e);
 /* Rounds send no pages any more: they follow the guest. */
 bool migrate_pages_stay(const struct ft_engine *e);
 /* Nothing is left to do before the switch but to wait for the connections for pages. */

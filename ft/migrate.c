@@ -36,6 +36,10 @@
 #define MEASURE_BYTES_MIN (1u << 20)
 /* Rounds before the first verdict that they do not converge. */
 #define PATIENT_ROUNDS 3
+/* So many rounds are made although less would do, as long as each leaves less than half of what the
+ * one before left: a short round costs the guest nothing, and what it sends needs no downtime. */
+#define SHRINK_ROUNDS 6
+#define FEW_PAGES     64
 
 int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done_fn *done,
 		      void *ctx, struct ft_err *err)
@@ -45,7 +49,7 @@ int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done
 
 	if (how->postcopy && !e->env->pages_open)
 		return ft_err_set(err, ENOTSUP, "migrate: postcopy is not to be had here");
-	e->primary.move = (struct ft_move){.on = true, .how = *how};
+	e->primary.move = (struct ft_move){.on = true, .how = *how, .pages_before = UINT64_MAX};
 	rc = primary_begin(e, "migrate", done, ctx, err);
 	if (rc)
 		e->primary.move = before;
@@ -97,6 +101,29 @@ static bool fits(const struct ft_engine *e)
 	return ft_policy_switch_to_target(&e->config.policy, &p->round, p->move.bytes_per_s);
 }
 
+bool migrate_round_over(struct ft_engine *e)
+{
+	struct ft_move *m = &e->primary.move;
+
+	if (!m->on)
+		return true;
+	/* What fills the link's buffers says nothing about what the target can take; and all of it
+	 * would be in front of the last checkpoint. */
+	if (!m->asked)
+		m->asked = engine_send(e, FT_MSG_ROUND, 0, NULL, NULL, 0) == 0;
+	return m->applied;
+}
+
+void migrate_applied(struct ft_engine *e)
+{
+	struct ft_move *m = &e->primary.move;
+
+	if (e->primary.phase != PRIMARY_ROUNDS || !m->asked)
+		return;
+	m->applied = true;
+	primary_writable(e);
+}
+
 bool migrate_pages_stay(const struct ft_engine *e)
 {
 	const struct ft_move *m = &e->primary.move;
@@ -124,10 +151,11 @@ bool migrate_round(struct ft_engine *e)
 {
 	struct ft_primary *p = &e->primary;
 	struct ft_move *m = &p->move;
-	bool slower =
-		p->round.rounds > PATIENT_ROUNDS && p->round.dirty_pages > m->pages_before / 2;
+	bool shrinks = p->round.dirty_pages < m->pages_before / 2;
+	bool slower = p->round.rounds > PATIENT_ROUNDS && !shrinks;
 	struct ft_err err = {0};
 
+	m->asked = m->applied = false;
 	if (m->how.postcopy)
 		return postcopy_round(e);
 	if (p->round.bytes >= MEASURE_BYTES_MIN || !m->bytes_per_s)
@@ -137,7 +165,8 @@ bool migrate_round(struct ft_engine *e)
 		m->bytes_per_s = BYTES_PER_S_UNKNOWN;
 	m->pages_before = p->round.dirty_pages;
 	if (fits(e))
-		return true;
+		return !shrinks || p->round.dirty_pages <= FEW_PAGES ||
+		       p->round.rounds >= SHRINK_ROUNDS;
 	if (p->round.rounds >= FT_ROUNDS_MAX) {
 		ft_err_set(&err, ETIMEDOUT,
 			   "migrate: the guest writes faster than it can be sent: after %u rounds "
@@ -168,14 +197,17 @@ void migrate_sent(struct ft_engine *e)
 	/* Before HANDOVER it must be durable that this host is no place to start the guest from:
 	 * while the target is busy with what it got, which is when the guest stands still anyway.
 	 */
+	e->primary.move.captured_ns = e->primary.resumed_ns;
 	engine_ask_patience(e, FT_GUARD_MAX_MS);
 	e->env->guard(e->env_ctx, true);
 	engine_ask_patience(e, 0);
+	e->primary.move.sent_ns = engine_now(e);
 }
 
 void migrate_acked(struct ft_engine *e)
 {
 	/* From here on the target may have it. */
+	e->primary.move.acked_ns = engine_now(e);
 	e->primary.sync_claimed = true;
 	arbitrate_in_sync(e);
 }
@@ -194,6 +226,12 @@ void migrate_handed(struct ft_engine *e, uint64_t generation)
 	struct ft_primary *p = &e->primary;
 
 	e->downtime_us = (engine_now(e) - p->move.stopped_ns) / 1000;
+	ft_debug("%s: downtime %llu us: captured after %llu, sent after %llu, acknowledged after "
+		 "%llu",
+		 e->config.name, (unsigned long long)e->downtime_us,
+		 (unsigned long long)(p->move.captured_ns - p->move.stopped_ns) / 1000,
+		 (unsigned long long)(p->move.sent_ns - p->move.stopped_ns) / 1000,
+		 (unsigned long long)(p->move.acked_ns - p->move.stopped_ns) / 1000);
 	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
@@ -209,7 +247,8 @@ void migrate_handed(struct ft_engine *e, uint64_t generation)
 		return;
 	}
 	p->session = 0;
-	e->env->vm_end(e->env_ctx);
+	/* Who asked is told first; the VM that stands still here ends with this agent. */
+	e->moved = true;
 	engine_set_state(e, FT_STOPPED, "moved to %s: downtime %llu.%llu ms after %u rounds",
 			 e->peer_host, (unsigned long long)e->downtime_us / 1000,
 			 (unsigned long long)e->downtime_us % 1000 / 100, p->round.rounds);

@@ -49,7 +49,7 @@ void pages_close(struct ft_engine *e)
 static void given(struct ft_engine *e)
 {
 	pages_close(e);
-	e->env->vm_end(e->env_ctx);
+	e->moved = true;
 	engine_set_state(e, FT_STOPPED,
 			 "moved to %s: downtime %llu.%llu ms, and its memory has followed",
 			 e->peer_host, (unsigned long long)e->downtime_us / 1000,

@@ -340,8 +340,23 @@ void agent_left(struct agent *a)
 	requests_answer(&a->cancel_call, s.state != FT_SOLO ? &err : NULL);
 }
 
+/* The guest runs elsewhere; who asked for that need not wait until its VM here has gone. */
+static void end_moved(struct agent *a)
+{
+	struct ft_engine_status s;
+
+	if (!a->engine || !a->vmm)
+		return;
+	ft_engine_status(a->engine, &s);
+	if (!s.moved)
+		return;
+	ctl_server_flush(a->ctl);
+	guest_end(a);
+}
+
 void agent_free(struct agent *a)
 {
+	end_moved(a);
 	peer_hang_up(a);
 	fence_close(a);
 	listener_close(a->listener);
