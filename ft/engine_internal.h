@@ -102,6 +102,7 @@ struct ft_move {
 	bool on;
 	struct ft_migrate how;
 	struct ft_throttle throttle;
+	bool refused; /* by a target that may have been granted the guest, and does not run it */
 	bool asked, applied;   /* the target about the end of the round; it has answered */
 	uint64_t pages_before; /* left after the round before */
 	uint64_t bytes_per_s;  /* best that was measured */
@@ -383,6 +384,8 @@ void migrate_acked(struct ft_engine *e);
 void migrate_granted(struct ft_engine *e);
 /* The target runs it. */
 void migrate_handed(struct ft_engine *e, uint64_t generation);
+/* The target was given the guest and does not take it. */
+void migrate_refused(struct ft_engine *e, const struct ft_err *why);
 /* The guest runs on here. */
 void migrate_failed(struct ft_engine *e, const struct ft_err *why);
 

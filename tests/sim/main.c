@@ -52,6 +52,9 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_START_UNASKED] = "start-unasked",
 	[MUTANT_RELEASE_FENCED] = "release-fenced",
 	[MUTANT_GUARD_FORGOTTEN] = "guard-forgotten",
+	[MUTANT_STALE_PAGE] = "stale-page",
+	[MUTANT_PAGE_TWICE] = "page-twice",
+	[MUTANT_SOURCE_RESUMES] = "source-resumes",
 	[MUTANT_QUEUE_UNBOUNDED] = "queue-unbounded",
 };
 
