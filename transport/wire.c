@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "transport/channel.h"
@@ -194,6 +195,8 @@ static void wire_cut(struct ft_wire *base)
 
 	w->cut = true;
 	eventfd_write(w->cut_fd, 1);
+	/* The peer hears of it now, not when the owner comes to close it. */
+	shutdown(w->rest.channel->ops->fd(w->rest.channel), SHUT_RDWR);
 }
 
 static void wire_close(struct ft_wire *base)
