@@ -80,6 +80,9 @@ struct ft_page_record {
  * length, malformed runs. Input is hostile. */
 int ft_page_record_parse(const uint8_t *buf, size_t len, uint64_t pages_total,
 			 struct ft_page_record *rec, struct ft_err *err);
+/* The page of a raw record, verified, in the parsed buffer; NULL: another kind, or -EPROTO in *err.
+ */
+const uint8_t *ft_page_record_raw(const struct ft_page_record *rec, struct ft_err *err);
 /* Turns `page` (the image's copy, the base of a delta) into the new page. 0, or -EPROTO when the
  * data does not decode or the result has another hash; then the page is undefined. Safe against
  * hostile data. A zero record onto a page that is zero already does not write (so that an untouched

@@ -185,6 +185,8 @@ static int start_role(struct agent *a, struct ft_err *err)
 	/* A journal knows a newer one than the disks that it brought up to date. */
 	ft_engine_remember(a->engine, known_generation(a));
 	if (rc == -ENOENT && a->incoming) {
+		if (a->target)
+			guest_arm_ahead(a);
 		ft_engine_start_standby(a->engine);
 		return 0;
 	}
@@ -357,6 +359,7 @@ static void end_moved(struct agent *a)
 void agent_free(struct agent *a)
 {
 	end_moved(a);
+	guest_drop_spare(a);
 	peer_hang_up(a);
 	fence_close(a);
 	listener_close(a->listener);
