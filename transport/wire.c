@@ -17,6 +17,8 @@
 #include "transport/frame.h"
 #include "transport/link.h"
 
+#define RECORD_BYTES (16u << 10) /* of one TLS record */
+
 struct wire {
 	struct ft_wire base;
 	struct link_rest rest;
@@ -24,6 +26,7 @@ struct wire {
 	atomic_bool cut;
 	size_t early_at; /* of rest.early: what was read is taken first */
 	uint8_t *in;	 /* FRAME_MAX */
+	uint8_t record[RECORD_BYTES];
 	size_t have;
 	struct frame_header
 		header; /* of the frame that begins at in[0], once have >= FRAME_HEADER */
@@ -73,6 +76,7 @@ static int wire_send(struct ft_wire *base, const struct ft_msg *msg, struct ft_e
 			       {(void *)(uintptr_t)msg->body, msg->body_len},
 			       {(void *)(uintptr_t)msg->payload, msg->payload_len}};
 	struct iovec *at = iov;
+	size_t total = FRAME_HEADER + (size_t)msg->body_len + msg->payload_len;
 	int left = 1, rc = 0;
 
 	memcpy(h.uuid, w->rest.uuid, sizeof h.uuid);
@@ -80,6 +84,17 @@ static int wire_send(struct ft_wire *base, const struct ft_msg *msg, struct ft_e
 	for (int i = 1; i < 3; i++)
 		if (iov[i].iov_len)
 			iov[left++] = iov[i];
+	/* One record of TLS, and one wake-up of the peer, for who waits for a page. */
+	if (total <= RECORD_BYTES) {
+		size_t n = 0;
+
+		for (int i = 0; i < left; i++) {
+			memcpy(w->record + n, iov[i].iov_base, iov[i].iov_len);
+			n += iov[i].iov_len;
+		}
+		iov[0] = (struct iovec){w->record, n};
+		left = 1;
+	}
 	while (left && rc >= 0) {
 		struct ft_err why = {0};
 		size_t done = 0;

@@ -18,7 +18,7 @@
 #include "ft/log.h"
 #include "pair.h"
 
-enum { PC = 1, Q35 = 2, PAIR = 4 }; /* guests */
+enum { PC = 1, Q35 = 2, PAIR = 4, MOVERS = 8 }; /* guests */
 
 static const struct {
 	const char *name;
@@ -32,7 +32,8 @@ static const struct {
 	{"growth", bench_growth, "pause by dirty page", PC},
 	{"taps", bench_taps, "guest's network through taps that hold nothing", PC},
 	{"snapshot", bench_snapshot, "snapshot to a file, beside QEMU's background-snapshot", PC},
-	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", 0},
+	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", MOVERS},
+	{"postcopy", bench_postcopy, "likewise, with its memory behind it", MOVERS},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},
@@ -95,6 +96,8 @@ static void boot(struct bench *b, char *const *names)
 		direct_begin(b, false);
 	if (needs & Q35)
 		direct_begin(b, true);
+	if (needs & MOVERS && !guest_available(b, &err))
+		bench_movers_begin(b, &err);
 	if (needs & PAIR) {
 		pair_begin(b);
 		pair_up(b, &err);
@@ -134,6 +137,7 @@ static int measure(struct bench *b, bool json, char *const *names)
 			bench_report_failed(groups[i].name, err.text);
 	}
 	pair_end(b->pair);
+	bench_movers_end(b);
 	direct_end(b->pc);
 	direct_end(b->q35);
 	return bench_report_end(json, bench_ms_since(start) / 1e3);
