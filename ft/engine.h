@@ -141,8 +141,10 @@ struct ft_env_ops {
 	 */
 	int (*pages_open)(void *ctx, uint64_t session, struct ft_err *err);
 	/* Source: the guest stands still, and the target, which lacks these pages, is about to have
-	 * it. */
-	void (*pages_give)(void *ctx, const struct ft_bitmap *missing, bool background);
+	 * it: what it asks for it gets. */
+	void (*pages_give)(void *ctx, const struct ft_bitmap *missing);
+	/* Source: pages go without being asked for, too; or they do not. */
+	void (*pages_push)(void *ctx, bool on);
 	/* Target: what is armed may be run without its memory. */
 	int (*pages_prepare)(void *ctx, uint64_t generation, struct ft_err *err);
 	/* Target: a connection for pages; takes the link, on which both said HELLO. */

@@ -218,7 +218,7 @@ void migrate_granted(struct ft_engine *e)
 	struct ft_primary *p = &e->primary;
 
 	if (p->move.how.postcopy)
-		e->env->pages_give(e->env_ctx, &p->pending, !p->move.how.demand_only);
+		e->env->pages_give(e->env_ctx, &p->pending);
 	switch_acked(e);
 }
 

@@ -34,8 +34,8 @@ struct bench {
 	struct mover *mover;	 /* mover.h */
 	struct rival *rival;
 	bool movers_ready;
-	double load_ms;		 /* QEMU's own time to load a state and resume, 0: not measured */
-	double answer_ms;	 /* and to its guest's first answer, with no agent about */
+	double load_ms;	  /* QEMU's own time to load a state and resume, 0: not measured */
+	double answer_ms; /* and to its guest's first answer, with no agent about */
 };
 
 /* A group's answer when the machine lacks something; the reason is in err. */

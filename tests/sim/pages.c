@@ -327,7 +327,7 @@ static int env_open(void *ctx, uint64_t session, struct ft_err *err)
 	return 0;
 }
 
-static void env_give(void *ctx, const struct ft_bitmap *missing, bool background)
+static void env_give(void *ctx, const struct ft_bitmap *missing)
 {
 	struct node *s = ctx;
 
@@ -335,8 +335,15 @@ static void env_give(void *ctx, const struct ft_bitmap *missing, bool background
 		return;
 	ft_giver_owe(&s->giver, missing);
 	s->giving = true;
-	s->background = background;
+	s->background = false;
 	world_after(s->world, 0, s, on_push, s, s->line);
+}
+
+static void env_push(void *ctx, bool on)
+{
+	struct node *s = ctx;
+
+	s->background = on;
 }
 
 static int env_prepare(void *ctx, uint64_t generation, struct ft_err *err)
@@ -392,6 +399,7 @@ void pages_env(struct ft_env_ops *e)
 {
 	e->pages_open = env_open;
 	e->pages_give = env_give;
+	e->pages_push = env_push;
 	e->pages_prepare = env_prepare;
 	e->pages_link = env_link;
 	e->pages_begin = env_begin;
@@ -435,7 +443,6 @@ bool pages_look_after(struct node *n, struct node *o)
 		if (n->engine->pages.cut &&
 		    !ft_engine_recover(n->engine, w->faults_over ? false : world_chance(w, 20),
 				       NULL, NULL, &err)) {
-			n->background = true;
 			world_log(w, "%s: recover", n->name);
 		}
 		return true;

@@ -302,7 +302,7 @@ bool migrate_fill_status(struct agent *a, const struct ft_engine_status *s,
 /* follow.c: the engine's environment for postcopy, env->pages_* */
 int follow_listen(struct agent *a, struct ft_err *err);
 int follow_open(struct agent *a, struct ft_err *err);
-void follow_give(struct agent *a, const struct ft_bitmap *missing, bool background);
+void follow_give(struct agent *a, const struct ft_bitmap *missing);
 int follow_prepare(struct agent *a, uint64_t generation, struct ft_err *err);
 void follow_link(struct agent *a, struct ft_link *link, bool urgent);
 int follow_begin(struct agent *a, const struct ft_bitmap *missing, struct ft_err *err);
