@@ -58,6 +58,9 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->durable = world_chance(w, 40);
 	o->journal_bytes = world_chance(w, 50) ? 8192 : 1u << 20;
 	o->compare = world_chance(w, 75);
+	/* Not drawn: the other seeds' worlds stay what they were. */
+	o->migrations = seed % 8 == 5 ||
+			(w->mutant >= MUTANT_STALE_PAGE && w->mutant <= MUTANT_SOURCE_RESUMES);
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -270,11 +273,12 @@ static void sum_up(struct world *w)
 	const struct run *r = w->run;
 
 	printf("seed %llu%s%s: %s: %llu answers, %llu twice, %u takeovers, %u planned switches, %u "
-	       "boots%s%s\n",
+	       "moves, %u followed by their memory, %u boots%s%s\n",
 	       (unsigned long long)r->seed, r->mutant ? ", mutant " : "",
 	       r->mutant ? mutant_name(r->mutant) : "", w->violated ? "VIOLATION" : "ok",
 	       (unsigned long long)w->answers, (unsigned long long)w->duplicates, w->takeovers,
-	       w->switches, w->boots - 1, w->violated ? ": " : "", w->violation);
+	       w->switches, w->moves, w->followed, w->boots - 1, w->violated ? ": " : "",
+	       w->violation);
 }
 
 bool simulate(struct run *r)
