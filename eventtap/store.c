@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
@@ -40,6 +41,7 @@ struct store {
 	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
 	struct worker syncer;	 // makes the image durable
+	struct cow *cow;	 // told before the image changes, or NULL
 };
 
 static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
@@ -89,6 +91,7 @@ static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
 
 static void destroy(struct store *s)
 {
+	cow_unref(s->cow);
 	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
 	image_close(&s->image);
@@ -149,6 +152,12 @@ static int begin_change(struct store *s, struct ft_err *err)
 	return 0;
 }
 
+static void before_change(struct store *s, uint64_t offset, uint64_t len)
+{
+	if (s->cow)
+		cow_before_change(s->cow, offset, len);
+}
+
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err)
 {
@@ -159,6 +168,7 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	int ret = begin_change(s, err);
 	if (ret < 0)
 		return ret;
+	before_change(s, offset, len);
 	ret = zero ? image_zero(&s->image, offset, len, IMAGE_ZERO_UNMAP, false)
 		   : image_pwrite(&s->image, data, len, offset);
 	if (ret < 0)
@@ -216,6 +226,8 @@ int store_apply(struct store *s, const struct tap_record *rec, struct ft_err *er
 	s->partial = true;
 	if (rec->kind == TAP_DISK_FLUSH)
 		s->flush = true;
+	if (s->mode == STORE_REPLICATED)
+		before_change(s, offset, len);
 	ret = s->mode == STORE_SHARED ? keep(s, *rec) : record_apply(&s->image, rec);
 	return ret < 0 ? failed(s, ret, "apply", err) : 0;
 }
@@ -367,9 +379,33 @@ int store_outdate(struct store *s, struct ft_err *err)
 	return 0;
 }
 
+int store_watch(struct store *s, struct cow *cow, struct ft_err *err)
+{
+	assert(!s->cow);
+	if (s->mode == STORE_SHARED)
+		return ft_err_set(err, ENOTSUP,
+				  "disk %s: is shared: the guest writes to it from the other host",
+				  s->id);
+	if (s->state != STORE_UP_TO_DATE || s->partial)
+		return ft_err_set(err, EAGAIN, "disk %s: is not at a checkpoint just now", s->id);
+	s->cow = cow_ref(cow);
+	return 0;
+}
+
+void store_unwatch(struct store *s)
+{
+	cow_unref(s->cow);
+	s->cow = NULL;
+}
+
 const char *store_id(const struct store *s)
 {
 	return s->id;
+}
+
+const char *store_image_path(const struct store *s)
+{
+	return s->path;
 }
 
 const struct image *store_image(const struct store *s)

@@ -303,7 +303,9 @@ void ft_engine_stop(struct ft_engine *e, const char *why)
 		/* Else a BYE would be a promise that the arbiter's answer can break. */
 		if (e->asking != QUESTION_TAKEOVER)
 			standby_leave(e);
-	} else if (engine_data(e)) {
+	} else if (engine_data(e) && e->state.now != FT_TAKEOVER) {
+		/* In a takeover the arbiter has answered: a primary that heard BYE would go on
+		 * under a generation that is over. */
 		(void)engine_send(e, FT_MSG_BYE, e->committed, NULL, NULL, 0);
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	}

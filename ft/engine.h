@@ -97,8 +97,9 @@ struct ft_env_ops {
 	/* Takes them back, all or none, before the guest goes on: the switch is undone. -EBUSY: the
 	 * other host has, or had, one of them. */
 	int (*disks_reclaim)(void *ctx, struct ft_err *err);
-	/* on: if this process dies, the VM must not go on (keeper). */
-	void (*guard)(void *ctx, bool on);
+	/* on: if this process dies, the VM must not go on (keeper), and nobody may start the guest
+	 * from here without asking: durable when this returns 0. Off is tried. */
+	int (*guard)(void *ctx, bool on, struct ft_err *err);
 	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the
 	 * engine's vmm to NULL. The taps go too. */
 	void (*vm_end)(void *ctx);

@@ -83,6 +83,7 @@ struct ft_ship {
 	uint64_t pages_bytes, events_bytes;
 	uint64_t started_ns, deadline_ns, pages;
 	uint64_t raw_bytes;
+	struct ft_err refused; /* why this host must not say END; code 0: it may */
 };
 
 /* A postcopy migration's pages (pages.c). */
@@ -160,7 +161,7 @@ struct ft_primary {
 	bool sync_claimed; /* the standby may be granted the guest: the arbiter was asked to record
 			      it, or (none) it knows by itself */
 	uint64_t verify_until_ns;
-	uint64_t digest; /* ours, of the checkpoint in flight */
+	uint64_t digest, digest_epoch; /* ours, and of which checkpoint; 0: nobody asks */
 	bool first_commit_done;
 	struct ft_done waiting[FT_DONE_MAX]; /* for the next checkpoint that starts */
 	struct ft_done in_flight[FT_DONE_MAX];
@@ -419,8 +420,9 @@ int compare_sums(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *e
 
 /* ship.c */
 void ship_start(struct ft_engine *e, uint64_t epoch);
-/* Goes on until the link is full or all is sent. 0, or -errno: the link is dead. */
-int ship_continue(struct ft_engine *e);
+/* Goes on until the link is full or all is sent. When the link is dead, or this host must not go
+ * on, the session is over. */
+void ship_continue(struct ft_engine *e);
 /* vmm_hold_hooks.full: what is in staging goes out while the guest is held. */
 int ship_full(void *ctx, struct vmm_capture *capture);
 

@@ -200,7 +200,7 @@ void migrate_sent(struct ft_engine *e)
 	 */
 	e->primary.move.captured_ns = e->primary.resumed_ns;
 	engine_ask_patience(e, FT_GUARD_MAX_MS);
-	e->env->guard(e->env_ctx, true);
+	(void)e->env->guard(e->env_ctx, true, &e->primary.ship.refused);
 	engine_ask_patience(e, 0);
 	e->primary.move.sent_ns = engine_now(e);
 }

@@ -176,7 +176,7 @@ static void target_news(struct ft_engine *e, enum ft_pages_news news, const stru
 	case FT_PAGES_ALL:
 		e->pages = (struct ft_pages){.done_session = session};
 		e->env->pages_close(e->env_ctx);
-		e->env->guard(e->env_ctx, false);
+		(void)e->env->guard(e->env_ctx, false, NULL);
 		engine_set_state(e, e->state.now, "all of the guest's memory is here");
 		break;
 	case FT_PAGES_CUT:

@@ -280,6 +280,12 @@ static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
 
 	if (!digest)
 		return;
+	/* Who asked has gone, or another was asked for since. */
+	if (msg->epoch != e->primary.digest_epoch) {
+		ft__digest__free_unpacked(digest, NULL);
+		return;
+	}
+	e->primary.digest_epoch = 0;
 	if (digest->value == e->primary.digest) {
 		done_call(&e->primary.verify_done, NULL, digest->value);
 	} else {

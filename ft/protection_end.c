@@ -78,7 +78,7 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 		return;
 	snprintf(reason.text, sizeof reason.text, "%s", why);
 	/* From here on the guest is this host's alone, whatever happens to this process. */
-	e->env->guard(e->env_ctx, false);
+	(void)e->env->guard(e->env_ctx, false, NULL);
 	if (p->vm_off) {
 		p->sync_claimed = false;
 		vm_off(e);
@@ -345,7 +345,7 @@ void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
 			break;
 		}
 		if (by_guest && !p->sync_claimed)
-			e->env->guard(e->env_ctx, false);
+			(void)e->env->guard(e->env_ctx, false, NULL);
 		vm_gone(e, why);
 		engine_set_state(e, by_guest ? FT_STOPPED : FT_FAILED, "%s", why);
 		break;

@@ -191,6 +191,6 @@ void primary_writable(struct ft_engine *e)
 		continue_rounds(e);
 	else if (e->primary.phase == PRIMARY_LEAVING)
 		primary_leave_continue(e);
-	else if (e->primary.phase == PRIMARY_RUNNING && ship_continue(e))
-		primary_peer_lost(e, "cannot send");
+	else if (e->primary.phase == PRIMARY_RUNNING)
+		ship_continue(e);
 }

@@ -144,8 +144,11 @@ static int send_end(struct ft_engine *e)
 	/* Without a record to ask, a standby that has its first checkpoint takes over by itself:
 	 * from now on it might. */
 	if (s->trial && !e->primary.move.on && !strcmp(e->arbiter->ops->type, "none")) {
+		int rc = e->env->guard(e->env_ctx, true, &s->refused);
+
+		if (rc)
+			return rc;
 		e->primary.sync_claimed = true;
-		e->env->guard(e->env_ctx, true);
 	}
 	return engine_send(e, FT_MSG_END, s->epoch, &end.base, NULL, 0);
 }
@@ -200,13 +203,23 @@ static bool is_wait(int rc)
 	return rc == -EAGAIN || rc == -EPIPE;
 }
 
-int ship_continue(struct ft_engine *e)
+static void ship_broke(struct ft_engine *e)
+{
+	struct ft_err refused = e->primary.ship.refused;
+
+	if (refused.code)
+		primary_setup_failed(e, &refused);
+	else
+		primary_peer_lost(e, "cannot send");
+}
+
+void ship_continue(struct ft_engine *e)
 {
 	struct ft_ship *s = &e->primary.ship;
 	int rc = 0;
 
 	if (s->phase == SHIP_IDLE || s->phase == SHIP_WAIT_ACK || !engine_data(e))
-		return 0;
+		return;
 	/* A small checkpoint is one wake-up for the standby. */
 	ft_link_cork(engine_data(e), true);
 	if (!s->begun)
@@ -219,7 +232,8 @@ int ship_continue(struct ft_engine *e)
 		engine_beat(e);
 	}
 	ft_link_cork(engine_data(e), false);
-	return is_wait(rc) || rc >= 0 ? 0 : rc;
+	if (rc < 0 && !is_wait(rc))
+		ship_broke(e);
 }
 
 void ship_start(struct ft_engine *e, uint64_t epoch)

@@ -274,11 +274,14 @@ void standby_leave(struct ft_engine *e)
 {
 	struct ft_err err = {0};
 
-	/* The BYE is the primary's proof that what is held here will never run. */
-	if (e->env->store_outdate(e->env_ctx, &err))
+	/* The BYE is the primary's proof that what is held here will never run. Where the disks
+	 * cannot be told so, there is none, and the primary goes on as from a standby that died. */
+	bool proven = e->env->store_outdate(e->env_ctx, &err) == 0;
+
+	if (!proven)
 		engine_note_error(e, &err);
 	standby_reset(e);
-	if (engine_data(e) && engine_send(e, FT_MSG_BYE, 0, NULL, NULL, 0) == 0)
+	if (proven && engine_data(e) && engine_send(e, FT_MSG_BYE, 0, NULL, NULL, 0) == 0)
 		engine_data(e)->ops->drain(engine_data(e), 200);
 	engine_hang_up(e);
 }
@@ -286,9 +289,12 @@ void standby_leave(struct ft_engine *e)
 static void on_bye(struct ft_engine *e)
 {
 	/* A BYE in answer would promise what the arbiter may just be undoing: its answer decides,
-	 * and the primary hears of it from there. */
+	 * and the primary hears of it from there. It is asked until it has answered. */
 	if (e->asking == QUESTION_TAKEOVER) {
 		engine_hang_up(e);
+		engine_watch(e, false);
+		e->standby.suspicious = true;
+		e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 		return;
 	}
 	/* Whoever offered itself is not wanted any more. */

@@ -194,7 +194,7 @@ uint64_t standby_tick(struct ft_engine *e, uint64_t now)
 	} else if (s->asked_ns) {
 		wake = min_u64(wake, s->asked_ns + FT_HANDOVER_MAX_MS * NS_PER_MS);
 	}
-	if (s->suspicious && !e->asking && !e->config.takeover_manual) {
+	if (s->suspicious && !e->asking && (!e->config.takeover_manual || s->handover)) {
 		if (now >= s->retry_ns) {
 			s->retry_ns = now + FT_RETRY_MS * NS_PER_MS;
 			arbitrate_standby_takeover(e);
@@ -297,7 +297,7 @@ static void takeover_continue(struct ft_engine *e)
 	}
 	/* Whose memory is elsewhere yet must not outlive this process. */
 	if (!e->pages.taking)
-		e->env->guard(e->env_ctx, false);
+		(void)e->env->guard(e->env_ctx, false, NULL);
 	/* What may not have left before the primary died leaves now: at worst a client sees it
 	 * twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))

@@ -60,7 +60,7 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
-	{"snapshot", "NAME file:PATH [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
+	{"snapshot", "NAME file:PATH [--incremental] [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
 	 "save a running guest's memory and devices to a file",
 	 "Of a guest that runs solo: it is paused for its device state only, and the file\n"
 	 "holds its memory as it was in that pause. At the standby of a protected guest: the\n"
@@ -70,6 +70,9 @@ static const struct command commands[] = {
 	 "mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the command,\n"
 	 "or ftctl cancel NAME, leaves the guest running and no file.\n"
 	 "\n"
+	 "  --incremental          update the file, if it is there: only memory that changed\n"
+	 "                         since is written, first to FILE.journal, so that whatever\n"
+	 "                         happens leaves the old snapshot or the new one. Without disks\n"
 	 "  --direct               past the page cache\n"
 	 "  --jobs N               threads that write (default 2, at most 16)\n"
 	 "  --max-bandwidth BYTES  a second; with K, M or G at its end (pages that the guest\n"
@@ -78,7 +81,13 @@ static const struct command commands[] = {
 	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
 	 "                         per GiB, and compare the file with that",
 	 run_snapshot, -1},
-	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--attach] [--return] [--keep]",
+	{"history", "NAME",
+	 "past checkpoints that a standby keeps",
+	 "At the standby, with ft { history = N } in the guest file (kemari-guest(5)): epoch,\n"
+	 "time and size on the disk of each, oldest first. One of them is started with\n"
+	 "ft-agent --guest FILE --restore history:EPOCH, or history:TIME.",
+	 run_history, 10000},
+	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--set KEY=VALUE] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"
 	 "(needs root): a Linux guest in QEMU if there is one (tests/guest/build; FT_GUEST_DIR),\n"
@@ -92,6 +101,7 @@ static const struct command commands[] = {
 	 "guest goes home (failback), all under the client's eyes.\n"
 	 "--attach: the guest's QEMU is started without us (q35, modern virtio, plain -m);\n"
 	 "it is attached to, let go again, and protected from there.\n"
+	 "--set: a key of the guest file for both hosts, such as cpus=2 or memory=4G.\n"
 	 "--soak: strikes of all kinds for so long, as the seed draws them.\n"
 	 "--takeover: silence after which a host counts as lost (takeover_ms, 300).\n"
 	 "WHAT is one of\n"

@@ -3,7 +3,12 @@
 #include "vmm-glue/vmm.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
+
+#include <xxhash.h>
+
+#include "ft/page.h"
 
 void vmm_info(struct vmm *vmm, struct vmm_info *info)
 {
@@ -51,6 +56,13 @@ int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_
 int vmm_taps_out(struct vmm *vmm, struct ft_err *err)
 {
 	return vmm->ops->taps_out(vmm, err);
+}
+
+int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err)
+{
+	if (!vmm->ops->nic_fd)
+		return ft_err_set(err, ENOTSUP, "%s: its NICs have none", vmm->ops->kind);
+	return vmm->ops->nic_fd(vmm, nic, err);
 }
 
 int vmm_track_start(struct vmm *vmm, struct ft_err *err)
@@ -185,4 +197,17 @@ void vmm_free(struct vmm *vmm)
 {
 	if (vmm)
 		vmm->ops->free(vmm);
+}
+
+uint64_t vmm_pages_digest(const uint8_t *pages, uint64_t pfn, size_t n)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const uint8_t *page = pages + i * VMM_PAGE_BYTES;
+
+		if (!page_is_zero(page))
+			sum += XXH3_64bits_withSeed(page, VMM_PAGE_BYTES, pfn + i);
+	}
+	return sum;
 }

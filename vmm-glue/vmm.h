@@ -100,20 +100,23 @@ struct vmm_info {
 		char id[VMM_NAME_MAX];
 		char image[VMM_PATH_MAX];
 		uint64_t bytes;
+		bool direct; /* past the host's page cache */
 	} disks[VMM_DISKS_MAX];
 	struct {
 		char id[VMM_NAME_MAX];
 	} nics[VMM_NICS_MAX];
 };
 
-/* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. */
+/* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. "": that
+ * device gets no tap. */
 struct vmm_tap_points {
 	struct {
 		char nbd[VMM_PATH_MAX];
 	} disks[VMM_DISKS_MAX]; /* unix socket of our NBD server */
 	struct {
 		char out[VMM_PATH_MAX], in[VMM_PATH_MAX];
-	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on */
+	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on. in "": what comes out does not come
+				 back, but leaves by nic_fd() */
 };
 
 typedef int vmm_held_fn(void *ctx, struct ft_err *err);
@@ -138,6 +141,11 @@ struct vmm_ops {
 	 * on error. <= 10 s */
 	int (*taps_in)(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 	int (*taps_out)(struct vmm *vmm, struct ft_err *err);
+	/* A descriptor of the host's side of that NIC (order as in vmm_info), non-blocking, the
+	 * caller's to close: a frame that is written there, as the NIC handed it out, leaves as the
+	 * guest's, whether the VM runs or not. While it is open the interface is in use. -ENOTSUP:
+	 * there is none that others may write to. <= 1 s */
+	int (*nic_fd)(struct vmm *vmm, unsigned nic, struct ft_err *err);
 	/* Starts the dirty tracker; every page counts as dirty afterwards (the caller sets its
 	 * bitmap). / Ends it. <= 1 s */
 	int (*track_start)(struct vmm *vmm, struct ft_err *err);
@@ -175,8 +183,8 @@ struct vmm_ops {
 	/* Ends the VM: orderly = asks the guest first (bounded by the caller's `within_ms`), then
 	 * by force. Idempotent. */
 	void (*quit)(struct vmm *vmm, bool orderly, unsigned within_ms);
-	/* XXH3-64 over all RAM, page after page. Guest running or stopped; of use when stopped or
-	 * inside a hold. */
+	/* vmm_pages_digest() of all RAM. Guest running or stopped; of use when stopped or inside a
+	 * hold. Memory that nobody ever touched stays untouched. */
 	int (*ram_digest)(struct vmm *vmm, uint64_t *digest, struct ft_err *err);
 
 	/* ---- armed: standby ---- */
@@ -212,7 +220,8 @@ struct vmm {
 
 /* ---- what the engine calls ----
  * One for each op, same contract; they assert what holds for every VMM. All ops are required but
- * image_write and image_empty, poll_fd and poll (of a VMM that has nothing to poll) and
+ * image_write and image_empty, poll_fd and poll (of a VMM that has nothing to poll), nic_fd (of one
+ * whose NICs have none) and
  * checkpoint_prepare (of one whose checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
 /* Valid as long as the VM is; its descriptors are the VM's. */
@@ -223,6 +232,7 @@ void vmm_poll(struct vmm *vmm);
 int vmm_check(struct vmm *vmm, struct ft_err *err);
 int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 int vmm_taps_out(struct vmm *vmm, struct ft_err *err);
+int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err);
 int vmm_track_start(struct vmm *vmm, struct ft_err *err);
 void vmm_track_stop(struct vmm *vmm);
 int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);
@@ -247,5 +257,10 @@ int vmm_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *
 int vmm_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 /* Accepts NULL. */
 void vmm_free(struct vmm *vmm);
+
+/* For those who implement ram_digest(): of n pages from number pfn on; that of all pages is the sum
+ * of that of any parts. Sum modulo 2^64, over the pages that are not all zero, of XXH3-64 of the
+ * page with its number as the seed. */
+uint64_t vmm_pages_digest(const uint8_t *pages, uint64_t pfn, size_t n);
 
 #endif

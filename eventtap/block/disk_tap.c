@@ -361,8 +361,13 @@ static void disk_discard(struct tap *tap)
 static int disk_replay(struct tap *tap, const struct tap_record *rec, struct ft_err *err)
 {
 	struct disk_tap *d = of(tap);
-	int ret =
-		rec->kind == TAP_DISK_FLUSH ? image_flush(&d->image) : record_apply(&d->image, rec);
+	uint64_t offset, len;
+	int ret = record_range(rec, d->image.bytes, &offset, &len);
+	if (ret == 0)
+		disk_before_change(d, offset, len);
+	if (ret == 0)
+		ret = rec->kind == TAP_DISK_FLUSH ? image_flush(&d->image)
+						  : record_apply(&d->image, rec);
 	return ret < 0 ? ft_err_set(err, -ret, "disk: replay: %s", strerror(-ret)) : 0;
 }
 
@@ -508,6 +513,7 @@ static void disk_free(struct tap *tap)
 	pthread_cond_broadcast(&d->room);
 	pthread_mutex_unlock(&d->lock);
 	nbd_server_free(d->server);
+	cow_unref(d->cow);
 	disk_log_free(&d->log);
 	overlay_free(&d->overlay);
 	ft_bitmap_free(&d->behind);

@@ -104,6 +104,12 @@ int disk_tap_compare(struct tap *tap, uint64_t seed, uint64_t offset, uint64_t b
 int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *offset,
 		       uint32_t *len, bool *zero, struct ft_err *err);
 
+/* From now on the copy is told before anything changes (cow.h), until unwatch(). One at a time;
+ * the guest is paused. -ETIMEDOUT: a write is still on its way. */
+struct cow;
+int disk_tap_watch(struct tap *tap, struct cow *cow, struct ft_err *err);
+void disk_tap_unwatch(struct tap *tap);
+
 struct disk_tap_info {
 	unsigned connections;
 	unsigned writers_waiting; /* for room in the log */

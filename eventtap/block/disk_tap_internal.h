@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
@@ -52,6 +53,7 @@ struct disk_tap {
 	bool letting_go; /* what was held is on its way to the image; flushes wait */
 	bool pressure;	 /* the owner was told */
 	bool flush_owed; /* a FLUSH that found no room in the log */
+	struct cow *cow; /* told before the image changes; NULL: nobody wants to know */
 	struct disk_log log;
 	struct overlay overlay;
 	struct ft_bitmap behind;
@@ -66,6 +68,9 @@ struct disk_tap {
  * needed. They stay in the log; d->written says how far it went, for the next call. *seq: of the
  * last segment, when there was one. -EAGAIN: the gate is shut. */
 int disk_write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq);
+
+/* disk_watch.c: before any change of the image, without the lock; a guest's range is held. */
+void disk_before_change(struct disk_tap *d, uint64_t offset, uint64_t len);
 
 /* disk_io.c */
 extern const struct nbd_backend_ops disk_io_ops;

@@ -6,7 +6,8 @@
 #include "tests/agent/harness.h"
 #include "vmm-glue/vmm.h"
 
-#define TRIES	     4000
+#define TURNS	     100
+#define TURN_MS	     20	 /* several of the intervals below */
 #define SLACK_MS     200 /* between the keeper's deadline and the guest's next tick, besides */
 #define TICK_MS	     200
 #define STANDBY_DOES 1000 /* takeover and load on a busy machine */
@@ -40,23 +41,51 @@ static bool is_stopped(pid_t pid)
 	return state && state[1] == ' ' && state[2] == 'T';
 }
 
-/* Stops the agent at random moments until one is in a hold. Others are over so soon that nobody
- * notices. */
+static void stop(pid_t pid)
+{
+	uint64_t until = now_ms() + GOES_ON_MS;
+
+	assert_int_equal(kill(pid, SIGSTOP), 0);
+	while (!is_stopped(pid) && now_ms() < until)
+		;
+	assert_true(is_stopped(pid));
+}
+
+/* The agent and QEMU run by turns, so that their talk goes on word by word, until QEMU writes its
+ * state and nobody is there to take it. The agent is stopped then. */
 static void freeze_in_hold(pid_t qemu)
 {
-	for (unsigned i = 0; i < TRIES; i++) {
-		uint64_t until = now_ms() + 1000;
+	for (unsigned i = 0; i < TURNS; i++) {
+		uint64_t until;
 
-		while (!is_held(qemu) && now_ms() < until)
+		stop(qemu);
+		if (i > 0)
+			host_signal(&a, SIGCONT);
+		for (until = now_ms() + TURN_MS; now_ms() < until;)
 			;
-		host_signal(&a, SIGSTOP);
-		while (!is_stopped(a.agent) && now_ms() < until)
+		stop(a.agent);
+		assert_int_equal(kill(qemu, SIGCONT), 0);
+		for (until = now_ms() + TURN_MS; !is_held(qemu) && now_ms() < until;)
 			;
 		if (is_held(qemu))
 			return;
+	}
+	fail_msg("no hold in %d turns", TURNS);
+}
+
+static void freeze_between_holds(pid_t qemu)
+{
+	for (unsigned i = 0; i < TURNS; i++) {
+		uint64_t until;
+
+		stop(a.agent);
+		for (until = now_ms() + TURN_MS; !is_held(qemu) && now_ms() < until;)
+			;
+		if (!is_held(qemu))
+			return;
 		host_signal(&a, SIGCONT);
 	}
-	fail_msg("not one of %d stops was in a hold", TRIES);
+	fail_msg("%d turns, and every one in a hold", TURNS);
 }
 
 static void start(const char *ft, const char *extra)
@@ -88,7 +117,7 @@ static void frozen_in_a_hold(void **state)
 	printf("guest ticks at the standby %lu ms after the freeze\n", now_ms() - frozen);
 	assert_int_equal(host_reap(&a, VMM_HOLD_MAX_MS + SLACK_MS), 128 + SIGKILL);
 	printf("agent dead after %lu ms\n", now_ms() - frozen);
-	assert_true(host_said(&a, "agent froze while it held the guest"));
+	host_wait_said(&a, "agent froze while it held the guest", GOES_ON_MS);
 	wait_dead(qemu, 1000);
 	ticks_on(&b);
 	host_stop(&b);
@@ -111,23 +140,10 @@ static void frozen_before_anybody_has_it(void **state)
 		   unix_uri("b.sock"), NULL);
 	wait_state(&b, "standby", START_MS);
 	qemu = vmm_pid(&a);
-	for (unsigned i = 0;; i++) {
-		uint64_t until = now_ms() + 5000;
-
-		ask_async(&a, "migrate", unix_uri("b.sock"));
-		while (!is_held(qemu) && now_ms() < until)
-			;
-		host_signal(&a, SIGSTOP);
-		while (!is_stopped(a.agent) && now_ms() < until)
-			;
-		if (is_held(qemu) && !host_said(&a, "-> protected"))
-			break;
-		host_signal(&a, SIGCONT);
-		if (i == 40)
-			fail_msg("no stop was in the first hold");
-		wait_state(&a, "protected", PROTECT_MS);
-		ask_ok(&a, "cancel", NULL);
-	}
+	ask_async(&a, "migrate", unix_uri("b.sock"));
+	host_wait_said(&a, "async rounds to", PROTECT_MS);
+	freeze_in_hold(qemu);
+	assert_false(host_said(&a, "-> protected"));
 	frozen = now_ms();
 	assert_int_equal(host_reap(&a, VMM_HOLD_MAX_MS + SLACK_MS), 128 + SIGKILL);
 	printf("agent dead after %lu ms\n", now_ms() - frozen);
@@ -153,7 +169,7 @@ static void frozen_and_back(void **state)
 	start("", "arbiter { type = \"file\" dir = \"arbiter\" }");
 	qemu = vmm_pid(&a);
 	tick = wait_tick(&a, last_tick(&a), GOES_ON_MS);
-	host_signal(&a, SIGSTOP);
+	freeze_between_holds(qemu);
 	wait_tick(&b, tick, GOES_ON_MS);
 	tick = last_tick(&a);
 	ticks_on(&b);

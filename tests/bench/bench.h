@@ -28,9 +28,9 @@ struct bench {
 	char bin[BENCH_PATH_MAX];    /* where ft-agent is */
 	char kernel[BENCH_PATH_MAX]; /* "": there is no guest */
 	char initrd[BENCH_PATH_MAX];
-	struct direct *pc, *q35; /* direct.c: made at first use */
-	struct pair *pair;	 /* pair.c: likewise */
-	unsigned pairs;		 /* made so far */
+	struct direct *pc, *q35, *ten; /* direct.c: made at first use */
+	struct pair *pair;	       /* pair.c: likewise */
+	unsigned pairs;		       /* made so far */
 	struct mover *mover;	 /* mover.h */
 	struct rival *rival;
 	bool movers_ready;
@@ -45,7 +45,7 @@ struct bench {
 typedef int bench_group_fn(struct bench *b, struct ft_err *err);
 bench_group_fn bench_harvest, bench_pause, bench_growth, bench_ship, bench_commit, bench_wire,
 	bench_progress, bench_echo, bench_takeover, bench_silence, bench_taps, bench_snapshot,
-	bench_migrate, bench_postcopy;
+	bench_migrate, bench_postcopy, bench_fault, bench_mapped_ram, bench_restore;
 
 /* ---- samples.c ---- */
 

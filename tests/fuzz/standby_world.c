@@ -95,6 +95,12 @@ static void m_info(struct vmm *vmm, struct vmm_info *info)
 	*info = (struct vmm_info){.kind = "fuzz", .ram_bytes = RAM_BYTES, .disks_n = 1};
 }
 
+static void m_ram(struct vmm *vmm, struct vmm_ram *ram)
+{
+	(void)vmm;
+	*ram = (struct vmm_ram){.pidfd = -1, .bytes = RAM_BYTES, .fd = -1};
+}
+
 static uint8_t *m_image(struct vmm *vmm)
 {
 	(void)vmm;
@@ -131,6 +137,7 @@ static int m_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
 const struct vmm_ops world_vmm = {
 	.kind = "fuzz",
 	.info = m_info,
+	.ram = m_ram,
 	.image = m_image,
 	.trial = m_trial,
 	.resume = m_resume,
@@ -170,10 +177,12 @@ static void env_hang_up(void *ctx)
 	w.dialing = false;
 }
 
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *err)
 {
 	(void)ctx;
 	(void)on;
+	(void)err;
+	return 0;
 }
 
 static void env_disarm(void *ctx)

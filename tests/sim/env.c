@@ -164,24 +164,29 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 
 /* As in production: what a restarted agent must know first, then what a rebooted host must know,
  * then the keeper. */
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *why)
 {
 	struct node *n = ctx;
 	struct ft_err err = {0};
+	int rc = 0;
 
 	if (!node_step(n))
-		return;
+		return 0;
 	if (n->world->mutant != MUTANT_GUARD_FORGOTTEN) {
 		n->elsewhere = on;
 		if (on) {
 			n->guarded_generation = n->engine->generation;
 			n->knows_standby = true;
 		}
-		if (disks_mark(n, on, &err))
+		rc = disks_mark(n, on, &err);
+		if (rc)
 			world_log(n->world, "%s: %s", n->name, err.text);
 	}
-	if (!n->dying)
+	if (!n->dying && (!rc || !on))
 		n->guarded = on;
+	if (rc && why)
+		*why = err;
+	return rc;
 }
 
 void node_vm_free(struct node *n)
@@ -268,12 +273,14 @@ static void env_generation(void *ctx, uint64_t generation)
 {
 	struct node *n = ctx;
 	enum ft_state state = ft_engine_state(n->engine);
-
+	struct ft_engine_status status;
 	struct ft_err err = {0};
 
 	if (!node_step(n))
 		return;
 	n->remembered_generation = generation;
+	ft_engine_status(n->engine, &status);
+	snprintf(n->home, sizeof n->home, "%s", status.home);
 	for (unsigned i = 0; i < SIM_DISKS; i++)
 		if (n->disks[i].tap &&
 		    disk_tap_set_generation(n->disks[i].tap, generation, 0, &err))

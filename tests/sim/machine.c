@@ -432,7 +432,7 @@ static void m_quit(struct vmm *vmm, bool orderly, unsigned within_ms)
 static int m_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
 {
 	(void)err;
-	*digest = XXH3_64bits(machine_of(vmm)->ram, SIM_PAGES * VMM_PAGE_BYTES);
+	*digest = vmm_pages_digest(machine_of(vmm)->ram, 0, SIM_PAGES);
 	return 0;
 }
 
@@ -499,9 +499,19 @@ static long m_peek(struct vmm *vmm, long max)
 	return n;
 }
 
+static void m_ram(struct vmm *vmm, struct vmm_ram *ram)
+{
+	*ram = (struct vmm_ram){.pidfd = -1,
+				.address = (uintptr_t)machine_of(vmm)->ram / VMM_PAGE_BYTES *
+					   VMM_PAGE_BYTES,
+				.bytes = SIM_PAGES * VMM_PAGE_BYTES,
+				.fd = -1};
+}
+
 static const struct vmm_ops machine_ops = {
 	.kind = "sim",
 	.info = m_info,
+	.ram = m_ram,
 	.status = m_status,
 	.poll_fd = m_poll_fd,
 	.poll = m_poll,

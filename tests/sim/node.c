@@ -255,6 +255,8 @@ bool node_start(struct node *n, enum start_as as)
 
 	snprintf(config.name, sizeof config.name, "guest");
 	snprintf(config.host_id, sizeof config.host_id, "%s", n->name);
+	if (n->world->mutant != MUTANT_HOME_FORGOTTEN)
+		snprintf(config.home, sizeof config.home, "%s", n->home);
 	n->arbiter.ops = &sim_arbiter_ops;
 	if (!o->arbiter_file)
 		n->none = ft_arbiter_none_new(o->survivor,
@@ -272,6 +274,8 @@ bool node_start(struct node *n, enum start_as as)
 	n->write_lands_ns = 0;
 	if (primary) {
 		n->world->shared_owner = n->id;
+		snprintf(n->world->home, sizeof n->world->home, "%s",
+			 n->home[0] ? n->home : n->name);
 		ft_engine_start_solo(n->engine, &n->machine->vmm);
 	} else {
 		ft_engine_start_standby(n->engine);
@@ -332,6 +336,7 @@ void node_crash(struct node *n, bool powerless)
 		return;
 	files_power_lost(n);
 	n->remembered_generation = 0;
+	*n->home = '\0';
 	n->elsewhere = n->knows_standby = false;
 }
 

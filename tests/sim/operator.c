@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "ft/engine_internal.h" /* white box: what `status` and the log would tell */
 
@@ -118,6 +119,7 @@ static void forget(struct node *n, bool image_too)
 	n->crashed = crashed;
 	n->elsewhere = n->knows_standby = false;
 	n->remembered_generation = n->promised.epoch = 0;
+	*n->home = '\0';
 }
 
 /* As the messages say when every host refuses: the copy where the guest ran last is the newest;
@@ -220,4 +222,40 @@ static void on_operator(void *ctx, uint64_t arg)
 void operator_start(struct world *w)
 {
 	world_after(w, 10 * MS, NULL, on_operator, w, 0);
+}
+
+/* ---- homecoming ---- */
+
+static void on_homecoming(void *ctx, uint64_t arg)
+{
+	struct world *w = ctx;
+	/* Either host may be asked. */
+	struct node *n = &w->nodes[w->options.seed / 2 % SIM_NODES];
+	struct ft_err err = {0};
+
+	if (!n->crashed && ft_engine_failback(n->engine, NULL, NULL, &err) == 0)
+		world_log(w, "%s: an operator says failback", n->name);
+	world_after(w, EVERY, NULL, on_homecoming, w, arg);
+}
+
+void operator_checks_home(struct world *w)
+{
+	struct node *n = world_runner(w), *o = node_other(n);
+	struct ft_engine_status mine, theirs;
+
+	ft_engine_status(n->engine, &mine);
+	ft_engine_status(o->engine, &theirs);
+	if (strcmp(mine.home, w->home) || strcmp(theirs.home, w->home))
+		world_violation(w, "home is %s, but '%s' for %s and '%s' for %s", w->home,
+				mine.home, n->name, theirs.home, o->name);
+}
+
+bool operator_is_home(struct world *w)
+{
+	return !strcmp(world_runner(w)->name, w->home);
+}
+
+void operator_wants_home(struct world *w)
+{
+	world_after(w, EVERY, NULL, on_homecoming, w, 0);
 }

@@ -14,6 +14,8 @@
 #define FAULT_PHASE (3 * S)
 #define CALM_MIN    (200 * MS)
 #define CALM_MAX    (15 * S) /* by then the guest must be protected and served */
+#define HOME_MAX    (5 * S)
+#define HOME_EVERY  3 /* seeds */
 /* One crash at a given step, in a short life: protected, then handed over. */
 #define STEPS_PHASE    (400 * MS)
 #define STEPS_FAILOVER (150 * MS)
@@ -97,11 +99,12 @@ static void on_request(void *ctx, uint64_t arg)
 
 static bool settled(struct world *w)
 {
-	struct node *p = world_runner(w);
+	struct node *p = world_runner(w), *o = node_other(p);
 
 	return w->now > w->calm_ns + CALM_MIN && w->last_answer_ns > w->calm_ns + CALM_MIN / 2 &&
 	       !p->crashed && ft_engine_state(p->engine) == FT_PROTECTED &&
-	       p->engine->primary.phase == PRIMARY_RUNNING;
+	       p->engine->primary.phase == PRIMARY_RUNNING && !o->crashed &&
+	       ft_engine_state(o->engine) == FT_STANDBY && o->engine->standby.committed;
 }
 
 static void check_end(struct world *w)
@@ -225,6 +228,19 @@ static void on_planned_failover(void *ctx, uint64_t arg)
 		(void)ft_engine_failover(n->engine, NULL, NULL, &err);
 }
 
+/* The guest belongs where it was first protected: a planned switch brings it there. */
+static void go_home(struct world *w)
+{
+	uint64_t until = w->now + HOME_MAX;
+
+	operator_wants_home(w);
+	while (!(operator_is_home(w) && settled(w)) && world_step(w, until))
+		;
+	if (!operator_is_home(w) && !w->violated && w->answered_max + 8 < SIM_OPS_MAX)
+		world_violation(w, "the guest is not at home after %llu ms of calm",
+				(unsigned long long)(HOME_MAX / MS));
+}
+
 static void live(struct world *w)
 {
 	uint64_t phase = w->run->crash_step ? STEPS_PHASE : FAULT_PHASE;
@@ -236,12 +252,18 @@ static void live(struct world *w)
 		world_after(w, STEPS_FAILOVER, NULL, on_planned_failover, &w->nodes[0], 0);
 	} else {
 		faults_draw(w);
+		copies_start(w);
 	}
 	while (world_step(w, phase))
 		;
 	faults_end(w);
 	while (!settled(w) && world_step(w, phase + CALM_MAX))
 		;
+	if (!w->violated && settled(w)) {
+		operator_checks_home(w);
+		if (w->options.seed % HOME_EVERY == 0)
+			go_home(w);
+	}
 	if (!w->violated)
 		check_end(w);
 }
@@ -277,6 +299,7 @@ bool simulate(struct run *r)
 	say_options(w);
 	world_make(w);
 	watch(RUN_SECONDS_MAX);
+	frozen_ram_run(w);
 	live(w);
 	watch(0);
 	ok = !w->violated;

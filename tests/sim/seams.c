@@ -9,6 +9,7 @@
 #include <sys/random.h>
 #include <xxhash.h>
 
+#include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: the mode of a mutant's tap */
 #include "eventtap/block/image.h"
@@ -16,6 +17,7 @@
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/overlay.h"
 #include "eventtap/block/worker.h"
+#include "ft/snapshot/claims.h"
 #include "tests/sim/world.h"
 
 #define SYNC_LATENCY_MIN 100
@@ -253,6 +255,37 @@ void __wrap_overlay_put(struct overlay *o, const struct overlay_extent *extent)
 				   extent->start);
 	}
 	__real_overlay_put(o, extent);
+}
+
+bool __real_claims_page(struct claims *c, uint64_t pfn);
+bool __wrap_claims_page(struct claims *c, uint64_t pfn);
+bool __wrap_claims_page(struct claims *c, uint64_t pfn)
+{
+	return __real_claims_page(c, pfn) || world->mutant == MUTANT_CLAIMED_TWICE;
+}
+
+/* Late: the tap's and the store's next step is the change itself, so what is told of the one before
+ * comes after it. */
+void __real_cow_before_change(struct cow *c, uint64_t offset, uint64_t len);
+void __wrap_cow_before_change(struct cow *c, uint64_t offset, uint64_t len);
+void __wrap_cow_before_change(struct cow *c, uint64_t offset, uint64_t len)
+{
+	static struct {
+		struct cow *cow;
+		uint64_t offset, len;
+	} owed;
+
+	if (world->mutant == MUTANT_COW_FORGETS && world_chance(world, 10))
+		return;
+	if (world->mutant == MUTANT_COW_LATE) {
+		if (owed.cow == c)
+			__real_cow_before_change(c, owed.offset, owed.len);
+		owed.cow = c;
+		owed.offset = offset;
+		owed.len = len;
+		return;
+	}
+	__real_cow_before_change(c, offset, len);
 }
 
 int __real_journal_add(struct journal *j, const struct tap_record *rec, struct ft_err *err);

@@ -11,6 +11,8 @@
  *   disk.c      its disks: production's taps and stores on both hosts
  *   seams.c     how they are put under production code without threads and sockets
  *   files.c     the filesystems below them, which can fail, tear and forget
+ *   copies.c    snapshots of the disks, at any moment
+ *   frozen.c    snapshots of RAM: writes against scans
  *   inode.c     a file's bytes, in a page cache and durable
  *   tap.c       its NIC: production's queue of outputs by epoch
  *   pages.c     memory that follows a guest (postcopy)
@@ -186,6 +188,14 @@ void disks_forget(struct node *n, bool image_too);
 void disks_process_gone(struct node *n);
 extern const struct ft_env_ops disk_env; /* those of the environment that are about disks */
 
+/* ---- copies.c ---- */
+void copies_start(struct world *w);
+/* The taps or stores of this host go. */
+void copies_gone(struct node *n);
+
+/* ---- frozen.c: a world of its own, whose chance is the seed's ---- */
+void frozen_ram_run(struct world *w);
+
 struct overflow {
 	struct node *node;
 	uint8_t *bytes;
@@ -226,6 +236,7 @@ struct node {
 	uint64_t wake_seq;
 	/* The agent's memory: outlives the process, not the host's power. */
 	uint64_t remembered_generation;
+	char home[FT_HOST_ID_MAX];
 	bool forced; /* --force */
 	bool elsewhere, knows_standby;
 	uint64_t guarded_generation;
@@ -364,7 +375,15 @@ enum mutant {
 	MUTANT_PAGE_TWICE,     /* a page that comes again is placed again */
 	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
 				*/
+	/* snapshots */
+	MUTANT_COW_FORGETS,	 /* a copy is not told of a change */
+	MUTANT_COW_LATE,	 /* ... or after it */
+	MUTANT_CLAIMED_TWICE,	 /* a page is saved by who scans and by who wanted to write it */
+	MUTANT_NEIGHBOUR_LET_GO, /* who scans lets the writer of a page go that another has claimed
+				  */
+	MUTANT_LET_GO_EARLY,	 /* ... or of his own, before he has read it */
 	/* bounds */
+	MUTANT_HOME_FORGOTTEN,	/* a restarted agent forgets where its guest belongs */
 	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */
 	MUTANT_N,
 	MUTANT_HOSTILE /* a peer that makes no sense: promises are off, but nothing may break */
@@ -392,6 +411,8 @@ struct world {
 	struct event *heap;
 	unsigned heap_n, heap_max;
 	struct node nodes[SIM_NODES];
+	char home[FT_HOST_ID_MAX]; /* where the guest belongs: where somebody started it who knew of
+				      no other */
 	struct ft_grant_record arbiter;
 	bool cut[SIM_NODES]; /* what this node sends does not arrive for now */
 	bool arbiter_down, corrupt_next;
@@ -475,6 +496,10 @@ void freeze_for(struct node *n, uint64_t ns);
 void faults_on_ack(struct node *primary);
 void faults_end(struct world *w);
 void operator_start(struct world *w);
+/* In calm: let the guest be brought to the host where it belongs; done when operator_is_home(). */
+void operator_wants_home(struct world *w);
+bool operator_is_home(struct world *w);
+void operator_checks_home(struct world *w);
 struct node *world_runner(struct world *w);
 
 /* ---- pages.c ---- */

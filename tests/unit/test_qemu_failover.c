@@ -219,10 +219,19 @@ static void a_trial_tells_good_from_bad(void **state)
 	uint8_t *bad = malloc(len);
 	struct ft_err why = {0};
 	uint64_t before, after;
+	struct vmm_ram ram;
+	struct stat full;
+	blkcnt_t blocks;
 	uint8_t *at;
 
 	(void)state;
+	s->ops->ram(s, &ram);
+	assert_int_equal(fstat(ram.fd, &full), 0);
+	blocks = full.st_blocks;
 	assert_ok(s->ops->ram_digest(s, &before, err));
+	/* Who reads it does not fill its holes. */
+	assert_int_equal(fstat(ram.fd, &full), 0);
+	assert_int_equal(full.st_blocks, blocks);
 	assert_ok(s->ops->trial(s, st.capture.state, len, err));
 	assert_ok(qemu_trial_prepare(s, err));
 	memcpy(bad, st.capture.state, len);

@@ -205,7 +205,7 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	int rc;
 
 	a->incoming = incoming != NULL;
-	a->wait_fd = a->snapshot.ended_fd = a->pages.news_fd = -1;
+	a->wait_fd = a->snapshot.ended_fd = a->history.news_fd = a->pages.news_fd = -1;
 	a->state_told = FT_STARTING;
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
@@ -221,6 +221,8 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = taps_listen(a, err);
 	if (!rc)
 		rc = snapshot_listen(a, err);
+	if (!rc)
+		rc = history_start(a, err);
 	if (!rc)
 		rc = follow_listen(a, err);
 	if (!rc)
@@ -255,7 +257,8 @@ void agent_end(struct agent *a, enum agent_exit code)
 
 static void stop_now(struct agent *a)
 {
-	(void)snapshot_give_up(a, "the agent was stopped");
+	snapshot_stop_writing(a, "the agent was stopped");
+	snapshot_disks_look(a);
 	ft_engine_stop(a->engine, a->stop_why);
 	if (a->vmm && a->vm_ours)
 		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED, AGENT_POWERDOWN_MS);
@@ -288,6 +291,7 @@ static void on_look(evutil_socket_t fd, short what, void *ctx)
 
 	(void)fd;
 	(void)what;
+	snapshot_disks_look(a);
 	if (keeper_alive(a->keeper))
 		return;
 	if (!a->keeper_lost)
@@ -358,6 +362,7 @@ static void end_moved(struct agent *a)
 
 void agent_free(struct agent *a)
 {
+	history_stop(a);
 	end_moved(a);
 	guest_drop_spare(a);
 	peer_hang_up(a);

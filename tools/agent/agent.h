@@ -8,7 +8,8 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one
+ *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks
+ *   increment.c into a file that is there; history.c: past checkpoints, kept by the standby
  *   migrate.c   a guest to another host; follow.c: its memory, behind it */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
@@ -29,8 +30,11 @@
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/postcopy/page_client.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/snapshot/history.h"
+#include "vmm-glue/snapshot/increment.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
+#include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/vmm.h"
 
 enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_GUEST_LOST = 3 };
@@ -83,13 +87,30 @@ struct agent_restore {
 };
 
 struct agent_snapshot {
-	struct snapshot *writing; /* at most one of these two */
+	struct snapshot *writing; /* at most one of these three */
+	struct increment *updating;
 	struct lazy *reading;
+	struct since *since;	 /* NULL: nothing is known */
+	bool was_update;	 /* of the one that has just ended */
+	bool taps_ours;		 /* disks have taps for the snapshot's sake only */
 	struct agent_call *call; /* who asked for it, NULL: left */
 	struct event *ended;
 	int ended_fd; /* eventfd */
 	char path[URI_PATH_MAX + 1];
 	struct snapshot_progress last; /* of the one that has just ended */
+};
+
+/* Past checkpoints that a standby keeps. */
+struct agent_history {
+	struct history *folder; /* open while there is a writer; the worker's while there is a link
+				 */
+	struct increment *link; /* one is being written */
+	struct event *timer, *news;
+	int news_fd;
+	uint64_t generation, epoch; /* of the newest */
+	unsigned points_n;
+	struct history_point points[HISTORY_MAX]; /* as of the last look */
+	char complaint[FT_ERR_TEXT_MAX];
 };
 
 /* A connection for a postcopy migration's pages, on its way. */
@@ -170,6 +191,7 @@ struct agent {
 		*stop_call;	      /* answered when protection has ended / the guest is down */
 	char stop_why[FT_REASON_MAX]; /* "": not stopping */
 	struct agent_snapshot snapshot;
+	struct agent_history history;
 	struct agent_restore restore;
 	struct agent_pages pages;
 	bool pages_warned; /* a stop was refused once */
@@ -231,6 +253,8 @@ const char *guest_machine(struct agent *a);
  * shared images of a running VM; an armed VM has its images itself, so its taps are those that
  * replay. */
 int taps_make(struct agent *a, bool disks, struct ft_err *err);
+/* Only the disks', for a guest that is not protected. */
+int taps_make_disks(struct agent *a, struct ft_err *err);
 /* 0: every disk and NIC of the VM has its tap. -EIO: taps of another time, as those of a takeover,
  * are there still. */
 int taps_complete(const struct agent *a, struct ft_err *err);
@@ -315,6 +339,7 @@ void follow_background(struct agent *a, bool on);
 void follow_stats(struct agent *a, struct page_client_stats *out);
 
 /* snapshot.c */
+#define SNAPSHOT_STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
 int snapshot_listen(struct agent *a, struct ft_err *err);
 void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
 /* Start-up, in place of guest_start(). */
@@ -324,8 +349,44 @@ const char *snapshot_busy(const struct agent *a);
 void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out);
 /* Gives up one that is being written, soon; who asked for it is told. False: there is none. */
 bool snapshot_give_up(struct agent *a, const char *why);
+/* Likewise, and returns when nothing looks at the guest's disks any more. */
+void snapshot_stop_writing(struct agent *a, const char *why);
 /* The VM is about to be freed: returns when nothing looks at it any more. */
 void snapshot_drop(struct agent *a, const char *why);
+
+/* snapshot_disks.c: the guest's disks in it */
+/* Those of a guest that runs alone get taps, which stay until snapshot_disks_end(). *out NULL: it
+ * has none, or they are left out. */
+int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *request,
+			 struct disks **out, struct ft_err *err);
+/* Nothing looks at the taps any more: they go, if they were there for that. What does not succeed
+ * is tried again by snapshot_disks_look(). */
+void snapshot_disks_end(struct agent *a);
+void snapshot_disks_look(struct agent *a);
+/* Start-up: the guest's images become what they were. */
+int snapshot_disks_restore(struct agent *a, const struct source *s, struct ft_err *err);
+/* increment.c: one into a file that is there */
+/* Can this guest's snapshots be updated as it is asked for? */
+int increment_check(struct agent *a, bool standby, const Ctl__Request *request, struct ft_err *err);
+int increment_start(struct agent *a, bool standby, const struct snapshot_config *config,
+		    struct ft_err *err);
+/* The worker has news. */
+void increment_news(struct agent *a);
+/* Waits for the end, and tells who asked. */
+void increment_finish(struct agent *a);
+/* What was written since which snapshot is not known any more: RAM belongs to another VM, or is
+ * about to be tracked or frozen by somebody else. */
+void increment_forget(struct agent *a);
+
+/* history.c: past checkpoints, kept by the standby */
+int history_start(struct agent *a, struct ft_err *err);
+void history_stop(struct agent *a);
+/* One that is being written is no more when this returns. */
+void history_give_up(struct agent *a, const char *why);
+void history_request(struct agent *a, struct ctl_call *call);
+bool history_is_uri(const char *uri);
+/* Start-up: the checkpoint that --restore names. */
+int history_restore_from(struct agent *a, struct source *out, struct ft_err *err);
 
 /* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
  * claimed. Start-up, after the engine. */

@@ -80,8 +80,13 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = taps_make(a, true, err);
+	int rc;
 
+	/* Protection may be resumed by itself at any time; it comes again. */
+	if (snapshot_busy(a))
+		return ft_err_set(err, EBUSY, "%s", snapshot_busy(a));
+	increment_forget(a);
+	rc = taps_make(a, true, err);
 	if (!rc)
 		rc = taps_complete(a, err);
 	if (rc)
@@ -244,11 +249,12 @@ static int env_disks_reclaim(void *ctx, struct ft_err *err)
 	return rc;
 }
 
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *why)
 {
 	struct agent *a = ctx;
 	struct ft_err err = {0};
 	struct memory m;
+	int rc;
 
 	/* First the memory: an agent that is started after this one died must not run what the
 	 * standby runs. */
@@ -263,11 +269,17 @@ static void env_guard(void *ctx, bool on)
 		if (a->has_peer)
 			uri_format(&a->peer, m.peer, sizeof m.peer);
 	}
-	if (memory_save(a->run_dir, a->config.name, &m, &err))
+	/* Marked disks say the same; a guest without any has only this. */
+	rc = memory_save(a->run_dir, a->config.name, &m, &err);
+	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
-	if (mark_disks(a, on, &err))
-		ft_warn("%s: %s", a->config.name, err.text);
-	keeper_set_protected(a->keeper, on);
+	if (!rc || a->vm_info.disks_n || !on)
+		rc = mark_disks(a, on, &err);
+	if (!rc || !on)
+		keeper_set_protected(a->keeper, on);
+	else if (why)
+		*why = err;
+	return rc;
 }
 
 static void env_vm_end(void *ctx)
@@ -286,6 +298,8 @@ void stores_free(struct agent *a)
 {
 	struct ft_err err = {0};
 
+	if (a->stores_n)
+		snapshot_stop_writing(a, "the standby has ended");
 	if (durable_settle(a, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)
@@ -484,6 +498,8 @@ static void env_changed(void *ctx)
 		/* What the guest writes here from now on is not seen by a snapshot of the image. */
 		if (now == FT_TAKEOVER)
 			(void)snapshot_give_up(a, "this host takes the guest over");
+		if (now == FT_TAKEOVER)
+			history_give_up(a, "this host takes the guest over");
 		/* Roles change; the operator's word is about whoever has the role now. */
 		if (a->config.arbiter.type == CONFIG_ARBITER_NONE &&
 		    (now == FT_STANDBY || now == FT_SOLO))

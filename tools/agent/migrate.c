@@ -24,6 +24,7 @@ static void start(struct agent *a, struct ctl_call *call, const Ctl__Request *re
 
 	if (!c)
 		return;
+	increment_forget(a);
 	rc = a->peer.kemari ? ft_engine_protect(a->engine, requests_done, c, &err)
 			    : ft_engine_migrate(a->engine, &how, requests_done, c, &err);
 	if (rc) {

@@ -111,7 +111,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.n_disks = fill_disks(a, disks, disk_ptrs);
 	out.disks = disk_ptrs;
 	out.last_error = (char *)(uintptr_t)(a->keeper_lost ? AGENT_KEEPER_LOST : s.last_error);
-	if (a->snapshot.writing || a->snapshot.reading) {
+	if (a->snapshot.writing || a->snapshot.updating || a->snapshot.reading) {
 		snapshot_fill_status(a, &snapshot);
 		out.snapshot = &snapshot;
 	}

@@ -125,17 +125,40 @@ static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
 		.in_path = a->points.nics[i].in,
 		.held_bytes_max = NIC_HELD_BYTES,
 	};
+	struct ft_err why;
 	int rc;
 
 	agent_path(a, a->points.nics[i].out,
 		   (const char[]){'.', 'o', 'u', 't', (char)('0' + i), 0});
-	agent_path(a, a->points.nics[i].in, (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
+	config.host_fd = vmm_nic_fd(a->vmm, i, &why);
+	if (config.host_fd < 0) {
+		ft_debug("%s: nic %s: frames go back through the VMM: %s", a->config.name,
+			 config.id, why.text);
+		agent_path(a, a->points.nics[i].in,
+			   (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
+	}
 	rc = net_tap_open(&config, &a->nic_taps[i], err);
-	if (rc)
+	if (rc) {
+		if (config.host_fd >= 0)
+			close(config.host_fd);
 		return ft_err_context(err, "nic %s", config.id);
+	}
 	a->nic_taps[i]->notify = taps_notify(a);
 	tap_chain_add(ft_engine_chain(a->engine), a->nic_taps[i]);
 	return 0;
+}
+
+int taps_make_disks(struct agent *a, struct ft_err *err)
+{
+	int rc = 0;
+
+	a->taps_made = true;
+	vmm_info(a->vmm, &a->vm_info);
+	for (unsigned i = 0; !rc && i < a->vm_info.disks_n; i++)
+		rc = make_disk(a, i, err);
+	if (rc)
+		taps_free(a);
+	return rc;
 }
 
 int taps_make(struct agent *a, bool disks, struct ft_err *err)
@@ -144,10 +167,12 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err)
 
 	if (a->taps_made)
 		return 0;
+	if (disks)
+		rc = taps_make_disks(a, err);
+	if (rc)
+		return rc;
 	a->taps_made = true;
 	vmm_info(a->vmm, &a->vm_info);
-	for (unsigned i = 0; disks && !rc && i < a->vm_info.disks_n; i++)
-		rc = make_disk(a, i, err);
 	for (unsigned i = 0; !rc && i < a->vm_info.nics_n; i++)
 		rc = make_nic(a, i, err);
 	if (!rc && a->console_tap)
@@ -178,6 +203,8 @@ int taps_complete(const struct agent *a, struct ft_err *err)
 
 void taps_free(struct agent *a)
 {
+	a->snapshot.taps_ours = false;
+	snapshot_stop_writing(a, "the guest's disks have lost their taps");
 	/* Those that outlive protection leave the chain; the others end. */
 	ft_engine_chain(a->engine)->first = NULL;
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {

@@ -58,6 +58,7 @@ const char *drill_arbiter_name(enum drill_arbiter arbiter);
 enum drill_vmm { DRILL_VMM_AUTO, DRILL_VMM_QEMU, DRILL_VMM_POCKET };
 
 #define DRILL_ROUNDS_MAX 100
+#define DRILL_SETS_MAX	 8
 #define SOAK_S_MAX	 86400
 #define SOAK_ROUNDS_MAX	 20000 /* a round takes longer than SOAK_S_MAX / this */
 
@@ -74,7 +75,9 @@ struct drill_options {
 	unsigned takeover_ms;	    /* of silence; 0: the product's default */
 	enum drill_arbiter arbiter; /* none: with the survivor that the fault asks for. Partitions
 				       need etcd. */
-	bool attach;		    /* to a QEMU that was started without us */
+	const char *sets[DRILL_SETS_MAX]; /* of a pair of our own: KEY=VALUE of the guest file */
+	unsigned sets_n;
+	bool attach; /* to a QEMU that was started without us */
 	bool shared_disk;
 	bool durable;	/* the standby syncs before it acknowledges */
 	bool give_back; /* after the takeover the lost host returns, and the guest goes home */

@@ -337,6 +337,10 @@ static int start_agent(struct drill *d, unsigned which, bool incoming, struct ft
 		argv[n++] = "--set";
 		argv[n++] = console;
 	}
+	for (unsigned i = 0; i < d->o->sets_n; i++) {
+		argv[n++] = "--set";
+		argv[n++] = d->o->sets[i];
+	}
 	if (incoming) {
 		argv[n++] = "--incoming";
 		argv[n++] = uri;

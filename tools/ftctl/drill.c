@@ -23,7 +23,8 @@ enum {
 	OPT_SEED,
 	OPT_ATTACH,
 	OPT_RETURN,
-	OPT_DURABILITY
+	OPT_DURABILITY,
+	OPT_SET
 };
 
 /* 0, or what is wrong with the option's value. */
@@ -79,6 +80,11 @@ static const char *take_option(struct drill_options *o, int *arbiter, int opt, c
 		return strcmp(value, "disk") && strcmp(value, "memory")
 			       ? "--durability is memory or disk"
 			       : NULL;
+	case OPT_SET:
+		if (o->sets_n == DRILL_SETS_MAX)
+			return "--set at most 8 times";
+		o->sets[o->sets_n++] = value;
+		return NULL;
 	case OPT_RETURN:
 		o->give_back = true;
 		return NULL;
@@ -110,6 +116,7 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 		{"attach", no_argument, NULL, OPT_ATTACH},
 		{"return", no_argument, NULL, OPT_RETURN},
 		{"durability", required_argument, NULL, OPT_DURABILITY},
+		{"set", required_argument, NULL, OPT_SET},
 		{"soak", required_argument, NULL, OPT_SOAK},
 		{"seed", required_argument, NULL, OPT_SEED},
 		{0}};
@@ -128,9 +135,11 @@ int run_drill(const struct ftctl *ctl, const struct command *command, int argc, 
 	if (argc - optind > 1)
 		return fail_usage(ctl, command, "drill takes at most one name");
 	o.name = argv[optind];
-	if (o.attach && (o.name || o.shared_disk))
+	if (o.attach && (o.name || o.shared_disk || o.sets_n))
 		return fail_usage(ctl, command,
-				  "--attach goes with neither a name nor --disk shared");
+				  "--attach goes with neither a name nor --disk shared nor --set");
+	if (o.name && o.sets_n)
+		return fail_usage(ctl, command, "--set goes with a pair of the drill's own");
 	if (o.give_back && (o.name || o.soak_s || o.attach || o.kill == DRILL_STANDBY ||
 			    o.kill == DRILL_SWITCH || o.kill == DRILL_LINK))
 		return fail_usage(ctl, command,

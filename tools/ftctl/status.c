@@ -65,9 +65,11 @@ static json_t *disks_json(const Ctl__Status *s)
 
 static json_t *snapshot_json(const Ctl__Snapshot *s)
 {
-	return json_pack("{s:o, s:s, s:I, s:I, s:I}", "path", json_text(s->path), "doing",
+	return json_pack("{s:o, s:s, s:I, s:I, s:I, s:I, s:I}", "path", json_text(s->path), "doing",
 			 s->restoring ? "restoring" : "saving", "bytes", count(s->bytes_total),
-			 "bytes_done", count(s->bytes_done), "faults", count(s->faults));
+			 "bytes_done", count(s->bytes_done), "disk_bytes",
+			 count(s->disk_bytes_total), "disk_bytes_done", count(s->disk_bytes_done),
+			 "faults", count(s->faults));
 }
 
 static json_t *migration_json(const Ctl__Migration *m)

@@ -184,8 +184,9 @@ void status_details(const Ctl__Status *s, FILE *to)
 	if (s->snapshot) {
 		snprintf(line, sizeof line, "%s, %s of %s: %.150s",
 			 s->snapshot->restoring ? "restoring" : "saving",
-			 bytes_text(a, s->snapshot->bytes_done),
-			 bytes_text(b, s->snapshot->bytes_total), s->snapshot->path);
+			 bytes_text(a, s->snapshot->bytes_done + s->snapshot->disk_bytes_done),
+			 bytes_text(b, s->snapshot->bytes_total + s->snapshot->disk_bytes_total),
+			 s->snapshot->path);
 		text_line(to, "snapshot", line);
 	}
 	text_line(to, "last error", s->last_error);

@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "vmm-glue/pocket/sock.h"
 #include "vmm-glue/ram_file.h"
@@ -264,7 +263,7 @@ static int pocket_ram_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *e
 	struct pocket *p = pocket_of(vmm);
 
 	(void)err;
-	*digest = XXH3_64bits(p->ram, p->config.memory_bytes);
+	*digest = vmm_pages_digest(p->ram, 0, p->config.memory_bytes / VMM_PAGE_BYTES);
 	return 0;
 }
 

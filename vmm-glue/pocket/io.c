@@ -61,7 +61,7 @@ static void net_send(void *ctx, const uint8_t *frame, size_t len)
 
 	if (io->udp < 0)
 		return;
-	if (io->tapped)
+	if (io->links.out >= 0)
 		tap_send(io, frame, len);
 	else
 		udp_send(io, frame, len);
@@ -450,7 +450,7 @@ int pocket_links_open(struct pocket_links *links, const struct pocket_config *co
 	int rc = 0;
 
 	*links = (struct pocket_links){.out = -1, .in = -1};
-	if (config->nic_attach[0])
+	if (config->nic_attach[0] && points->nics[0].out[0])
 		rc = open_net(links, points, err);
 	for (unsigned i = 0; !rc && i < config->disks_n; i++)
 		if (points->disks[i].nbd[0]) /* an armed machine's disks need no tap: its store

@@ -19,8 +19,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <xxhash.h>
-
 #include "vmm-glue/vmm.h"
 
 #define PROBE_GPA    0x100000u /* above the holes of the first MiB, below every other */
@@ -286,36 +284,60 @@ int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target
 	return r->fd > 0 ? copy_file(r, pfns, n, target) : ram_copy(r, pfns, n, target);
 }
 
+/* The next part that is not a hole, from `at` on; false: none. What cannot tell has none. */
+static bool next_data(const struct ram *r, uint64_t at, uint64_t *start, uint64_t *end)
+{
+	off_t data = -1, hole = -1;
+
+	if (r->fd > 0) {
+		data = lseek(r->fd, (off_t)(r->file_offset + at), SEEK_DATA);
+		if (data < 0 && errno == ENXIO)
+			return false;
+	}
+	if (data >= 0)
+		hole = lseek(r->fd, data, SEEK_HOLE);
+	*start = data < 0 ? at : (uint64_t)data - r->file_offset;
+	*end = hole < 0 ? r->bytes : (uint64_t)hole - r->file_offset;
+	if (*end > r->bytes)
+		*end = r->bytes;
+	return *start < *end;
+}
+
+/* Holes are zeroes, and reading one would fill it. */
+static uint64_t digest_mapped(struct ram *r)
+{
+	uint64_t sum = 0, start, end;
+
+	for (uint64_t at = 0; at < r->bytes && next_data(r, at, &start, &end); at = end)
+		sum += vmm_pages_digest(r->map + start, start / VMM_PAGE_BYTES,
+					(end - start) / VMM_PAGE_BYTES);
+	r->touched = RAM_TOUCHED_MAX;
+	return sum;
+}
+
 int ram_digest(struct ram *r, uint64_t *digest, struct ft_err *err)
 {
 	const size_t step = 1u << 20;
-	uint8_t *buf = NULL;
-	int r2 = 0;
+	uint8_t *buf;
+	int rc = 0;
 
 	if (r->map) {
-		*digest = XXH3_64bits(r->map, r->bytes);
-		r->touched = RAM_TOUCHED_MAX;
+		*digest = digest_mapped(r);
 		return 0;
 	}
-	XXH3_state_t *state = XXH3_createState();
-
 	buf = malloc(step);
-	if (!state || !buf)
-		r2 = ft_err_set(err, ENOMEM, "qemu: ram: no memory");
-	else
-		XXH3_64bits_reset(state);
-	for (uint64_t at = 0; at < r->bytes && r2 == 0; at += step) {
+	if (!buf)
+		return ft_err_set(err, ENOMEM, "qemu: ram: no memory");
+	*digest = 0;
+	for (uint64_t at = 0; at < r->bytes && rc == 0; at += step) {
 		size_t len = r->bytes - at < step ? (size_t)(r->bytes - at) : step;
 		struct iovec remote = {(void *)(uintptr_t)(r->hva + at), len};
 
 		if (read_ranges(r->pid, &remote, 1, buf, len) < 0)
-			r2 = ft_err_set(err, EIO, "qemu: ram: process %d cannot be read", r->pid);
+			rc = ft_err_set(err, EIO, "qemu: ram: process %d cannot be read", r->pid);
 		else
-			XXH3_64bits_update(state, buf, len);
+			*digest += vmm_pages_digest(buf, at / VMM_PAGE_BYTES, len / VMM_PAGE_BYTES);
 	}
-	if (r2 == 0)
-		*digest = XXH3_64bits_digest(state);
 	free(buf);
-	XXH3_freeState(state);
-	return r2;
+	return rc;
 }

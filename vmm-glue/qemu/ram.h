@@ -39,7 +39,7 @@ int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target
  * many. Outside a pause. */
 #define RAM_TOUCHED_MAX 8192
 void ram_trim(struct ram *r);
-/* XXH3-64 over all of it. */
+/* vmm_pages_digest() of all of it. -EIO, -ENOMEM. */
 int ram_digest(struct ram *r, uint64_t *digest, struct ft_err *err);
 
 #endif

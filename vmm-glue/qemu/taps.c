@@ -24,11 +24,11 @@ int qemu_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft
 	int r = qemu_ready(vm, err);
 
 	for (unsigned i = 0; i < vm->nics_n && r == 0; i++)
-		if (!vm->nics[i].tapped)
+		if (!vm->nics[i].tapped && points->nics[i].out[0])
 			r = nic_tap_in(vm, &vm->nics[i], points->nics[i].out, points->nics[i].in,
 				       err);
 	for (unsigned i = 0; i < vm->disks_n && !vm->armed && r == 0; i++)
-		if (!vm->disks[i].tapped)
+		if (!vm->disks[i].tapped && points->disks[i].nbd[0])
 			r = disk_tap_in(vm, i, points->disks[i].nbd, err);
 	if (r < 0)
 		qemu_taps_out(vmm, NULL);

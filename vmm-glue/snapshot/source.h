@@ -15,15 +15,20 @@
 
 #define SOURCE_JOBS_MAX 16
 
+struct layers;
+
 struct source {
 	int fd;
 	char path[4096];
 	struct mapped_ram layout;
 	const struct mapped_ram_block *ram; /* the guest's RAM; the other blocks are ROMs */
 	uint64_t *bitmap;		    /* of its pages */
+	struct layers *layers;		    /* changes over them (layers.h); NULL: none */
 };
 
-/* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. */
+/* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. -EBUSY:
+ * it is being updated; as long as the source is open it will not be. An update that was interrupted
+ * is completed first (update.h), which needs the right to write it. */
 int source_open(const char *path, struct source *s, struct ft_err *err);
 /* The same for a descriptor, which is duplicated; path is for messages. */
 int source_open_fd(int fd, const char *path, struct source *s, struct ft_err *err);
@@ -41,7 +46,7 @@ int source_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to);
 /* The device state as vmm_resume() takes it; `state` has room for VMM_STATE_BYTES_MAX. */
 int source_state(const struct source *s, const char *kind, uint8_t *state, size_t *len,
 		 struct ft_err *err);
-/* XXH3-64 over RAM, page after page, as vmm_ram_digest(). */
+/* As vmm_ram_digest(). */
 int source_digest(const struct source *s, uint64_t *digest, struct ft_err *err);
 /* Makes the RAM of a VM that waits all zeroes, without room: what its firmware left there goes. */
 int source_empty(const struct vmm_ram *ram, struct ft_err *err);
