@@ -96,6 +96,38 @@ static void postcopy(void **state)
 	there_and_back(true);
 }
 
+/* A guest that writes faster than is sent stays where it is, unless it may be slowed down. */
+static void throttled(void **state)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+
+	(void)state;
+	a = host_make("A");
+	b = host_make("B");
+	shell("rm -f %s %s", at("*.img"), at("*.kemari"));
+	qemu_conf(at("g.conf"), "ft.dirty=400000:96", "max_downtime_ms = 1", NIC);
+	qemu_start(&a, at("g.conf"));
+	target_b();
+	ask_refused(&a, "migrate", move_uri("b.sock"), "faster than it can be sent");
+	assert_state(&a, "solo");
+	ticks_on(&a);
+	wait_state(&b, "standby", START_MS);
+	r.command = (char *)"migrate";
+	r.uri = (char *)(uintptr_t)move_uri("b.sock");
+	r.throttle = true;
+	reply = ask_any(&a, &r);
+	if (reply->error[0])
+		fail_msg("A: %s; it said: %s", reply->message, file_text(a.log));
+	figures(&a, reply, 0);
+	ctl__reply__free_unpacked(reply, NULL);
+	assert_true(host_said(&a, "slowed down by"));
+	assert_int_equal(host_reap(&a, START_MS), 0);
+	ticks_on(&b);
+	host_stop(&b);
+	assert_int_equal(children(), 0);
+}
+
 /* ---- a link that is lost ---- */
 
 static struct proxy *wire;
@@ -203,6 +235,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(precopy, place_clear),
 		cmocka_unit_test_teardown(postcopy, place_clear),
+		cmocka_unit_test_teardown(throttled, place_clear),
 		cmocka_unit_test_teardown(cut_and_recovered, place_clear),
 		cmocka_unit_test_teardown(source_killed, place_clear),
 	};
