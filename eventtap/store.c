@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "eventtap/block/changes.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
@@ -32,6 +33,8 @@ struct store {
 	uint64_t generation, epoch; // committed
 	struct image image;
 	struct metadata meta;	 // replicated: open; shared: only within store_activate()
+	struct changes changes;	 // replicated
+	uint64_t session;	 // 0: of nobody who could know what changed
 	bool broken;		 // a write failed: what the image holds is not known
 	bool partial;		 // records of an epoch that is not committed yet
 	bool flush;		 // one of them was a FLUSH
@@ -71,6 +74,8 @@ static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 			s->path, owner, s->uuid);
 	s->generation = s->meta.record.generation;
 	s->epoch = s->meta.record.epoch;
+	if (changes_open(&s->changes, s->path, s->image.bytes, true) < 0)
+		return ft_err_set(err, ENOMEM, "out of memory");
 	ret = write_metadata(s, STORE_INCONSISTENT, err);
 	if (ret == 0 && (ret = worker_start(&s->syncer)) < 0)
 		ft_err_set(err, -ret, "thread: %s", strerror(-ret));
@@ -91,6 +96,7 @@ static void destroy(struct store *s)
 {
 	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
+	changes_close(&s->changes);
 	image_close(&s->image);
 	metadata_close(&s->meta);
 	free(s);
@@ -114,7 +120,7 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	snprintf(s->uuid, sizeof(s->uuid), "%s", uuid ? uuid : "");
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
-	s->image.fd = s->meta.fd = -1;
+	s->image.fd = s->meta.fd = s->changes.fd = -1;
 	worker_init(&s->syncer, make_durable, s);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
 	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
@@ -133,6 +139,8 @@ static int failed(struct store *s, int ret, const char *what, struct ft_err *err
 {
 	s->state = STORE_INCONSISTENT;
 	s->broken = true;
+	if (s->mode == STORE_REPLICATED)
+		changes_end(&s->changes);
 	return ft_err_set(err, -ret, "disk %s: %s: %s", s->id, what, strerror(-ret));
 }
 
@@ -143,6 +151,7 @@ static int begin_change(struct store *s, struct ft_err *err)
 		return ft_err_set(err, EIO, "disk %s: broken by an earlier error", s->id);
 	if (s->state != STORE_OUTDATED)
 		return 0;
+	changes_end(&s->changes); // it was sealed
 	if (s->mode == STORE_REPLICATED && write_metadata(s, STORE_INCONSISTENT, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	s->state = STORE_INCONSISTENT;
@@ -172,16 +181,36 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	return 0;
 }
 
-int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
-	       bool *zero, uint8_t *sums, struct ft_err *err)
+void store_join(struct store *s, uint64_t session, uint64_t since)
+{
+	if (s->mode != STORE_REPLICATED)
+		return;
+	// Another history is going to be written here.
+	if (since == 0 || since != changes_session(&s->changes))
+		changes_end(&s->changes);
+	s->session = session;
+}
+
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max,
+	       struct store_sums_range *range, uint8_t *sums, struct ft_err *err)
 {
 	if (s->mode != STORE_REPLICATED || *at >= s->image.bytes)
 		return 0;
-	int ret = disk_sums_next(&s->image, seed, *at, max, bytes, zero, sums);
-	if (ret < 0)
-		return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
-				  strerror(-ret));
-	*at += *bytes;
+	uint64_t limit = s->image.bytes - *at;
+	range->zero = false;
+	range->unchanged = changes_session(&s->changes) && !changes_at(&s->changes, *at, &limit);
+	if (range->unchanged) {
+		range->bytes = limit;
+	} else {
+		uint64_t blocks = (limit + DISK_SUM_BLOCK_BYTES - 1) / DISK_SUM_BLOCK_BYTES;
+		int ret = disk_sums_next(&s->image, seed, *at, limit,
+					 blocks < max ? (unsigned)blocks : max, &range->bytes,
+					 &range->zero, sums);
+		if (ret < 0)
+			return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
+					  strerror(-ret));
+	}
+	*at += range->bytes;
 	return 1;
 }
 
@@ -241,6 +270,8 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 	s->epoch = epoch;
 	if (s->state != STORE_UP_TO_DATE) {
 		s->state = STORE_UP_TO_DATE;
+		if (s->session)
+			changes_begin(&s->changes, s->session, NULL);
 		ft_info("disk %s: in sync at generation %llu epoch %llu", s->id,
 			(unsigned long long)generation, (unsigned long long)epoch);
 	}
@@ -342,6 +373,7 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 	if (write_metadata(s, STORE_UP_TO_DATE, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	disk_log_clear(&s->pending);
+	changes_close(&s->changes);
 	image_close(&s->image);
 	metadata_close(&s->meta);
 	s->active = true;
@@ -364,6 +396,7 @@ int store_outdate(struct store *s, struct ft_err *err)
 		return failed(s, ret, "flush", err);
 	if (write_metadata(s, STORE_OUTDATED, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
+	changes_seal(&s->changes);
 	return 0;
 }
 

@@ -60,11 +60,19 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
  * zeroes. */
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err);
+/* A session begins: it has this number, and its primary's copy and this one were alike in session
+ * `since`, with all changes there noted since then (0: nobody knows). Before store_sums(). */
+void store_join(struct store *s, uint64_t session, uint64_t since);
 /* What the image has, for the primary to compare (replicated only; before anything is written): the
- * next range from *at on, which moves on. 1, with *bytes, and *zero or at most `max` sums; 0: that
- * was all; -errno. */
-int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
-	       bool *zero, uint8_t *sums, struct ft_err *err);
+ * next range from *at on, which moves on. 1, and at most `max` sums unless it is zero or unchanged;
+ * 0: that was all; -errno. */
+struct store_sums_range {
+	uint64_t bytes;
+	bool zero;
+	bool unchanged; /* here since both copies were alike: nothing was read */
+};
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max,
+	       struct store_sums_range *range, uint8_t *sums, struct ft_err *err);
 /* One TAP_DISK_* record of a committed epoch: replicated: written to the image (page cache).
  * shared: kept until store_drop_pending(), because the primary writes it itself. -EPROTO: no disk
  * record, or not within the disk. After any other error, here or elsewhere, the disk is

@@ -106,6 +106,18 @@ void tap_chain_add(struct tap_chain *chain, struct tap *tap)
 	*at = tap;
 }
 
+void tap_chain_remove(struct tap_chain *chain, struct tap *tap)
+{
+	struct tap **at = &chain->first;
+
+	while (*at && *at != tap)
+		at = &(*at)->next;
+	if (!tap || !*at)
+		return;
+	*at = tap->next;
+	tap->next = NULL;
+}
+
 int tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode)
 {
 	int rc = 0;

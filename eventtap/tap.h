@@ -132,6 +132,9 @@ struct tap_chain {
 };
 /* Puts the tap where its kind belongs, behind others of its kind. The chain owns it from now on. */
 void tap_chain_add(struct tap_chain *chain, struct tap *tap);
+/* Takes it out; whose it is then is the caller's business. NULL, or one that is not there: nothing
+ * is done. */
+void tap_chain_remove(struct tap_chain *chain, struct tap *tap);
 /* -errno: the links behind the one that failed are as they were, so that nobody is told of what is
  * not on the disk. */
 int tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode);

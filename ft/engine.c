@@ -351,7 +351,9 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	s->overhead = ft_overhead_share(&e->overhead, now);
 	s->rounds = e->primary.round.rounds;
 	s->disk_bytes_alike = e->primary.disk_bytes_alike;
+	s->disk_bytes_known = e->primary.disk_bytes_known;
 	s->disk_bytes_copied = e->primary.disk_bytes_copied;
+	s->session = e->primary.session;
 	s->home = e->home;
 	s->peer = engine_data(e) ? engine_data(e)->peer : "";
 	s->arbiter_state = e->arbiter_state;

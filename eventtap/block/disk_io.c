@@ -195,6 +195,7 @@ static int change_in_range_locked(struct disk_tap *d, const struct change *c)
 	}
 	const char *what;
 	pthread_mutex_unlock(&d->lock);
+	disk_note_change(d, c->offset, c->len);
 	int ret = apply_to_image(d, c, &what);
 	pthread_mutex_lock(&d->lock);
 	if (ret == -ENOTSUP && c->fast)

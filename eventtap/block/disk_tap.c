@@ -322,6 +322,7 @@ static int disk_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 					  (unsigned long long)epoch, strerror(-ret));
 		}
 	}
+	disk_changes_released(d);
 	pthread_mutex_lock(&d->lock);
 	if (seq != UINT64_MAX)
 		overlay_drop(&d->overlay, seq);
@@ -512,6 +513,8 @@ static void disk_free(struct tap *tap)
 	overlay_free(&d->overlay);
 	ft_bitmap_free(&d->behind);
 	free(d->scratch);
+	disk_changes_seal(d);
+	changes_close(&d->changes);
 	image_close(&d->image);
 	metadata_close(&d->meta);
 	range_lock_destroy(&d->ranges);
@@ -566,7 +569,7 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	snprintf(d->tap.id, sizeof(d->tap.id), "%s", config->id);
 	snprintf(d->spill_dir, sizeof(d->spill_dir), "%s", config->spill_dir);
 	snprintf(d->image_path, sizeof(d->image_path), "%s", config->image);
-	d->image.fd = d->meta.fd = -1;
+	d->image.fd = d->meta.fd = d->changes.fd = -1;
 	d->shared = config->shared;
 	d->gate = config->gate;
 	d->written.seq = UINT64_MAX;
@@ -581,7 +584,9 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 		goto fail;
 	uint64_t blocks = (d->image.bytes + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES;
 	d->scratch = malloc(SCRATCH_BYTES);
-	if (!d->scratch || ft_bitmap_init(&d->behind, blocks) < 0) {
+	if (!d->scratch || ft_bitmap_init(&d->behind, blocks) < 0 ||
+	    (!d->shared &&
+	     changes_open(&d->changes, config->image, d->image.bytes, config->known) < 0)) {
 		ret = ft_err_set(err, ENOMEM, "out of memory");
 		goto fail;
 	}

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "eventtap/block/changes.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
@@ -30,6 +31,8 @@ struct disk_tap {
 	size_t log_bytes_soft;
 	char spill_dir[PATH_MAX], image_path[PATH_MAX];
 	struct nbd_server *server;
+
+	struct changes changes; /* has a lock of its own; never open for a shared disk */
 
 	/* engine's thread only */
 	struct metadata meta; /* fd < 0: yielded, or fenced */
@@ -66,6 +69,19 @@ struct disk_tap {
  * needed. They stay in the log; d->written says how far it went, for the next call. *seq: of the
  * last segment, when there was one. -EAGAIN: the gate is shut. */
 int disk_write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq);
+
+/* disk_sums.c */
+/* Within the disk, and whole blocks but at its end. */
+bool disk_range_is_whole(const struct disk_tap *d, uint64_t offset, uint64_t bytes);
+
+/* disk_changes.c */
+/* The range is about to be changed; it is held. Not locked. */
+void disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len);
+/* `epoch` was acknowledged and is still in the log: the peer has what came before it. Those who
+ * stage an epoch may still have to apply it, so its own writes are kept. */
+void disk_changes_released(struct disk_tap *d);
+/* Nobody writes any more. */
+void disk_changes_seal(struct disk_tap *d);
 
 /* disk_io.c */
 extern const struct nbd_backend_ops disk_io_ops;

@@ -297,9 +297,10 @@ static int m_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struc
 	return 0;
 }
 
-static int m_taps_out(struct vmm *vmm, struct ft_err *err)
+static int m_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err)
 {
 	(void)vmm;
+	(void)stay;
 	(void)err;
 	return 0;
 }

@@ -58,6 +58,7 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->durable = world_chance(w, 40);
 	o->journal_bytes = world_chance(w, 50) ? 8192 : 1u << 20;
 	o->compare = world_chance(w, 75);
+	o->track = world_chance(w, 50);
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -174,7 +175,7 @@ static void say_options(struct world *w)
 
 	world_log(
 		w,
-		"seed %llu: %u disk%s (%s%s), log %llu, durability %s, journal %llu, compare %s, "
+		"seed %llu: %u disk%s (%s%s)%s, log %llu, durability %s, journal %llu, compare %s, "
 		"arbiter %s, survivor %s, takeover %s, "
 		"trigger %d, interval %u ms, "
 		"latency %llu-%llu us, %llu bytes/ms, window %llu, "
@@ -184,9 +185,9 @@ static void say_options(struct world *w)
 		o->disks < 2	    ? ""
 		: o->disk_shared[1] ? ", shared"
 				    : ", replicated",
-		(unsigned long long)o->disk_log_bytes, o->durable ? "disk" : "memory",
-		(unsigned long long)o->journal_bytes, o->compare ? "yes" : "no",
-		o->arbiter_file ? "file" : "none",
+		o->track ? ", tracked" : "", (unsigned long long)o->disk_log_bytes,
+		o->durable ? "disk" : "memory", (unsigned long long)o->journal_bytes,
+		o->compare ? "yes" : "no", o->arbiter_file ? "file" : "none",
 		(const char *[]){"", "standby", "primary", "manual"}[o->survivor],
 		o->takeover_manual ? "manual" : "auto", (int)o->trigger, o->interval_ms,
 		(unsigned long long)o->latency_us_min, (unsigned long long)o->latency_us_max,

@@ -9,6 +9,7 @@
 #include <sys/random.h>
 #include <xxhash.h>
 
+#include "eventtap/block/boot.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: the mode of a mutant's tap */
 #include "eventtap/block/image.h"
@@ -164,7 +165,43 @@ ssize_t __wrap_getrandom(void *buf, size_t len, unsigned flags)
 	return sizeof random;
 }
 
+void __real_boot_identity(uint8_t id[BOOT_ID_BYTES]);
+void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES]);
+void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES])
+{
+	memset(id, 1, BOOT_ID_BYTES);
+	if (world->mutant != MUTANT_BOOT_IGNORED)
+		id[0] = opening->boots;
+}
+
 /* ---- mutants of production code ---- */
+
+void __real_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+void __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+void __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len)
+{
+	struct disk_tap *d = (struct disk_tap *)((char *)c - offsetof(struct disk_tap, changes));
+
+	if (world->mutant == MUTANT_MARK_FORGOTTEN && d->mode == TAP_PASS && world_chance(world, 3))
+		return;
+	__real_changes_mark(c, offset, len);
+}
+
+void __real_changes_replace(struct changes *c, const struct ft_bitmap *bits);
+void __wrap_changes_replace(struct changes *c, const struct ft_bitmap *bits);
+void __wrap_changes_replace(struct changes *c, const struct ft_bitmap *bits)
+{
+	struct ft_bitmap none;
+
+	if (world->mutant != MUTANT_MARKS_EARLY) {
+		__real_changes_replace(c, bits);
+		return;
+	}
+	if (ft_bitmap_init(&none, bits->bits))
+		abort();
+	__real_changes_replace(c, &none);
+	ft_bitmap_free(&none);
+}
 
 int __real_image_flush(const struct image *image);
 int __wrap_image_flush(const struct image *image);

@@ -161,6 +161,10 @@ void disks_vm_close(struct node *n);
 int disks_taps_in(struct node *n, struct ft_err *err);
 int disks_taps_out(struct node *n, struct ft_err *err);
 void disks_taps_gone(struct node *n);
+/* Those that stay when the guest is solo are put in the chain again, the others end. */
+void disks_taps_part(struct node *n);
+/* Before the guest runs here: those that stay go in. */
+void disks_taps_solo(struct node *n);
 int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err);
 void disks_stores_free(struct node *n);
 int disks_mark(struct node *n, bool is_protected, struct ft_err *err);
@@ -188,6 +192,7 @@ struct overflow {
 
 /* ---- node ---- */
 struct node {
+	uint8_t boots; /* of the host */
 	struct world *world;
 	unsigned id;
 	char name[16];
@@ -288,6 +293,7 @@ struct options {
 	bool durable; /* durability = "disk" */
 	uint64_t journal_bytes;
 	bool compare; /* a standby tells what its disks have */
+	bool track;   /* replicated disks keep their taps when the guest is solo */
 	bool arbiter_file, takeover_manual;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
@@ -344,6 +350,9 @@ enum mutant {
 	MUTANT_JOURNAL_HOLE,	 /* a record is missing in the standby's journal */
 	MUTANT_JOURNAL_UNSYNCED, /* the journal is not synced before the acknowledgement */
 	MUTANT_JOURNAL_KEPT,	 /* a journal is not removed when its session is over */
+	MUTANT_MARK_FORGOTTEN,	 /* a write of a solo guest is not noted for the lost host */
+	MUTANT_MARKS_EARLY,	 /* an acknowledged epoch counts as applied */
+	MUTANT_BOOT_IGNORED,	 /* notes that a power cut may have taken are believed */
 	/* one primary */
 	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */

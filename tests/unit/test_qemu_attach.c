@@ -176,7 +176,7 @@ static void taps_come_and_go_under_io(void **state)
 		after = writes_seen(tty, 2 + 2 * round);
 		assert_true(after > before);
 		before = after;
-		assert_ok(vm->ops->taps_out(vm, err));
+		assert_ok(vm->ops->taps_out(vm, 0, err));
 		relay_close(&relay);
 		stop_nbd();
 		tcp_echo(tcp, 2);

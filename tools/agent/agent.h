@@ -121,6 +121,7 @@ struct agent {
 
 	/* taps, by kind and device; the chain is the engine's */
 	bool taps_made;
+	unsigned disks_stay; /* bit i: disk i has its tap although the guest is solo */
 	struct tap *disk_taps[VMM_DISKS_MAX], *nic_taps[VMM_NICS_MAX], *console_tap, *pio_tap;
 	struct vmm_tap_points points;
 	uint64_t
@@ -207,6 +208,13 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err);
  * are there still. */
 int taps_complete(const struct agent *a, struct ft_err *err);
 void taps_free(struct agent *a);
+/* Those that were in the VM's way end; those of a->disks_stay stay, and in the chain. */
+void taps_part(struct agent *a);
+/* Which disks the guest is to have through a tap even when it is solo. */
+unsigned taps_disks_stay(struct agent *a);
+/* A VM that is about to run for the first time: the taps of those disks go in. A tap that cannot be
+ * is no reason not to run: what was noted of the disk ends. */
+void taps_in_solo(struct agent *a);
 struct tap_notify taps_notify(struct agent *a);
 /* Waits until what the taps let go is with the VM. */
 #define TAPS_SETTLE_MS 200

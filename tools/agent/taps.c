@@ -87,7 +87,8 @@ static void gate_leave(void *ctx)
 
 _Static_assert(FT_WRITE_FREEZE_MS >= KEEPER_LOOK_MS, "or the keeper would look too late");
 
-static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
+/* known: the VM has not run without a tap since this host had the disk. */
+static int make_disk(struct agent *a, unsigned i, bool known, struct ft_err *err)
 {
 	struct disk_tap_config config = {
 		.id = a->vm_info.disks[i].id,
@@ -108,12 +109,21 @@ static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
 
 	agent_path(a, a->points.disks[i].nbd,
 		   (const char[]){'.', 'n', 'b', 'd', (char)('0' + i), 0});
+	config.known = known;
 	rc = disk_tap_open(&config, &a->disk_taps[i], err);
 	if (rc)
 		return ft_err_context(err, "disk %s", config.id);
 	a->disk_taps[i]->notify = taps_notify(a);
 	tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
 	return 0;
+}
+
+static void end_disk(struct agent *a, unsigned i)
+{
+	if (a->disk_taps[i])
+		a->disk_taps[i]->ops->free(a->disk_taps[i]);
+	a->disk_taps[i] = NULL;
+	a->points.disks[i].nbd[0] = 0;
 }
 
 static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
@@ -147,7 +157,7 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err)
 	a->taps_made = true;
 	vmm_info(a->vmm, &a->vm_info);
 	for (unsigned i = 0; disks && !rc && i < a->vm_info.disks_n; i++)
-		rc = make_disk(a, i, err);
+		rc = a->disk_taps[i] ? 0 : make_disk(a, i, false, err);
 	for (unsigned i = 0; !rc && i < a->vm_info.nics_n; i++)
 		rc = make_nic(a, i, err);
 	if (!rc && a->console_tap)
@@ -155,7 +165,7 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err)
 	if (!rc && a->pio_tap)
 		tap_chain_add(ft_engine_chain(a->engine), a->pio_tap);
 	if (rc)
-		taps_free(a);
+		taps_part(a);
 	return rc;
 }
 
@@ -176,14 +186,70 @@ int taps_complete(const struct agent *a, struct ft_err *err)
 	return 0;
 }
 
+unsigned taps_disks_stay(struct agent *a)
+{
+	unsigned stay = 0;
+
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		for (unsigned k = 0; k < a->vm_info.disks_n; k++)
+			if (a->config.disks[i].track &&
+			    !strcmp(a->config.disks[i].id, a->vm_info.disks[k].id))
+				stay |= 1u << k;
+	return stay;
+}
+
+/* One by one: a disk that has no tap must not cost another its own. */
+static bool in_solo(struct agent *a, unsigned i)
+{
+	struct vmm_tap_points points = {0};
+	struct ft_err err = {0};
+	int rc = make_disk(a, i, true, &err);
+
+	if (!rc) {
+		memcpy(&points.disks[i], &a->points.disks[i], sizeof points.disks[i]);
+		rc = vmm_taps_in(a->vmm, &points, &err);
+		if (rc)
+			disk_tap_leave(a->disk_taps[i]);
+	}
+	if (rc)
+		ft_error("%s: what changes on its disk is not noted: %s", a->config.name, err.text);
+	return !rc;
+}
+
+void taps_in_solo(struct agent *a)
+{
+	unsigned stay = taps_disks_stay(a);
+
+	a->disks_stay = 0;
+	for (unsigned i = 0; i < a->vm_info.disks_n; i++) {
+		if (stay & 1u << i && in_solo(a, i)) {
+			a->disks_stay |= 1u << i;
+		} else {
+			tap_chain_remove(ft_engine_chain(a->engine), a->disk_taps[i]);
+			end_disk(a, i);
+			disk_tap_forget(a->vm_info.disks[i].image);
+		}
+	}
+}
+
 void taps_free(struct agent *a)
+{
+	a->disks_stay = 0;
+	taps_part(a);
+}
+
+void taps_part(struct agent *a)
 {
 	/* Those that outlive protection leave the chain; the others end. */
 	ft_engine_chain(a->engine)->first = NULL;
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
-		if (a->disk_taps[i])
-			a->disk_taps[i]->ops->free(a->disk_taps[i]);
-		a->disk_taps[i] = NULL;
+		if (!a->disk_taps[i])
+			continue;
+		a->disk_taps[i]->next = NULL;
+		if (a->disks_stay & 1u << i)
+			tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
+		else
+			end_disk(a, i);
 	}
 	for (unsigned i = 0; i < VMM_NICS_MAX; i++) {
 		if (a->nic_taps[i])
@@ -195,7 +261,7 @@ void taps_free(struct agent *a)
 	if (a->pio_tap)
 		a->pio_tap->next = NULL;
 	/* Nobody must find the old sockets' paths: a VM that is armed next has no disk taps. */
-	memset(&a->points, 0, sizeof a->points);
+	memset(a->points.nics, 0, sizeof a->points.nics);
 	a->taps_made = false;
 }
 

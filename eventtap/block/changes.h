@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What was written to one host's copy of a disk since it and the peer's copy were last alike, in
+ * blocks of 64 KiB. Both hosts keep one; outside the union of the two the copies are equal, so a
+ * host that comes back is sent that, and neither image has to be read.
+ *
+ * "Last alike" has the name of the session whose first checkpoint made them so; both hosts write it
+ * down then. Two maps belong together if they bear the same name.
+ *
+ * The map is beside the image, IMAGE.kemari-changes, and a block's bit is in the file before the
+ * block is written. Neither is synced: the page cache survives the death of a process, and a map
+ * that was in use when its host went down (another boot identity now) says nothing, because no one
+ * knows what of map and image had reached the disk. A map that was sealed holds across a reboot.
+ *
+ *      0     "KFTCHNG1"   8   bytes of the disk     16  session      24  boot identity, 16 bytes;
+ *      40    XXH3-64 of the map (sealed only)       48  XXH3-64 of bytes 0 to 47      zeroes:
+ * sealed 4096  the map, words of 64 bits, little endian, as far as the disk goes
+ *
+ * Nothing here fails the caller: whatever goes wrong ends the map (session 0, the file is removed),
+ * and then everything is compared. Writers mark from several threads; all else comes from one
+ * thread, marking ones not excluded. */
+#ifndef EVENTTAP_BLOCK_CHANGES_H
+#define EVENTTAP_BLOCK_CHANGES_H
+
+#include <limits.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ft/bitmap.h"
+
+#define CHANGES_SUFFIX	    ".kemari-changes"
+#define CHANGES_BLOCK_BYTES (64u << 10)
+
+struct changes {
+	char path[PATH_MAX];
+	uint64_t bytes; /* of the disk */
+	pthread_mutex_t lock;
+	int fd;		       /* -1: there is no map */
+	uint64_t session;      /* 0: there is no map */
+	struct ft_bitmap bits; /* one a block */
+};
+
+/* Reads what the host knows about an image; the map is in use from then on. known false: something
+ * else may have written to the image, so nothing is known. -ENOMEM only. */
+int changes_open(struct changes *c, const char *image, uint64_t bytes, bool known);
+/* The copies are alike, as of this session: an empty map begins, but for those (NULL: none). */
+void changes_begin(struct changes *c, uint64_t session, const struct ft_bitmap *but);
+/* Before the range is written. */
+void changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+/* In place of what was marked: those that the peer surely has are left out. */
+void changes_replace(struct changes *c, const struct ft_bitmap *bits);
+/* Nothing is known any more. */
+void changes_end(struct changes *c);
+/* The image is durable and nobody writes to it any more: so is the map. */
+void changes_seal(struct changes *c);
+uint64_t changes_session(struct changes *c);
+/* Whether [offset, offset + *len) begins within the map; *len is cut to what is alike. */
+bool changes_at(struct changes *c, uint64_t offset, uint64_t *len);
+/* The file stays as it is. */
+void changes_close(struct changes *c);
+/* The image is about to be written by somebody who marks nothing. */
+void changes_forget(const char *image);
+
+#endif
