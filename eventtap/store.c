@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/changes.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_sums.h"
@@ -34,6 +36,7 @@ struct store {
 	struct image image;
 	struct metadata meta;	 // replicated: open; shared: only within store_activate()
 	struct changes changes;	 // replicated
+	struct bitmaps bitmaps;	 // of the last epoch
 	uint64_t session;	 // 0: of nobody who could know what changed
 	bool broken;		 // a write failed: what the image holds is not known
 	bool partial;		 // records of an epoch that is not committed yet
@@ -59,6 +62,29 @@ static int make_durable(void *ctx)
 	return image_flush(&((struct store *)ctx)->image);
 }
 
+// The image is about to change under the bitmaps that are beside it.
+static void spoil_bitmaps(const struct store *s)
+{
+	struct bitmaps old;
+	struct ft_err err;
+	if (!bitmaps_exist(s->path))
+		return;
+	bitmaps_init(&old, s->path, s->image.bytes);
+	bitmaps_load(&old, true);
+	if (bitmaps_save(&old, true, &err) < 0)
+		ft_error("disk %s: %s", s->id, err.text);
+	bitmaps_free(&old);
+}
+
+static void keep_bitmaps(struct store *s)
+{
+	struct ft_err err;
+	if (bitmaps_save(&s->bitmaps, false, &err) == 0)
+		return;
+	ft_error("disk %s: %s: they are gone", s->id, err.text);
+	(void)unlink(s->bitmaps.path);
+}
+
 static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 {
 	// Locked before the image is touched. Its size says enough about its format: only the raw
@@ -76,6 +102,7 @@ static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 	s->epoch = s->meta.record.epoch;
 	if (changes_open(&s->changes, s->path, s->image.bytes, true) < 0)
 		return ft_err_set(err, ENOMEM, "out of memory");
+	spoil_bitmaps(s);
 	ret = write_metadata(s, STORE_INCONSISTENT, err);
 	if (ret == 0 && (ret = worker_start(&s->syncer)) < 0)
 		ft_err_set(err, -ret, "thread: %s", strerror(-ret));
@@ -97,6 +124,7 @@ static void destroy(struct store *s)
 	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
 	changes_close(&s->changes);
+	bitmaps_free(&s->bitmaps);
 	image_close(&s->image);
 	metadata_close(&s->meta);
 	free(s);
@@ -121,6 +149,7 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
 	s->image.fd = s->meta.fd = s->changes.fd = -1;
+	bitmaps_init(&s->bitmaps, s->path, bytes);
 	worker_init(&s->syncer, make_durable, s);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
 	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
@@ -243,6 +272,12 @@ int store_apply(struct store *s, const struct tap_record *rec, struct ft_err *er
 	if (ret < 0)
 		return ret;
 	s->partial = true;
+	if (rec->kind == TAP_DISK_BITMAP) {
+		ret = bitmaps_apply(&s->bitmaps, rec);
+		return ret < 0 ? ft_err_set(err, -ret, "disk %s: bitmaps: %s", s->id,
+					    strerror(-ret))
+			       : 0;
+	}
 	if (rec->kind == TAP_DISK_FLUSH)
 		s->flush = true;
 	ret = s->mode == STORE_SHARED ? keep(s, *rec) : record_apply(&s->image, rec);
@@ -372,6 +407,7 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 	s->epoch = epoch;
 	if (write_metadata(s, STORE_UP_TO_DATE, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
+	keep_bitmaps(s);
 	disk_log_clear(&s->pending);
 	changes_close(&s->changes);
 	image_close(&s->image);
@@ -396,8 +432,14 @@ int store_outdate(struct store *s, struct ft_err *err)
 		return failed(s, ret, "flush", err);
 	if (write_metadata(s, STORE_OUTDATED, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
+	keep_bitmaps(s);
 	changes_seal(&s->changes);
 	return 0;
+}
+
+struct bitmaps *store_bitmaps(struct store *s)
+{
+	return &s->bitmaps;
 }
 
 const char *store_id(const struct store *s)

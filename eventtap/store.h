@@ -96,6 +96,9 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 /* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest
  * from it. Nothing to do for a shared disk. */
 int store_outdate(struct store *s, struct ft_err *err);
+/* Its named bitmaps as of the last epoch. */
+struct bitmaps;
+struct bitmaps *store_bitmaps(struct store *s);
 enum store_state store_state(const struct store *s);
 const char *store_id(const struct store *s);
 /* A replicated disk's image, open until the store is activated or freed; NULL: a shared disk. */

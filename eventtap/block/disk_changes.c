@@ -118,6 +118,7 @@ int disk_tap_unchanged(struct tap *tap, uint64_t offset, uint64_t bytes, uint64_
 void disk_tap_leave(struct tap *tap)
 {
 	struct disk_tap *d = (struct disk_tap *)tap;
+	d->left = true;
 	if (!d->shared)
 		changes_end(&d->changes);
 }

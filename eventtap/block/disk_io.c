@@ -96,6 +96,11 @@ int disk_log_flush_locked(struct disk_tap *d)
 	return append_locked(d, &rec, 0);
 }
 
+int disk_log_record_locked(void *ctx, const struct tap_record *rec)
+{
+	return append_locked(ctx, rec, 0);
+}
+
 static int log_change_locked(struct disk_tap *d, const struct change *c)
 {
 	int ret = c->kind == TAP_DISK_WRITE ? disk_log_write_locked(d, c->data, c->offset, c->len)
@@ -167,6 +172,7 @@ static int apply_to_image(struct disk_tap *d, const struct change *c, const char
 // The image has changed, or part of it when that failed.
 static void note_locked(struct disk_tap *d, const struct change *c, bool failed)
 {
+	bitmaps_mark(&d->bitmaps, c->offset, c->len);
 	if (d->shared || d->mode == TAP_PASS)
 		return;
 	if (d->mode == TAP_TRACK || failed || log_change_locked(d, c) < 0) {
@@ -191,6 +197,7 @@ static int change_in_range_locked(struct disk_tap *d, const struct change *c)
 	d->bytes_written += c->len;
 	if (holds_back_locked(d)) {
 		int ret = log_change_locked(d, c);
+		bitmaps_mark(&d->bitmaps, c->offset, c->len);
 		return ret < 0 ? disk_io_failed_locked(d, "log of held writes", ret) : 0;
 	}
 	const char *what;

@@ -120,6 +120,17 @@ void disk_tap_leave(struct tap *tap);
 /* A VM is about to have the image without a tap. */
 void disk_tap_forget(const char *image);
 
+/* Its named bitmaps; after a change by an operator they are to be kept: durable when this returns
+ * 0.
+ */
+struct bitmaps;
+struct bitmaps *disk_tap_bitmaps(struct tap *tap);
+int disk_tap_bitmaps_keep(struct tap *tap, struct ft_err *err);
+/* Serves the disk to backup clients, as the guest sees it now, read-only, with its bitmaps as
+ * contexts. Nothing to do if it does already. */
+int disk_tap_backups(struct tap *tap, const char *socket, struct ft_err *err);
+void disk_tap_backups_end(struct tap *tap);
+
 struct disk_tap_info {
 	unsigned connections;
 	unsigned writers_waiting; /* for room in the log */

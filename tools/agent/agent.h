@@ -8,7 +8,8 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one */
+ *   snapshot.c  a guest into a file, and out of one
+ *   bitmaps.c   named dirty bitmaps of its disks */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -212,9 +213,18 @@ void taps_free(struct agent *a);
 void taps_part(struct agent *a);
 /* Which disks the guest is to have through a tap even when it is solo. */
 unsigned taps_disks_stay(struct agent *a);
-/* A VM that is about to run for the first time: the taps of those disks go in. A tap that cannot be
- * is no reason not to run: what was noted of the disk ends. */
-void taps_in_solo(struct agent *a);
+/* A VM that is about to run, or (not known) has run without them: the taps of those disks go in. A
+ * tap that cannot be is no reason not to run: what was noted of the disk ends. */
+void taps_in_solo(struct agent *a, bool known);
+/* One disk of a solo guest. known: it has not run without a tap since this host had the disk. */
+int taps_disk_in(struct agent *a, unsigned i, bool known, struct ft_err *err);
+int taps_disk_out(struct agent *a, unsigned i, struct ft_err *err);
+/* The read-only export of a disk that has bitmaps. */
+int taps_serve_backups(struct agent *a, unsigned i, struct ft_err *err);
+void taps_backup_path(const struct agent *a, unsigned i, char out[VMM_PATH_MAX]);
+
+/* bitmaps.c */
+void bitmap_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
 struct tap_notify taps_notify(struct agent *a);
 /* Waits until what the taps let go is with the VM. */
 #define TAPS_SETTLE_MS 200

@@ -416,7 +416,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 		rc = store_activate(a->stores[i], generation, epoch, settled, err);
 	if (!rc) {
 		stores_free(a);
-		taps_in_solo(a);
+		taps_in_solo(a, true);
 	}
 	return rc;
 }

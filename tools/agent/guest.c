@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/journal.h"
@@ -296,8 +297,7 @@ int guest_adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err)
 {
 	guest_adopt(a, vmm);
 	/* It runs with its disks as they are: what was noted of them before is of no use. */
-	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
-		disk_tap_forget(a->vm_info.disks[i].image);
+	taps_in_solo(a, false);
 	return console_open(a, err);
 }
 
@@ -330,7 +330,7 @@ static bool tracks(const struct agent *a)
 	bool any = false;
 
 	for (unsigned i = 0; i < a->config.disks_n; i++)
-		any |= a->config.disks[i].track;
+		any |= a->config.disks[i].track || bitmaps_exist(a->config.disks[i].image);
 	return any;
 }
 
@@ -373,9 +373,9 @@ int guest_start(struct agent *a, struct ft_err *err)
 	if (a->config.source != CONFIG_LAUNCH)
 		return guest_adopt_running(a, vmm, err);
 	guest_adopt(a, vmm);
-	taps_in_solo(a);
+	taps_in_solo(a, true);
 	rc = console_open(a, err);
-	if (!rc && taps_disks_stay(a))
+	if (!rc && tracks(a))
 		rc = vmm_cont(vmm, err);
 	return rc;
 }

@@ -174,6 +174,8 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 		run_later(a, call, ft_engine_failback, CALL_STATUS);
 	} else if (!strcmp(command, "snapshot")) {
 		snapshot_request(a, call, request);
+	} else if (!strcmp(command, "bitmap")) {
+		bitmap_request(a, call, request);
 	} else if (!strcmp(command, "cancel")) {
 		do_cancel(a, call);
 	} else if (!strcmp(command, "stop")) {

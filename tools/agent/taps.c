@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/net/net_tap.h"
 #include "ft/lease.h"
@@ -115,6 +116,8 @@ static int make_disk(struct agent *a, unsigned i, bool known, struct ft_err *err
 		return ft_err_context(err, "disk %s", config.id);
 	a->disk_taps[i]->notify = taps_notify(a);
 	tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
+	if (taps_serve_backups(a, i, err))
+		ft_warn("%s: disk %s: %s", a->config.name, config.id, err->text);
 	return 0;
 }
 
@@ -186,49 +189,95 @@ int taps_complete(const struct agent *a, struct ft_err *err)
 	return 0;
 }
 
+static bool is_tracked(const struct agent *a, const char *id)
+{
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		if (!strcmp(a->config.disks[i].id, id))
+			return a->config.disks[i].track;
+	return false;
+}
+
+static bool has_bitmaps(const struct agent *a, unsigned i)
+{
+	return a->disk_taps[i] ? bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])) > 0
+			       : bitmaps_exist(a->vm_info.disks[i].image);
+}
+
 unsigned taps_disks_stay(struct agent *a)
 {
 	unsigned stay = 0;
 
-	for (unsigned i = 0; i < a->config.disks_n; i++)
-		for (unsigned k = 0; k < a->vm_info.disks_n; k++)
-			if (a->config.disks[i].track &&
-			    !strcmp(a->config.disks[i].id, a->vm_info.disks[k].id))
-				stay |= 1u << k;
+	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
+		if (is_tracked(a, a->vm_info.disks[i].id) || has_bitmaps(a, i))
+			stay |= 1u << i;
 	return stay;
 }
 
-/* One by one: a disk that has no tap must not cost another its own. */
-static bool in_solo(struct agent *a, unsigned i)
+void taps_backup_path(const struct agent *a, unsigned i, char out[VMM_PATH_MAX])
 {
-	struct vmm_tap_points points = {0};
-	struct ft_err err = {0};
-	int rc = make_disk(a, i, true, &err);
-
-	if (!rc) {
-		memcpy(&points.disks[i], &a->points.disks[i], sizeof points.disks[i]);
-		rc = vmm_taps_in(a->vmm, &points, &err);
-		if (rc)
-			disk_tap_leave(a->disk_taps[i]);
-	}
-	if (rc)
-		ft_error("%s: what changes on its disk is not noted: %s", a->config.name, err.text);
-	return !rc;
+	agent_path(a, out, (const char[]){'.', 'b', 'a', 'c', 'k', 'u', 'p', (char)('0' + i), 0});
 }
 
-void taps_in_solo(struct agent *a)
+int taps_serve_backups(struct agent *a, unsigned i, struct ft_err *err)
+{
+	char path[VMM_PATH_MAX];
+
+	if (!bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])))
+		return 0;
+	taps_backup_path(a, i, path);
+	return disk_tap_backups(a->disk_taps[i], path, err);
+}
+
+static void drop_disk(struct agent *a, unsigned i)
+{
+	tap_chain_remove(ft_engine_chain(a->engine), a->disk_taps[i]);
+	end_disk(a, i);
+	a->disks_stay &= ~(1u << i);
+}
+
+int taps_disk_in(struct agent *a, unsigned i, bool known, struct ft_err *err)
+{
+	struct vmm_tap_points points = {0};
+	int rc = make_disk(a, i, known, err);
+
+	if (rc)
+		return rc;
+	memcpy(&points.disks[i], &a->points.disks[i], sizeof points.disks[i]);
+	rc = vmm_taps_in(a->vmm, &points, err);
+	if (!rc) {
+		a->disks_stay |= 1u << i;
+		return 0;
+	}
+	disk_tap_leave(a->disk_taps[i]);
+	drop_disk(a, i);
+	return rc;
+}
+
+int taps_disk_out(struct agent *a, unsigned i, struct ft_err *err)
+{
+	int rc = vmm_taps_out(a->vmm, a->disks_stay & ~(1u << i), err);
+
+	if (rc)
+		return rc;
+	disk_tap_leave(a->disk_taps[i]);
+	drop_disk(a, i);
+	return 0;
+}
+
+void taps_in_solo(struct agent *a, bool known)
 {
 	unsigned stay = taps_disks_stay(a);
 
 	a->disks_stay = 0;
 	for (unsigned i = 0; i < a->vm_info.disks_n; i++) {
-		if (stay & 1u << i && in_solo(a, i)) {
-			a->disks_stay |= 1u << i;
-		} else {
-			tap_chain_remove(ft_engine_chain(a->engine), a->disk_taps[i]);
-			end_disk(a, i);
+		struct ft_err err = {0};
+		int rc = stay & 1u << i ? taps_disk_in(a, i, known, &err) : 0;
+
+		if (rc)
+			ft_error("%s: what changes on its disk is not noted: %s", a->config.name,
+				 err.text);
+		if (!a->disk_taps[i])
 			disk_tap_forget(a->vm_info.disks[i].image);
-		}
 	}
 }
 

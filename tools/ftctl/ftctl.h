@@ -7,7 +7,7 @@
  *   out.c       errors and JSON
  *   status.c    status, wait, and the JSON of a status        table.c  the table of status and top
  *   protect.c   migrate, checkpoint, failover, failback, cancel, verify, stop
- *   snapshot.c  snapshot, with its bar
+ *   snapshot.c  snapshot, with its bar                       bitmap.c   bitmap
  *   top.c, pki.c, drill.c
  *
  * A command prints its result and returns an exit code. With --json it prints exactly one object,
@@ -45,6 +45,7 @@ int run_migrate(const struct ftctl *ctl, const struct command *command, int argc
 int run_plain(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_checkpoint(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_snapshot(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
+int run_bitmap(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_verify(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_pki(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
