@@ -156,14 +156,13 @@ bool bitmaps_info(struct bitmaps *s, unsigned i, struct bitmap_info *info)
 	bool there = i < s->n;
 	if (there) {
 		const struct ft_dirty_bitmap *map = s->list[i].map;
-		*info = (struct bitmap_info){
-			.granularity = map->granularity,
-			.enabled = map->successor ? map->successor->enabled : map->enabled,
-			.inconsistent = map->inconsistent,
-			.busy = map->busy,
-			.dirty_bytes = ft_dirty_count_bytes(map),
-			.map_bytes = ft_dirty_map_bytes(map),
-		};
+		memset(info, 0, sizeof(*info)); // so that two can be compared
+		info->granularity = map->granularity;
+		info->enabled = map->successor ? map->successor->enabled : map->enabled;
+		info->inconsistent = map->inconsistent;
+		info->busy = map->busy;
+		info->dirty_bytes = ft_dirty_count_bytes(map);
+		info->map_bytes = ft_dirty_map_bytes(map);
 		memcpy(info->name, map->name, sizeof(info->name));
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -328,6 +327,7 @@ static int apply_set(struct bitmaps *s, const char *name, const uint8_t *data, s
 		return -EPROTO;
 	map->enabled = data[0] & BITMAPS_ENABLED;
 	map->inconsistent = data[0] & BITMAPS_INCONSISTENT;
+	map->changed = true;
 	return 0;
 }
 
