@@ -190,7 +190,9 @@ static int begin_change(struct store *s, struct ft_err *err)
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err)
 {
-	assert(s->mode == STORE_REPLICATED);
+	if (s->mode != STORE_REPLICATED)
+		return ft_err_set(err, EPROTO, "disk %s: copy: it is shared, there is nothing to copy",
+				  s->id);
 	if (len == 0 || len > s->image.bytes || offset > s->image.bytes - len)
 		return ft_err_set(err, EPROTO, "disk %s: copy: %u bytes at %llu are not within it",
 				  s->id, len, (unsigned long long)offset);

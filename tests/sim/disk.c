@@ -474,7 +474,7 @@ static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, 
 	if (!n->world->options.compare)
 		return 0;
 	for (; n->sums_disk < n->world->options.disks; n->sums_disk++, n->sums_at = 0) {
-		struct store_sums_range part;
+		struct store_sums_range part = {0};
 		int rc;
 
 		range->disk = n->sums_disk;

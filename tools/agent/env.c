@@ -335,7 +335,7 @@ static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, 
 	struct agent *a = ctx;
 
 	for (; a->sums_disk < a->stores_n; a->sums_disk++, a->sums_at = 0) {
-		struct store_sums_range part;
+		struct store_sums_range part = {0};
 		int rc;
 
 		range->disk = a->sums_disk;
