@@ -169,7 +169,7 @@ static int failed(struct store *s, int ret, const char *what, struct ft_err *err
 	s->state = STORE_INCONSISTENT;
 	s->broken = true;
 	if (s->mode == STORE_REPLICATED)
-		changes_end(&s->changes);
+		(void)changes_end(&s->changes);
 	return ft_err_set(err, -ret, "disk %s: %s: %s", s->id, what, strerror(-ret));
 }
 
@@ -180,7 +180,10 @@ static int begin_change(struct store *s, struct ft_err *err)
 		return ft_err_set(err, EIO, "disk %s: broken by an earlier error", s->id);
 	if (s->state != STORE_OUTDATED)
 		return 0;
-	changes_end(&s->changes); // it was sealed
+	// It was sealed.
+	int ret = s->mode == STORE_REPLICATED ? changes_end(&s->changes) : 0;
+	if (ret < 0)
+		return failed(s, ret, "notes of changes", err);
 	if (s->mode == STORE_REPLICATED && write_metadata(s, STORE_INCONSISTENT, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	s->state = STORE_INCONSISTENT;
@@ -191,8 +194,8 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 		     struct ft_err *err)
 {
 	if (s->mode != STORE_REPLICATED)
-		return ft_err_set(err, EPROTO, "disk %s: copy: it is shared, there is nothing to copy",
-				  s->id);
+		return ft_err_set(err, EPROTO,
+				  "disk %s: copy: it is shared, there is nothing to copy", s->id);
 	if (len == 0 || len > s->image.bytes || offset > s->image.bytes - len)
 		return ft_err_set(err, EPROTO, "disk %s: copy: %u bytes at %llu are not within it",
 				  s->id, len, (unsigned long long)offset);
@@ -212,14 +215,14 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	return 0;
 }
 
-void store_join(struct store *s, uint64_t session, uint64_t since)
+int store_join(struct store *s, uint64_t session, uint64_t since, struct ft_err *err)
 {
 	if (s->mode != STORE_REPLICATED)
-		return;
+		return 0;
 	// Another history is going to be written here.
-	if (since == 0 || since != changes_session(&s->changes))
-		changes_end(&s->changes);
+	int ret = since && since == changes_session(&s->changes) ? 0 : changes_end(&s->changes);
 	s->session = session;
+	return ret < 0 ? failed(s, ret, "notes of changes", err) : 0;
 }
 
 int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max,

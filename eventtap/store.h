@@ -61,8 +61,9 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err);
 /* A session begins: it has this number, and its primary's copy and this one were alike in session
- * `since`, with all changes there noted since then (0: nobody knows). Before store_sums(). */
-void store_join(struct store *s, uint64_t session, uint64_t since);
+ * `since`, with all changes there noted since then (0: nobody knows). Before store_sums(). -errno:
+ * what was noted here cannot be taken back. */
+int store_join(struct store *s, uint64_t session, uint64_t since, struct ft_err *err);
 /* What the image has, for the primary to compare (replicated only; before anything is written): the
  * next range from *at on, which moves on. 1, and at most `max` sums unless it is zero or unchanged;
  * 0: that was all; -errno. */

@@ -41,21 +41,29 @@ static void set_path(struct changes *c, const char *image)
 		c->path[0] = '\0';
 }
 
-static void end_locked(struct changes *c)
+// A file that can be neither removed nor made invalid would be believed one day: it stays open, and
+// whoever would have noted something tries again.
+static int end_locked(struct changes *c)
 {
-	if (c->fd >= 0) {
-		close(c->fd);
-		(void)unlink(c->path);
-	}
-	c->fd = -1;
+	static const struct header none;
 	c->session = 0;
+	if (c->fd < 0)
+		return 0;
+	if (unlink(c->path) < 0 && errno != ENOENT) {
+		int ret = -errno;
+		if (pwrite(c->fd, &none, sizeof(none), 0) != sizeof(none))
+			return ret;
+	}
+	close(c->fd);
+	c->fd = -1;
+	return 0;
 }
 
-static void failed_locked(struct changes *c, const char *what, int code)
+static int failed_locked(struct changes *c, const char *what, int code)
 {
 	ft_warn("%s: %s: %s: what changes on this disk is not known from now on", c->path, what,
 		strerror(code));
-	end_locked(c);
+	return end_locked(c);
 }
 
 // Words [first, end) as they are in the file.
@@ -167,7 +175,7 @@ int changes_open(struct changes *c, const char *image, uint64_t bytes, bool know
 	if (ret == 0 && fsync(c->fd) == 0)
 		return 0;
 	ft_bitmap_clear_all(&c->bits);
-	end_locked(c);
+	(void)end_locked(c);
 	return 0;
 }
 
@@ -188,33 +196,39 @@ void changes_begin(struct changes *c, uint64_t session, const struct ft_bitmap *
 {
 	assert(session);
 	pthread_mutex_lock(&c->lock);
-	end_locked(c);
+	int ret = end_locked(c);
 	ft_bitmap_clear_all(&c->bits);
 	if (but)
 		ft_bitmap_merge(&c->bits, but);
-	c->session = session;
-	int ret = make_locked(c);
+	if (ret == 0) {
+		c->session = session;
+		ret = make_locked(c);
+	}
 	if (ret < 0)
-		failed_locked(c, "create", -ret);
+		(void)failed_locked(c, "create", -ret);
 	pthread_mutex_unlock(&c->lock);
 }
 
-void changes_mark(struct changes *c, uint64_t offset, uint64_t len)
+int changes_mark(struct changes *c, uint64_t offset, uint64_t len)
 {
 	if (len == 0)
-		return;
+		return 0;
 	uint64_t first = offset / CHANGES_BLOCK_BYTES;
 	uint64_t end = (offset + len - 1) / CHANGES_BLOCK_BYTES + 1;
 	pthread_mutex_lock(&c->lock);
 	uint64_t before = c->bits.count;
+	int ret = 0;
 	if (c->session) {
 		ft_bitmap_set_range(&c->bits, first, end - first);
-		int ret =
-			c->bits.count > before ? write_words(c, first / 64, (end - 1) / 64 + 1) : 0;
+		if (c->bits.count > before)
+			ret = write_words(c, first / 64, (end - 1) / 64 + 1);
 		if (ret < 0)
-			failed_locked(c, "write", -ret);
+			ret = failed_locked(c, "write", -ret);
+	} else if (c->fd >= 0) {
+		ret = end_locked(c);
 	}
 	pthread_mutex_unlock(&c->lock);
+	return ret;
 }
 
 void changes_replace(struct changes *c, const struct ft_bitmap *bits)
@@ -233,16 +247,17 @@ void changes_replace(struct changes *c, const struct ft_bitmap *bits)
 		ft_bitmap_merge(&c->bits, bits);
 		int ret = write_words(c, first, end);
 		if (ret < 0)
-			failed_locked(c, "write", -ret);
+			(void)failed_locked(c, "write", -ret);
 	}
 	pthread_mutex_unlock(&c->lock);
 }
 
-void changes_end(struct changes *c)
+int changes_end(struct changes *c)
 {
 	pthread_mutex_lock(&c->lock);
-	end_locked(c);
+	int ret = end_locked(c);
 	pthread_mutex_unlock(&c->lock);
+	return ret;
 }
 
 void changes_seal(struct changes *c)
@@ -253,7 +268,7 @@ void changes_seal(struct changes *c)
 		if (ret == 0 && fsync(c->fd) < 0)
 			ret = -errno;
 		if (ret < 0)
-			failed_locked(c, "sync", -ret);
+			(void)failed_locked(c, "sync", -ret);
 	}
 	pthread_mutex_unlock(&c->lock);
 }
@@ -287,6 +302,9 @@ bool changes_at(struct changes *c, uint64_t offset, uint64_t *len)
 
 void changes_close(struct changes *c)
 {
+	if (!c->session && end_locked(c) < 0)
+		ft_error("%s: cannot be removed: remove it before this host is a standby again",
+			 c->path);
 	if (c->fd >= 0)
 		close(c->fd);
 	c->fd = -1;

@@ -15,9 +15,9 @@
  *      40    XXH3-64 of the map (sealed only)       48  XXH3-64 of bytes 0 to 47      zeroes:
  * sealed 4096  the map, words of 64 bits, little endian, as far as the disk goes
  *
- * Nothing here fails the caller: whatever goes wrong ends the map (session 0, the file is removed),
- * and then everything is compared. Writers mark from several threads; all else comes from one
- * thread, marking ones not excluded. */
+ * Whatever goes wrong ends the map (session 0, the file is removed), and then everything is
+ * compared; the caller hears of it only if the file cannot be removed. Writers mark from several
+ * threads; all else comes from one thread, marking ones not excluded. */
 #ifndef EVENTTAP_BLOCK_CHANGES_H
 #define EVENTTAP_BLOCK_CHANGES_H
 
@@ -45,12 +45,13 @@ struct changes {
 int changes_open(struct changes *c, const char *image, uint64_t bytes, bool known);
 /* The copies are alike, as of this session: an empty map begins, but for those (NULL: none). */
 void changes_begin(struct changes *c, uint64_t session, const struct ft_bitmap *but);
-/* Before the range is written. */
-void changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+/* Before the range is written. -errno: it is not noted, and what the file says cannot be taken
+ * back: the range must not be written. */
+int changes_mark(struct changes *c, uint64_t offset, uint64_t len);
 /* In place of what was marked: those that the peer surely has are left out. */
 void changes_replace(struct changes *c, const struct ft_bitmap *bits);
-/* Nothing is known any more. */
-void changes_end(struct changes *c);
+/* Nothing is known any more. -errno: the file says otherwise and cannot be removed. */
+int changes_end(struct changes *c);
 /* The image is durable and nobody writes to it any more: so is the map. */
 void changes_seal(struct changes *c);
 uint64_t changes_session(struct changes *c);

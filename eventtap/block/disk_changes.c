@@ -15,10 +15,9 @@
 
 _Static_assert(CHANGES_BLOCK_BYTES == DISK_TAP_BLOCK_BYTES, "a bit here is a bit in `behind`");
 
-void disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len)
+int disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len)
 {
-	if (!d->shared)
-		changes_mark(&d->changes, offset, len);
+	return d->shared ? 0 : changes_mark(&d->changes, offset, len);
 }
 
 static void add(struct ft_bitmap *blocks, uint64_t offset, uint64_t len)
@@ -80,7 +79,7 @@ void disk_tap_in_sync(struct tap *tap, uint64_t session)
 		changes_begin(&d->changes, session, &blocks);
 		ft_bitmap_free(&blocks);
 	} else {
-		changes_end(&d->changes);
+		(void)changes_end(&d->changes);
 	}
 	pthread_mutex_unlock(&d->lock);
 }
@@ -120,7 +119,7 @@ void disk_tap_leave(struct tap *tap)
 	struct disk_tap *d = (struct disk_tap *)tap;
 	d->left = true;
 	if (!d->shared)
-		changes_end(&d->changes);
+		(void)changes_end(&d->changes);
 }
 
 void disk_tap_forget(const char *image)

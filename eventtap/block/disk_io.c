@@ -200,10 +200,11 @@ static int change_in_range_locked(struct disk_tap *d, const struct change *c)
 		bitmaps_mark(&d->bitmaps, c->offset, c->len);
 		return ret < 0 ? disk_io_failed_locked(d, "log of held writes", ret) : 0;
 	}
-	const char *what;
+	const char *what = "note of a write";
 	pthread_mutex_unlock(&d->lock);
-	disk_note_change(d, c->offset, c->len);
-	int ret = apply_to_image(d, c, &what);
+	int ret = disk_note_change(d, c->offset, c->len);
+	if (ret == 0)
+		ret = apply_to_image(d, c, &what);
 	pthread_mutex_lock(&d->lock);
 	if (ret == -ENOTSUP && c->fast)
 		return ret; // nothing was done

@@ -84,8 +84,8 @@ void disk_bitmaps_close(struct disk_tap *d);
 bool disk_range_is_whole(const struct disk_tap *d, uint64_t offset, uint64_t bytes);
 
 /* disk_changes.c */
-/* The range is about to be changed; it is held. Not locked. */
-void disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len);
+/* The range is about to be changed; it is held. Not locked. -errno: it must not be. */
+int disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len);
 /* `epoch` was acknowledged and is still in the log: the peer has what came before it. Those who
  * stage an epoch may still have to apply it, so its own writes are kept. */
 void disk_changes_released(struct disk_tap *d);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: would a write have to wait? */
 #include "eventtap/block/disk_sums.h"
@@ -30,6 +31,27 @@ uint64_t disk_offset(unsigned block)
 	       (uint64_t)(block / BLOCKS_PER_CHUNK) * 4096;
 }
 
+#define BITMAP "chain"
+
+bool disk_dirty(struct node *n, unsigned disk, uint32_t *dirty)
+{
+	struct disk *d = &n->disks[disk];
+	struct bitmaps *s = d->tap     ? disk_tap_bitmaps(d->tap)
+			    : d->store ? store_bitmaps(d->store)
+				       : NULL;
+
+	*dirty = 0;
+	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+		uint64_t len = SECTOR;
+		bool is = false;
+
+		if (!s || bitmaps_at(s, BITMAP, disk_offset(i), &len, &is))
+			return false;
+		*dirty |= is ? 1u << i : 0;
+	}
+	return true;
+}
+
 static bool must_wait(const struct disk *d)
 {
 	const struct disk_tap *t = (const struct disk_tap *)d->tap;
@@ -46,14 +68,18 @@ int disk_write(struct node *n, unsigned disk, unsigned block, enum tap_kind kind
 	n->machine->block_stale[disk][block] = true;
 	if (d->export.ops) {
 		const struct nbd_backend_ops *ops = d->export.ops;
+		int rc;
 
 		if (must_wait(d))
 			return -EAGAIN;
 		if (kind == TAP_DISK_WRITE)
-			return ops->pwrite(d->export.ctx, data, SECTOR, at, false);
-		if (kind == TAP_DISK_TRIM)
-			return ops->trim(d->export.ctx, at, SECTOR, false);
-		return ops->zero(d->export.ctx, at, SECTOR, NBD_ZERO_NO_HOLE);
+			rc = ops->pwrite(d->export.ctx, data, SECTOR, at, false);
+		else if (kind == TAP_DISK_TRIM)
+			rc = ops->trim(d->export.ctx, at, SECTOR, false);
+		else
+			rc = ops->zero(d->export.ctx, at, SECTOR, NBD_ZERO_NO_HOLE);
+		n->machine->written[disk] |= rc ? 0 : 1u << block;
+		return rc;
 	} else if (d->image_fd >= 0) {
 		static const uint8_t zeroes[SECTOR];
 
@@ -93,7 +119,7 @@ int disk_flush_all(struct node *n, unsigned disk)
 
 static bool stays(const struct node *n, const struct disk *d)
 {
-	return n->world->options.track && !d->shared;
+	return n->world->options.bitmaps || (n->world->options.track && !d->shared);
 }
 
 int disks_vm_open(struct node *n, struct ft_err *err)
@@ -171,6 +197,22 @@ int disks_mark(struct node *n, bool is_protected, struct ft_err *err)
 	return rc;
 }
 
+/* An operator's backups: where the bitmap is gone, or of no use, a new chain begins. */
+static void begin_chain(struct node *n, unsigned disk)
+{
+	struct bitmaps *s = disk_tap_bitmaps(n->disks[disk].tap);
+	struct ft_err err = {0};
+	uint32_t dirty;
+
+	if (n->machine)
+		n->machine->written[disk] = 0;
+	if (disk_dirty(n, disk, &dirty))
+		return;
+	(void)bitmaps_remove(s, BITMAP, NULL);
+	if (bitmaps_add(s, BITMAP, SECTOR, &err) || disk_tap_bitmaps_keep(n->disks[disk].tap, &err))
+		world_log(n->world, "%s: %s", n->name, err.text);
+}
+
 static int make_tap(struct node *n, unsigned i, bool known, struct ft_err *err)
 {
 	struct disk *d = &n->disks[i];
@@ -197,6 +239,8 @@ static int make_tap(struct node *n, unsigned i, bool known, struct ft_err *err)
 		return rc;
 	d->tap->notify = (struct tap_notify){.pressure = on_pressure, .ctx = n};
 	tap_chain_add(ft_engine_chain(n->engine), d->tap);
+	if (n->world->options.bitmaps)
+		begin_chain(n, i);
 	return 0;
 }
 
@@ -435,7 +479,9 @@ int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err
 				s->bytes, GUEST_UUID, &d->store, err);
 		if (rc)
 			return rc;
-		store_join(d->store, setup->session, s->since);
+		rc = store_join(d->store, setup->session, s->since, err);
+		if (rc)
+			return rc;
 	}
 	return journal_begin(n, err);
 }

@@ -232,6 +232,7 @@ struct sums machine_sums(struct machine *m)
 			}
 			s.disk[d] += m->block_sum[d][i];
 		}
+		(void)disk_dirty(m->node, d, &s.dirty[d]);
 	}
 	return s;
 }

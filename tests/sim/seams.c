@@ -176,15 +176,32 @@ void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES])
 
 /* ---- mutants of production code ---- */
 
-void __real_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
-void __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
-void __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len)
+void __real_bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len);
+void __wrap_bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len);
+void __wrap_bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len)
+{
+	if (world->mutant != MUTANT_BITMAP_FORGETS || !world_chance(world, 3))
+		__real_bitmaps_mark(s, offset, len);
+}
+
+int __real_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec);
+int __wrap_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec);
+int __wrap_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec)
+{
+	if (world->mutant == MUTANT_BITMAP_STALE && rec->data[0] == 2 && world_chance(world, 5))
+		return 0;
+	return __real_bitmaps_apply(s, rec);
+}
+
+int __real_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+int __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+int __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len)
 {
 	struct disk_tap *d = (struct disk_tap *)((char *)c - offsetof(struct disk_tap, changes));
 
 	if (world->mutant == MUTANT_MARK_FORGOTTEN && d->mode == TAP_PASS && world_chance(world, 3))
-		return;
-	__real_changes_mark(c, offset, len);
+		return 0;
+	return __real_changes_mark(c, offset, len);
 }
 
 void __real_changes_replace(struct changes *c, const struct ft_bitmap *bits);

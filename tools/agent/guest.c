@@ -500,8 +500,10 @@ static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *e
 				a->config.uuid, &a->stores[i], err);
 		if (rc)
 			return rc;
-		store_join(a->stores[i], setup->session, d->since);
 		a->stores_n = i + 1;
+		rc = store_join(a->stores[i], setup->session, d->since, err);
+		if (rc)
+			return rc;
 	}
 	return durable_begin(a, err);
 }
