@@ -323,6 +323,7 @@ static int apply_set(struct bitmaps *s, const char *name, const uint8_t *data, s
 	int ret = map ? 0 : bitmaps_make_locked(s, name, granularity, &map, NULL);
 	if (ret < 0)
 		return ret == -ENOMEM ? ret : -EPROTO;
+	assert(map);
 	if (map->granularity != granularity)
 		return -EPROTO;
 	map->enabled = data[0] & BITMAPS_ENABLED;
@@ -395,10 +396,11 @@ void bitmaps_outgoing_end(struct bitmaps *s)
 int bitmaps_incoming_add(struct bitmaps *s, const char *name, uint32_t granularity, bool enabled,
 			 struct ft_err *err)
 {
-	struct ft_dirty_bitmap *map;
+	struct ft_dirty_bitmap *map = NULL;
 	pthread_mutex_lock(&s->lock);
 	int ret = bitmaps_make_locked(s, name, granularity, &map, err);
 	if (ret == 0) {
+		assert(map);
 		struct bitmaps_entry *entry = &s->list[s->n - 1];
 		map->enabled = false;
 		map->busy = true;

@@ -29,7 +29,7 @@
 #include "ft/bitmap.h"
 
 #define CHANGES_SUFFIX	    ".kemari-changes"
-#define CHANGES_BLOCK_BYTES (64u << 10)
+#define CHANGES_BLOCK_BYTES 65536u
 
 struct changes {
 	char path[PATH_MAX];
