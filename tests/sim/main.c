@@ -53,7 +53,6 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_MARKS_EARLY] = "marks-early",
 	[MUTANT_BITMAP_FORGETS] = "bitmap-forgets",
 	[MUTANT_BITMAP_STALE] = "bitmap-stale",
-	[MUTANT_BOOT_IGNORED] = "boot-ignored",
 	[MUTANT_START_UNASKED] = "start-unasked",
 	[MUTANT_RELEASE_FENCED] = "release-fenced",
 	[MUTANT_GUARD_FORGOTTEN] = "guard-forgotten",

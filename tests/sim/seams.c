@@ -170,8 +170,7 @@ void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES]);
 void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES])
 {
 	memset(id, 1, BOOT_ID_BYTES);
-	if (world->mutant != MUTANT_BOOT_IGNORED)
-		id[0] = opening->boots;
+	id[0] = opening->boots;
 }
 
 /* ---- mutants of production code ---- */

@@ -361,7 +361,6 @@ enum mutant {
 	MUTANT_MARKS_EARLY,	 /* an acknowledged epoch counts as applied */
 	MUTANT_BITMAP_FORGETS,	 /* a write is not in the disk's bitmap */
 	MUTANT_BITMAP_STALE,	 /* the standby misses a change of a bitmap */
-	MUTANT_BOOT_IGNORED,	 /* notes that a power cut may have taken are believed */
 	/* one primary */
 	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */
