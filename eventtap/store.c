@@ -13,7 +13,8 @@
 #include <unistd.h>
 
 #include "eventtap/block/bitmaps.h"
-#include "eventtap/block/changes.h"
+#include "eventtap/block/notes.h"
+#include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
@@ -35,7 +36,7 @@ struct store {
 	uint64_t generation, epoch; // committed
 	struct image image;
 	struct metadata meta;	 // replicated: open; shared: only within store_activate()
-	struct changes changes;	 // replicated
+	struct notes notes;	 // replicated
 	struct bitmaps bitmaps;	 // of the last epoch
 	uint64_t session;	 // 0: of nobody who could know what changed
 	bool broken;		 // a write failed: what the image holds is not known
@@ -46,6 +47,7 @@ struct store {
 	bool active;		 // this host's VM has the disk now: image and lock are given up
 	struct disk_log pending; // shared
 	struct worker syncer;	 // makes the image durable
+	struct cow *cow;	 // told before the image changes, or NULL
 };
 
 static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
@@ -100,7 +102,7 @@ static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 			s->path, owner, s->uuid);
 	s->generation = s->meta.record.generation;
 	s->epoch = s->meta.record.epoch;
-	if (changes_open(&s->changes, s->path, s->image.bytes, true) < 0)
+	if (notes_open(&s->notes, s->path, s->image.bytes, true) < 0)
 		return ft_err_set(err, ENOMEM, "out of memory");
 	spoil_bitmaps(s);
 	ret = write_metadata(s, STORE_INCONSISTENT, err);
@@ -121,9 +123,10 @@ static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
 
 static void destroy(struct store *s)
 {
+	cow_unref(s->cow);
 	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
-	changes_close(&s->changes);
+	notes_close(&s->notes);
 	bitmaps_free(&s->bitmaps);
 	image_close(&s->image);
 	metadata_close(&s->meta);
@@ -148,7 +151,7 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	snprintf(s->uuid, sizeof(s->uuid), "%s", uuid ? uuid : "");
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
-	s->image.fd = s->meta.fd = s->changes.fd = -1;
+	s->image.fd = s->meta.fd = s->notes.fd = -1;
 	bitmaps_init(&s->bitmaps, s->path, bytes);
 	worker_init(&s->syncer, make_durable, s);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
@@ -169,7 +172,7 @@ static int failed(struct store *s, int ret, const char *what, struct ft_err *err
 	s->state = STORE_INCONSISTENT;
 	s->broken = true;
 	if (s->mode == STORE_REPLICATED)
-		(void)changes_end(&s->changes);
+		(void)notes_end(&s->notes);
 	return ft_err_set(err, -ret, "disk %s: %s: %s", s->id, what, strerror(-ret));
 }
 
@@ -181,13 +184,19 @@ static int begin_change(struct store *s, struct ft_err *err)
 	if (s->state != STORE_OUTDATED)
 		return 0;
 	// It was sealed.
-	int ret = s->mode == STORE_REPLICATED ? changes_end(&s->changes) : 0;
+	int ret = s->mode == STORE_REPLICATED ? notes_end(&s->notes) : 0;
 	if (ret < 0)
 		return failed(s, ret, "notes of changes", err);
 	if (s->mode == STORE_REPLICATED && write_metadata(s, STORE_INCONSISTENT, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	s->state = STORE_INCONSISTENT;
 	return 0;
+}
+
+static void before_change(struct store *s, uint64_t offset, uint64_t len)
+{
+	if (s->cow)
+		cow_before_change(s->cow, offset, len);
 }
 
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
@@ -202,6 +211,7 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	int ret = begin_change(s, err);
 	if (ret < 0)
 		return ret;
+	before_change(s, offset, len);
 	ret = zero ? image_zero(&s->image, offset, len, IMAGE_ZERO_UNMAP, false)
 		   : image_pwrite(&s->image, data, len, offset);
 	if (ret < 0)
@@ -220,7 +230,7 @@ int store_join(struct store *s, uint64_t session, uint64_t since, struct ft_err 
 	if (s->mode != STORE_REPLICATED)
 		return 0;
 	// Another history is going to be written here.
-	int ret = since && since == changes_session(&s->changes) ? 0 : changes_end(&s->changes);
+	int ret = since && since == notes_session(&s->notes) ? 0 : notes_end(&s->notes);
 	s->session = session;
 	return ret < 0 ? failed(s, ret, "notes of changes", err) : 0;
 }
@@ -232,7 +242,7 @@ int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max,
 		return 0;
 	uint64_t limit = s->image.bytes - *at;
 	range->zero = false;
-	range->unchanged = changes_session(&s->changes) && !changes_at(&s->changes, *at, &limit);
+	range->unchanged = notes_session(&s->notes) && !notes_at(&s->notes, *at, &limit);
 	if (range->unchanged) {
 		range->bytes = limit;
 	} else {
@@ -285,6 +295,8 @@ int store_apply(struct store *s, const struct tap_record *rec, struct ft_err *er
 	}
 	if (rec->kind == TAP_DISK_FLUSH)
 		s->flush = true;
+	if (s->mode == STORE_REPLICATED)
+		before_change(s, offset, len);
 	ret = s->mode == STORE_SHARED ? keep(s, *rec) : record_apply(&s->image, rec);
 	return ret < 0 ? failed(s, ret, "apply", err) : 0;
 }
@@ -311,7 +323,7 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 	if (s->state != STORE_UP_TO_DATE) {
 		s->state = STORE_UP_TO_DATE;
 		if (s->session)
-			changes_begin(&s->changes, s->session, NULL);
+			notes_begin(&s->notes, s->session, NULL);
 		ft_info("disk %s: in sync at generation %llu epoch %llu", s->id,
 			(unsigned long long)generation, (unsigned long long)epoch);
 	}
@@ -414,7 +426,7 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 		return ft_err_context(err, "disk %s", s->id);
 	keep_bitmaps(s);
 	disk_log_clear(&s->pending);
-	changes_close(&s->changes);
+	notes_close(&s->notes);
 	image_close(&s->image);
 	metadata_close(&s->meta);
 	s->active = true;
@@ -438,7 +450,7 @@ int store_outdate(struct store *s, struct ft_err *err)
 	if (write_metadata(s, STORE_OUTDATED, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	keep_bitmaps(s);
-	changes_seal(&s->changes);
+	notes_seal(&s->notes);
 	return 0;
 }
 
@@ -447,9 +459,33 @@ struct bitmaps *store_bitmaps(struct store *s)
 	return &s->bitmaps;
 }
 
+int store_watch(struct store *s, struct cow *cow, struct ft_err *err)
+{
+	assert(!s->cow);
+	if (s->mode == STORE_SHARED)
+		return ft_err_set(err, ENOTSUP,
+				  "disk %s: is shared: the guest writes to it from the other host",
+				  s->id);
+	if (s->state != STORE_UP_TO_DATE || s->partial)
+		return ft_err_set(err, EAGAIN, "disk %s: is not at a checkpoint just now", s->id);
+	s->cow = cow_ref(cow);
+	return 0;
+}
+
+void store_unwatch(struct store *s)
+{
+	cow_unref(s->cow);
+	s->cow = NULL;
+}
+
 const char *store_id(const struct store *s)
 {
 	return s->id;
+}
+
+const char *store_image_path(const struct store *s)
+{
+	return s->path;
 }
 
 const struct image *store_image(const struct store *s)

@@ -101,7 +101,14 @@ int store_outdate(struct store *s, struct ft_err *err);
 struct bitmaps;
 struct bitmaps *store_bitmaps(struct store *s);
 enum store_state store_state(const struct store *s);
+/* A copy of a replicated disk as it is now, at its last committed epoch, is told before what comes
+ * later is applied (block/cow.h), until unwatch(). -EAGAIN: the disk is between two epochs.
+ * -ENOTSUP: a shared disk. */
+struct cow;
+int store_watch(struct store *s, struct cow *cow, struct ft_err *err);
+void store_unwatch(struct store *s);
 const char *store_id(const struct store *s);
+const char *store_image_path(const struct store *s); /* of its image */
 /* A replicated disk's image, open until the store is activated or freed; NULL: a shared disk. */
 const struct image *store_image(const struct store *s);
 /* A replicated store that is whole and was not activated is marked Outdated. NULL is fine. */

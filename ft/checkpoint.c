@@ -52,6 +52,8 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why)
 	snprintf(err.text, sizeof err.text, "checkpoint: %s", why);
 	for (unsigned i = 0; i < FT_DONE_MAX; i++)
 		done_call(&p->in_flight[i], &err, 0);
+	p->want_digest = false;
+	p->digest_epoch = 0;
 	done_call(&p->verify_done, &err, 0);
 }
 
@@ -73,6 +75,10 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 	engine_note_error(e, &copy);
 	primary_abort_checkpoint(e, copy.text);
 	done_call(&p->switch_done, &copy, 0);
+	if (p->move.on) {
+		migrate_failed(e, &copy);
+		return;
+	}
 	p->requested = true; /* outputs wait: again as soon as the budget allows */
 	if (++p->failures < FT_CHECKPOINT_TRIES || p->vm_dead)
 		return;
@@ -96,6 +102,7 @@ static int capture(struct ft_engine *e, bool keep_stopped, struct hold *hold)
 		ft_bitmap_clear_all(&p->overflow);
 	memset(&p->ship, 0, sizeof p->ship);
 	p->capture.pages_n = 0;
+	p->capture.no_pages = p->move.on && p->move.how.postcopy;
 	e->env->firing(e->env_ctx, true);
 	rc = vmm_checkpoint(e->vmm, &p->pending, &p->capture, &hooks, keep_stopped, &hold->err);
 	e->env->firing(e->env_ctx, false);
@@ -116,6 +123,15 @@ static void take_digest(struct ft_engine *e, struct hold *hold)
 	hold->rc = vmm_ram_digest(e->vmm, &e->primary.digest, &hold->err);
 	if (vmm_cont(e->vmm, hold->rc ? NULL : &hold->err))
 		hold->rc = -EIO;
+	e->primary.digest_epoch = e->epoch;
+}
+
+static void verify_comes_too_late(struct ft_engine *e)
+{
+	struct ft_err err = {0};
+
+	ft_err_set(&err, ECANCELED, "verify: the guest is being handed over");
+	done_call(&e->primary.verify_done, &err, 0);
 }
 
 void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
@@ -127,6 +143,8 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
 	int rc;
 
 	assert(p->ship.phase == SHIP_IDLE);
+	if (p->want_digest && keep_stopped)
+		verify_comes_too_late(e);
 	p->output_ns = 0;
 	p->pressure = p->requested = p->want_digest = false;
 	memcpy(p->in_flight, p->waiting, sizeof p->in_flight);
@@ -154,9 +172,7 @@ void primary_checkpoint(struct ft_engine *e, bool keep_stopped)
 	ship_start(e, e->epoch);
 	ft_series_add(&e->dirty_pages, p->ship.pages);
 	e->epoch++;
-	rc = ship_continue(e);
-	if (rc)
-		primary_peer_lost(e, "cannot send");
+	ship_continue(e);
 }
 
 /* What the standby has is no longer owed. No harvest happened since the capture: one checkpoint is
@@ -199,6 +215,8 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 {
 	struct ft_primary *p = &e->primary;
 	bool handover = p->ship.handover;
+	struct ft_err err = p->ship.refused;
+	int rc;
 
 	forget_owed(p);
 	ft_codec_commit(p->codec, epoch);
@@ -208,7 +226,13 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 	ft_series_add(&e->commit_us, (engine_now(e) - p->ship.started_ns) / 1000);
 	memset(&p->ship, 0, sizeof p->ship);
 	if (handover) {
-		switch_acked(e); /* the standby sends this epoch's outputs: we do not run again */
+		/* the standby sends this epoch's outputs: we do not run again */
+		if (err.code)
+			migrate_failed(e, &err);
+		else if (p->move.on)
+			migrate_acked(e);
+		else
+			switch_acked(e);
 		return;
 	}
 	if (!p->first_commit_done) {
@@ -217,8 +241,13 @@ void primary_committed(struct ft_engine *e, uint64_t epoch)
 		p->sync_claimed = true;
 		/* Marks are written to disks, which may be slow. */
 		engine_ask_patience(e, FT_GUARD_MAX_MS);
-		e->env->guard(e->env_ctx, true);
+		rc = e->env->guard(e->env_ctx, true, &err);
 		engine_ask_patience(e, 0);
+		if (rc) {
+			engine_note_error(e, &err);
+			primary_leave(e, p->auto_retry, err.text);
+			return;
+		}
 		e->env->changed(e->env_ctx);
 		arbitrate_in_sync(e);
 		return;
@@ -247,6 +276,10 @@ void primary_in_sync(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 			   e->arbiter->ops->type, why);
 		engine_note_error(e, &err);
 		primary_leave(e, p->auto_retry, err.text);
+		return;
+	}
+	if (p->move.on) {
+		migrate_granted(e);
 		return;
 	}
 	p->first_commit_done = true;

@@ -11,6 +11,9 @@
 #include "ft/codec.h"
 
 #include <assert.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #include <lz4.h>
 #include <stdlib.h>
 
@@ -30,9 +33,9 @@
  * the ratio on one that can. */
 #define LZ4_ACCELERATION 2
 /* Pages that cannot be packed come in runs: media, ciphertext, packed files. After so many whole
- * pages in a row only those are tried that do not look like it, and one in 32 that does. */
+ * pages in a row only those are tried that do not look like it, and one in 128 that does. */
 #define LZ4_GIVE_UP   8u
-#define LZ4_TRY_EVERY 32u
+#define LZ4_TRY_EVERY 128u
 /* Bytes looked at, and how many different ones a page has that looks packed: of random ones 101 are
  * expected, of machine code 70, of text 40. */
 #define SAMPLE_STEP	32
@@ -178,20 +181,19 @@ static void delta_write(const struct diff *d, const uint8_t *page, uint8_t *base
 	}
 }
 
+/* A byte for each value that was seen: to set one waits for nothing, to set a bit in a word waits
+ * for the one before. */
 static bool looks_packed(const uint8_t *page)
 {
-	uint64_t seen[4] = {0};
-	int distinct = 0;
+	uint8_t seen[256] = {0};
+	uint64_t sum = 0; /* eight counts of a byte each, none above the number of samples */
 
 	/* Not the same byte of every word: structures have their quiet places. */
-	for (unsigned i = 0; i < FT_PAGE_BYTES / SAMPLE_STEP; i++) {
-		uint8_t byte = page[i * SAMPLE_STEP + i % SAMPLE_STEP];
-
-		seen[byte / 64] |= UINT64_C(1) << byte % 64;
-	}
-	for (int i = 0; i < 4; i++)
-		distinct += __builtin_popcountll(seen[i]);
-	return distinct >= SAMPLE_DISTINCT;
+	for (unsigned i = 0; i < FT_PAGE_BYTES / SAMPLE_STEP; i++)
+		seen[page[i * SAMPLE_STEP + i % SAMPLE_STEP]] = 1;
+	for (unsigned i = 0; i < sizeof seen; i += WORD_BYTES)
+		sum += load64(seen + i);
+	return sum * 0x0101010101010101 >> 56 >= SAMPLE_DISTINCT;
 }
 
 /* LZ4 of the page into out, if that is shorter than best and worth it; else 0. */
@@ -214,6 +216,19 @@ static unsigned lz4_write(struct ft_codec *c, const uint8_t *page, uint8_t *out,
 	return (unsigned)len;
 }
 
+/* Past the processor's cache, which need not fetch first what is written over: a base is read again
+ * with the page's next change, and by this thread alone, so no fence is needed. */
+static void base_store(uint8_t *base, const uint8_t *page)
+{
+#ifdef __SSE2__
+	for (int i = 0; i < FT_PAGE_BYTES; i += (int)sizeof(__m128i))
+		_mm_stream_si128((__m128i *)(void *)(base + i),
+				 _mm_loadu_si128((const __m128i *)(const void *)(page + i)));
+#else
+	memcpy(base, page, FT_PAGE_BYTES);
+#endif
+}
+
 /* The cheapest data for a page that is neither zero nor unchanged. d: against `base`, or NULL.
  * Leaves the page in *base unless there is none. */
 static enum ft_page_kind data_write(struct ft_codec *c, const struct diff *d, const uint8_t *page,
@@ -233,8 +248,29 @@ static enum ft_page_kind data_write(struct ft_codec *c, const struct diff *d, co
 		kind = FT_PAGE_RAW;
 	}
 	if (base)
-		memcpy(base, page, FT_PAGE_BYTES);
+		base_store(base, page);
 	return kind;
+}
+
+static void put_header(uint8_t *out, uint64_t pfn, enum ft_page_kind kind, unsigned len,
+		       uint32_t hash)
+{
+	put32(out, (uint32_t)pfn);
+	out[4] = (uint8_t)kind;
+	out[5] = 0;
+	put16(out + 6, len);
+	put32(out + 8, hash);
+}
+
+size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out)
+{
+	if (page_is_zero(page)) {
+		put_header(out, pfn, FT_PAGE_ZERO, 0, ZERO_HASH);
+		return FT_PAGE_RECORD_HEADER;
+	}
+	put_header(out, pfn, FT_PAGE_RAW, FT_PAGE_BYTES, page_hash(page));
+	memcpy(out + FT_PAGE_RECORD_HEADER, page, FT_PAGE_BYTES);
+	return FT_PAGE_RECORD_MAX;
 }
 
 size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const uint8_t *page,
@@ -271,11 +307,7 @@ size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const u
 	if (slot != BASE_NONE)
 		base_cache_touch(&c->bases, slot, epoch);
 
-	put32(out, (uint32_t)pfn);
-	out[4] = (uint8_t)kind;
-	out[5] = 0;
-	put16(out + 6, len);
-	put32(out + 8, hash);
+	put_header(out, pfn, kind, len, hash);
 	c->stats.by_kind[kind]++;
 	c->stats.bytes_out += FT_PAGE_RECORD_HEADER + len;
 	return FT_PAGE_RECORD_HEADER + len;

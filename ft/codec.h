@@ -50,6 +50,10 @@ void ft_codec_free(struct ft_codec *c);
 size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const uint8_t *page,
 		       uint8_t *out);
 
+/* One page as a record that depends on nothing and costs next to nothing: zero or raw. No codec is
+ * needed. */
+size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out);
+
 /* The standby holds everything up to `epoch`. */
 void ft_codec_commit(struct ft_codec *c, uint64_t epoch);
 /* Uncommitted epochs never reached the standby: forget the bases they left. O(slots touched since

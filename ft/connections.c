@@ -115,6 +115,8 @@ static int hello_check_taken(struct ft_engine *e, const Ft__Hello *hello, bool d
 	    strcmp(hello->host_id, s->primary_host))
 		return ft_err_set(err, EBUSY, "hello: this side is the standby of '%s'",
 				  s->primary_host);
+	if (!engine_is_standby(e) && e->pages.taking)
+		return ft_err_set(err, EBUSY, "hello: the guest's memory is not all here yet");
 	if (!engine_is_standby(e) && p->phase != PRIMARY_IDLE && p->phase != PRIMARY_RETRY &&
 	    p->phase != PRIMARY_LOST)
 		return ft_err_set(err, EBUSY, "hello: the guest has a standby already");
@@ -194,6 +196,10 @@ static void on_hello(struct engine_conn *conn, const struct ft_msg *msg)
 		ft_warn("%s: refused %s: %s", e->config.name, conn->link->peer, err.text);
 		engine_refuse(e, conn->link, &err);
 		engine_drop(e, conn);
+		return;
+	}
+	if (hello->pages && pages_hello(conn, hello)) {
+		ft__hello__free_unpacked(hello, NULL);
 		return;
 	}
 	beat = hello->heartbeat;

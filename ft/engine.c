@@ -205,6 +205,7 @@ int ft_engine_new(const struct ft_engine_config *config, const struct ft_env_ops
 	e->generation = config->generation;
 	snprintf(e->home, sizeof e->home, "%s", config->home);
 	e->arbiter_state = "unused";
+	e->mode = "";
 	e->epoch = 1;
 	e->state.now = FT_STARTING;
 	for (unsigned i = 0; i < ENGINE_CONNS; i++)
@@ -267,6 +268,11 @@ void engine_fence(struct ft_engine *e, const char *why)
 {
 	struct ft_err err = {.code = EPERM};
 
+	/* A target says so when its HANDED was lost: this is what was wanted. */
+	if (e->primary.move.on && e->primary.gave_away) {
+		migrate_handed(e, e->generation + 1);
+		return;
+	}
 	snprintf(err.text, sizeof err.text, "fenced: %s", why);
 	/* Nothing of what is held may ever leave: the other side's history is the guest's history
 	 * now. */
@@ -276,6 +282,7 @@ void engine_fence(struct ft_engine *e, const char *why)
 	primary_abort_checkpoint(e, why);
 	if (!strcmp(e->arbiter_holder, e->config.host_id))
 		e->arbiter_holder[0] = '\0'; /* the peer said that it is not so any more */
+	e->primary.move.on = false;
 	e->primary.phase = PRIMARY_IDLE;
 	e->primary.tracking = e->primary.taps_in = e->primary.sync_claimed =
 		e->primary.first_commit_done = false;
@@ -350,6 +357,15 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	tap_chain_stats(&e->chain, &s->taps);
 	s->overhead = ft_overhead_share(&e->overhead, now);
 	s->rounds = e->primary.round.rounds;
+	s->mode = e->mode;
+	s->downtime_us = e->downtime_us;
+	s->throttle_percent = e->primary.move.throttle.percent;
+	s->pages_given = e->pages.giving;
+	s->pages_missing = e->pages.taking;
+	s->pages_cut = e->pages.cut;
+	if (e->primary.phase == PRIMARY_ROUNDS)
+		s->remaining_bytes = e->primary.pending.count * VMM_PAGE_BYTES +
+				     e->env->disks_behind(e->env_ctx);
 	s->disk_bytes_alike = e->primary.disk_bytes_alike;
 	s->disk_bytes_known = e->primary.disk_bytes_known;
 	s->disk_bytes_copied = e->primary.disk_bytes_copied;

@@ -3,13 +3,18 @@
  * learns everything through the calls below and acts through ops tables only (vmm, taps, link,
  * arbiter, environment), so the simulator runs what production runs.
  *
- *      engine.c      state, time, life                    connections.c   HELLO, who gets which
- * message primary.c     protection: set-up, messages, time   meeting.c       a peer that returns,
- * or offers itself rounds.c      async rounds                         checkpoint.c    one
- * checkpoint, from hold to commit ship.c        one checkpoint onto the wire protection_end.c  peer
- * lost, cancel, VM died arbitration.c questions to the arbiter standby.c     the other side:
- * staging, verification, acknowledgement, application takeover.c    from the last committed
- * checkpoint to a running guest; planned switch
+ *   engine.c          state, time, life
+ *   connections.c     HELLO, who gets which message
+ *   primary.c         protection: set-up, messages, time
+ *   meeting.c         a peer that returns, or offers itself
+ *   rounds.c          async rounds
+ *   checkpoint.c      one checkpoint, from hold to commit
+ *   ship.c            one checkpoint onto the wire
+ *   protection_end.c  peer lost, cancel, VM died
+ *   arbitration.c     questions to the arbiter
+ *   standby.c         the other side: staging, verification, acknowledgement, application
+ *   takeover.c        from the last committed checkpoint to a running guest; planned switch
+ *   migrate.c         the same for a guest that moves: rounds, one checkpoint, hand-over
  *
  * One thread: every call below and every callback is on the engine's thread. */
 #ifndef FT_ENGINE_H
@@ -93,8 +98,9 @@ struct ft_env_ops {
 	 * other host has, or had, one of them. */
 	int (*disks_reclaim)(void *ctx, struct ft_err *err);
 	/* on: the standby's copies are at the last epoch, in the session of ft_engine_status(); if
-	 * this process dies, the VM must not go on (keeper). */
-	void (*guard)(void *ctx, bool on);
+	 * this process dies, the VM must not go on (keeper), and nobody may start the guest from
+	 * here without asking: durable when this returns 0. Off is tried. */
+	int (*guard)(void *ctx, bool on, struct ft_err *err);
 	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the
 	 * engine's vmm to NULL. The taps go too. */
 	void (*vm_end)(void *ctx);
@@ -131,11 +137,44 @@ struct ft_env_ops {
 	void (*fence)(void *ctx, const char *host, uint64_t generation);
 	int (*store_outdate)(void *ctx, struct ft_err *err);
 
+	/* ---- postcopy; all NULL: it is not to be had ---- */
+	/* Source: makes two connections for pages to the target, of this session, each greeted by
+	 * ft_engine_pages_hello(). ft_engine_pages() tells what becomes of them, not from inside.
+	 */
+	int (*pages_open)(void *ctx, uint64_t session, struct ft_err *err);
+	/* Source: the guest stands still, and the target, which lacks these pages, is about to have
+	 * it. */
+	void (*pages_give)(void *ctx, const struct ft_bitmap *missing, bool background);
+	/* Target: what is armed may be run without its memory. */
+	int (*pages_prepare)(void *ctx, uint64_t generation, struct ft_err *err);
+	/* Target: a connection for pages; takes the link, on which both said HELLO. */
+	void (*pages_link)(void *ctx, struct ft_link *link, bool urgent);
+	/* Target: the VM runs next, and who touches one of these pages waits for it. */
+	int (*pages_begin)(void *ctx, const struct ft_bitmap *missing, struct ft_err *err);
+	/* Both: forgets connections and pages. */
+	void (*pages_close)(void *ctx);
+
 	/* ---- both ---- */
 	/* The generation this host acts under; to be remembered across a restart. */
 	void (*generation)(void *ctx, uint64_t generation);
 	/* Something that `status` shows, or a waiter waits for, changed. */
 	void (*changed)(void *ctx);
+};
+
+/* How a guest is to be migrated. */
+struct ft_migrate {
+	bool throttle;	  /* slow the guest down as long as rounds do not converge */
+	bool postcopy;	  /* it runs at the target before its memory is there */
+	bool demand_only; /* postcopy: no page goes that nobody asks for */
+	unsigned rounds;  /* postcopy: so many rounds before the switch */
+};
+
+/* What becomes of the connections for a postcopy migration's pages, and of the pages. */
+enum ft_pages_news {
+	FT_PAGES_READY,	 /* source: both connections are there */
+	FT_PAGES_CUT,	 /* one is lost; the pages are where they are */
+	FT_PAGES_ALL,	 /* the target has all of them */
+	FT_PAGES_FAILED, /* some cannot be read, or placed, ever */
 };
 
 struct ft_engine_config {
@@ -187,6 +226,11 @@ void ft_engine_fenced(struct ft_engine *e, const struct ft_err *err);
  * 0: not now, UINT64_MAX: as long as it likes, for nobody else can be granted the guest. Keeps
  * heartbeats going, for there may be many writes. */
 uint64_t ft_engine_may_write_ns(struct ft_engine *e);
+/* Postcopy, both sides. why: of FT_PAGES_CUT and _FAILED. */
+void ft_engine_pages(struct ft_engine *e, enum ft_pages_news news, const struct ft_err *why);
+/* Source: says HELLO on a connection for pages. The answer is a HELLO, or a REFUSE: EALREADY: the
+ * target has all pages. */
+void ft_engine_pages_hello(struct ft_engine *e, struct ft_link *link, bool urgent);
 /* The answer to env->store_staged(): the disk records of this epoch are durable, or why not. */
 void ft_engine_stored(struct ft_engine *e, uint64_t epoch, const struct ft_err *err);
 /* From tap_notify, brought to the engine's thread by the host. */
@@ -197,6 +241,15 @@ void ft_engine_pressure(struct ft_engine *e);
 typedef void ft_done_fn(void *ctx, const struct ft_err *err, uint64_t value);
 /* Protect the guest through the peer that env->dial reaches. done at PROTECTED or failure. */
 int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err);
+/* Live migration to the peer that env->dial reaches (ft/migrate.c). done when the guest runs there
+ * and this side is FT_STOPPED, value = downtime in us; or at failure: the guest runs on here, solo.
+ */
+int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done_fn *done,
+		      void *ctx, struct ft_err *err);
+/* Source of a postcopy migration: connects again; done as ft_engine_migrate()'s, or when the link
+ * is lost again. -EINVAL: there is none, or its link is good. */
+int ft_engine_recover(struct ft_engine *e, bool demand_only, ft_done_fn *done, void *ctx,
+		      struct ft_err *err);
 /* Leave protection, or give up waiting for a lost peer: the guest runs on solo. */
 int ft_engine_cancel(struct ft_engine *e, struct ft_err *err);
 /* One checkpoint now; done when it is committed; value = its epoch. */
@@ -228,6 +281,14 @@ struct ft_engine_status {
 	struct tap_stats taps;
 	double overhead;
 	uint64_t rounds;
+	const char *
+		mode; /* of the session there is, or was last: "" | "ft" | "precopy" | "postcopy" */
+	uint64_t remaining_bytes; /* of RAM and disks, that the peer lacks while there are rounds */
+	uint64_t downtime_us;	  /* of a migration: from the stop here to the target's word */
+	unsigned throttle_percent;
+	/* postcopy: this side has pages that the target lacks / lacks pages; and the link is lost
+	 */
+	bool pages_given, pages_missing, pages_cut;
 	/* of the initial copy: what the standby had already, how much of that both hosts knew
 	 * without reading it, and what was sent */
 	uint64_t disk_bytes_alike, disk_bytes_known, disk_bytes_copied;

@@ -6,6 +6,7 @@
 #include "ft/detector.h"
 #include "ft/engine.h"
 #include "ft/lease.h"
+#include "ft/throttle.h"
 
 #define NS_PER_MS 1000000ull
 #define NS_PER_S  1000000000ull
@@ -55,7 +56,15 @@ enum primary_phase {
 	PRIMARY_RETRY	 /* solo, protection wanted again: waiting for the next dial */
 };
 
-enum ship_phase { SHIP_IDLE, SHIP_PAGES, SHIP_STATE, SHIP_EVENTS, SHIP_END, SHIP_WAIT_ACK };
+enum ship_phase {
+	SHIP_IDLE,
+	SHIP_PAGES,
+	SHIP_MISSING,
+	SHIP_STATE,
+	SHIP_EVENTS,
+	SHIP_END,
+	SHIP_WAIT_ACK
+};
 
 struct ft_done {
 	ft_done_fn *fn;
@@ -68,11 +77,35 @@ struct ft_ship {
 	bool begun, trial, digest, handover;
 	uint64_t hold_until_ns; /* for what goes out while the guest is held */
 	size_t page_at, state_at;
+	uint64_t missing_at;
 	uint64_t event_epoch; /* which epoch's records are being exported */
 	struct tap_chain_cursor event_cursor;
 	uint64_t pages_bytes, events_bytes;
 	uint64_t started_ns, deadline_ns, pages;
 	uint64_t raw_bytes;
+	struct ft_err refused; /* why this host must not say END; code 0: it may */
+};
+
+/* A postcopy migration's pages (pages.c). */
+struct ft_pages {
+	bool open;   /* source: connections are asked for, or there */
+	bool ready;  /* source: they are there */
+	bool giving; /* source: the guest runs at the target */
+	bool taking; /* target: it runs here */
+	bool cut, all;
+	uint64_t session;
+	char host[FT_HOST_ID_MAX]; /* the source */
+	uint64_t done_session;	   /* target: of which all is here */
+};
+
+/* A migration (migrate.c). */
+struct ft_move {
+	bool on;
+	struct ft_migrate how;
+	struct ft_throttle throttle;
+	uint64_t pages_before; /* left after the round before */
+	uint64_t bytes_per_s;  /* best that was measured */
+	uint64_t stopped_ns;
 };
 
 struct ft_primary {
@@ -108,6 +141,7 @@ struct ft_primary {
 	bool round_more;   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at; /* next page of the bitmap to look at */
 	struct ft_round round;
+	struct ft_move move;
 	uint64_t round_started_ns, round_bytes_start, round_pages;
 	/* running */
 	struct ft_ship ship;
@@ -125,7 +159,7 @@ struct ft_primary {
 	bool sync_claimed; /* the standby may be granted the guest: the arbiter was asked to record
 			      it, or (none) it knows by itself */
 	uint64_t verify_until_ns;
-	uint64_t digest; /* ours, of the checkpoint in flight */
+	uint64_t digest, digest_epoch; /* ours, and of which checkpoint; 0: nobody asks */
 	bool first_commit_done;
 	struct ft_done waiting[FT_DONE_MAX]; /* for the next checkpoint that starts */
 	struct ft_done in_flight[FT_DONE_MAX];
@@ -144,6 +178,9 @@ struct ft_stage {
 
 struct ft_standby {
 	bool armed;
+	bool postcopy;		  /* ... and its memory comes when the guest runs */
+	struct ft_bitmap missing; /* postcopy */
+	bool moving;	  /* the session is a migration: nothing is taken without a HANDOVER */
 	bool comparing;	  /* there are SUMS to send */
 	uint64_t storing; /* epoch that is being made durable before it counts, 0 = none */
 	bool digest;	  /* its END asked for one */
@@ -213,6 +250,8 @@ struct ft_engine {
 	enum engine_question asking,
 		ask_next; /* the arbiter request that is out; the one that waits for it */
 	uint64_t situation, asked_in; /* counts what makes the answer to a question void */
+	const char *mode;	      /* of the last session */
+	uint64_t downtime_us;
 	const char *arbiter_state;
 	char arbiter_holder[FT_HOST_ID_MAX]; /* as it said last; "": it was not asked in this role
 					      */
@@ -222,6 +261,7 @@ struct ft_engine {
 
 	struct ft_primary primary;
 	struct ft_standby standby;
+	struct ft_pages pages;
 
 	struct ft_series pause_us, commit_us, dirty_pages;
 	struct ft_overhead overhead;
@@ -290,6 +330,9 @@ void arbitrate_in_sync(struct ft_engine *e);
 /* primary.c */
 int primary_init(struct ft_engine *e, struct ft_err *err);
 void primary_free(struct ft_engine *e);
+/* Solo only: looks for a peer, to protect the guest or to migrate it. */
+int primary_begin(struct ft_engine *e, const char *what, ft_done_fn *done, void *ctx,
+		  struct ft_err *err);
 void primary_start_dial(struct ft_engine *e);
 void primary_dialed(struct ft_engine *e);
 void primary_message(struct ft_engine *e, const struct ft_msg *msg);
@@ -325,6 +368,42 @@ void primary_abort_checkpoint(struct ft_engine *e, const char *why);
 /* Protection is over: so is waiting for the next checkpoint. */
 void primary_forget_waiting(struct ft_engine *e, const struct ft_err *why);
 
+/* migrate.c */
+/* A round is over: true: it was the last one, and the guest stands still, or the attempt is over.
+ */
+bool migrate_round(struct ft_engine *e);
+/* While there are rounds: returns when to be called again. */
+uint64_t migrate_tick(struct ft_engine *e, uint64_t now);
+/* Throttling ends, whether it held the guest or not. */
+void migrate_unthrottle(struct ft_engine *e);
+/* All there is of the guest is on its way. */
+void migrate_sent(struct ft_engine *e);
+/* The target has all there is of the guest; it is to have the guest, too. */
+void migrate_acked(struct ft_engine *e);
+void migrate_granted(struct ft_engine *e);
+/* The target runs it. */
+void migrate_handed(struct ft_engine *e, uint64_t generation);
+/* The guest runs on here. */
+void migrate_failed(struct ft_engine *e, const struct ft_err *why);
+
+/* Rounds send no pages any more: they follow the guest. */
+bool migrate_pages_stay(const struct ft_engine *e);
+/* Nothing is left to do before the switch but to wait for the connections for pages. */
+bool migrate_waits(struct ft_engine *e);
+
+/* pages.c: postcopy */
+void pages_open(struct ft_engine *e);
+/* Source: they are not needed, or not any more. */
+void pages_close(struct ft_engine *e);
+/* Source: the guest runs at the target. */
+void pages_handed(struct ft_engine *e);
+/* Target: the guest is about to run. */
+int pages_begin(struct ft_engine *e, struct ft_err *err);
+/* A HELLO on a connection for pages. True: it was one. */
+bool pages_hello(struct engine_conn *conn, const Ft__Hello *hello);
+/* -EBUSY while memory is missing, or given. */
+int pages_check(const struct ft_engine *e, const char *what, struct ft_err *err);
+
 /* compare.c: what the standby's disks have already is not sent */
 /* Standby: sends the next SUMS. True: there is more, and room for it. */
 bool compare_send(struct ft_engine *e);
@@ -333,8 +412,9 @@ int compare_sums(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *e
 
 /* ship.c */
 void ship_start(struct ft_engine *e, uint64_t epoch);
-/* Goes on until the link is full or all is sent. 0, or -errno: the link is dead. */
-int ship_continue(struct ft_engine *e);
+/* Goes on until the link is full or all is sent. When the link is dead, or this host must not go
+ * on, the session is over. */
+void ship_continue(struct ft_engine *e);
 /* vmm_hold_hooks.full: what is in staging goes out while the guest is held. */
 int ship_full(void *ctx, struct vmm_capture *capture);
 
@@ -364,6 +444,7 @@ int standby_each_event(struct ft_engine *e, struct ft_spool *spool,
  * committed has changed by then, the image is between two epochs. */
 int stage_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_disk(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
+int stage_missing(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);
 int stage_events(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err);

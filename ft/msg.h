@@ -28,6 +28,10 @@ enum ft_msg_type {
 			     stopped) */
 	FT_MSG_BEAT,	  /* both ways, on the heartbeat connection */
 	FT_MSG_SUMS,	  /* standby: what its copy of a disk has, so that only the rest is sent */
+	FT_MSG_MISSING,	  /* postcopy: pages that the target lacks: at the switch, and after a lost
+			     link */
+	FT_MSG_ASK,	  /* postcopy, target: somebody waits for these pages */
+	FT_MSG_ALL,	  /* postcopy, target: all pages are here, the source may forget them */
 	FT_MSG_TYPE_MAX
 };
 

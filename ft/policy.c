@@ -12,6 +12,7 @@
 /* Estimates of what the first pause copies; measured with a scattered working set (1.05 us a page)
  * and room to spare. */
 #define COPY_NS_PER_PAGE      1500.0
+#define PAGE_BYTES	      4096
 #define COPY_NS_PER_DISK_BYTE (1e9 / (1 << 30))
 
 /* Later than every clock means never. */
@@ -80,4 +81,18 @@ bool ft_policy_switch_to_sync(const struct ft_policy *policy, const struct ft_ro
 			 (double)round->disk_bytes_behind * COPY_NS_PER_DISK_BYTE;
 
 	return copy_ns <= (double)policy->max_downtime_ns || round->rounds >= FT_ROUNDS_MAX;
+}
+
+bool ft_policy_switch_to_target(const struct ft_policy *policy, const struct ft_round *round,
+				uint64_t bytes_per_s)
+{
+	uint64_t per_page = round->bytes_per_page ? round->bytes_per_page : PAGE_BYTES;
+	double bytes =
+		(double)round->dirty_pages * (double)per_page + (double)round->disk_bytes_behind;
+	double ns = (double)round->dirty_pages * 2 * COPY_NS_PER_PAGE +
+		    (double)round->disk_bytes_behind * 2 * COPY_NS_PER_DISK_BYTE +
+		    bytes * 1e9 / (double)bytes_per_s;
+
+	assert(bytes_per_s > 0);
+	return ns <= (double)policy->max_downtime_ns;
 }

@@ -46,6 +46,7 @@ struct ft_policy_verdict ft_policy_checkpoint(const struct ft_policy *policy,
 
 struct ft_round {
 	uint64_t dirty_pages;	 /* left to send */
+	uint64_t bytes;		 /* on the wire, of the last round */
 	uint64_t bytes_per_page; /* measured on the wire, 0 = unknown (taken as 4096) */
 	uint64_t bytes_per_s;	 /* measured on the wire, 0 = unknown */
 	uint64_t disk_bytes_behind;
@@ -59,5 +60,9 @@ struct ft_round {
  * sync mode only copying is inside the pause, so the estimate counts copying (1.5 us a page, disk
  * at 1 GiB/s), not shipping. */
 bool ft_policy_switch_to_sync(const struct ft_policy *policy, const struct ft_round *round);
+/* The same for a guest that moves and stands still until it runs at the other side: everything that
+ * is left is copied, sent at bytes_per_s (> 0) and applied meanwhile. No bound of rounds. */
+bool ft_policy_switch_to_target(const struct ft_policy *policy, const struct ft_round *round,
+				uint64_t bytes_per_s);
 
 #endif

@@ -76,25 +76,34 @@ void primary_start_dial(struct ft_engine *e)
 	e->env->dial(e->env_ctx, false);
 }
 
-int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+int primary_begin(struct ft_engine *e, const char *what, ft_done_fn *done, void *ctx,
+		  struct ft_err *err)
 {
 	int rc;
 
 	if (e->state.now != FT_SOLO)
-		return ft_err_set(err, EBUSY, "protect: the guest is %s",
+		return ft_err_set(err, EBUSY, "%s: the guest is %s", what,
 				  ft_state_name(e->state.now));
-	rc = vmm_check(e->vmm, err);
+	rc = pages_check(e, what, err);
+	if (!rc)
+		rc = vmm_check(e->vmm, err);
 	if (rc)
-		return ft_err_context(err, "protect");
+		return ft_err_context(err, "%s", what);
 	/* An attempt of our own to reach the last peer: the operator may mean another. */
 	if (e->primary.phase != PRIMARY_IDLE)
 		engine_hang_up(e);
 	done_set(&e->primary.protect_done, done, ctx);
 	e->primary.auto_retry = false;
-	engine_set_state(e, FT_SYNCING, "connecting to the standby");
+	engine_set_state(e, FT_SYNCING, "connecting to the %s",
+			 e->primary.move.on ? "target" : "standby");
 	primary_start_dial(e);
 	ft_engine_tick(e);
 	return 0;
+}
+
+int ft_engine_protect(struct ft_engine *e, ft_done_fn *done, void *ctx, struct ft_err *err)
+{
+	return primary_begin(e, "protect", done, ctx, err);
 }
 
 void primary_dialed(struct ft_engine *e)
@@ -117,6 +126,8 @@ int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 	setup.takeover_ms = e->config.takeover_ms;
 	setup.compare = !resume;
 	setup.home = e->home;
+	setup.migrate = e->primary.move.on;
+	setup.postcopy = e->primary.move.on && e->primary.move.how.postcopy;
 	if (engine_send(e, FT_MSG_SETUP, 0, &setup.base, NULL, 0))
 		return ft_err_set(err, EPIPE, "set-up: cannot send to %s", e->peer_host);
 	return 0;
@@ -147,6 +158,9 @@ void primary_claimed(struct ft_engine *e, enum ft_arbiter_answer answer, const c
 	do
 		e->primary.session = e->env->random(e->env_ctx);
 	while (!e->primary.session);
+	e->mode = !e->primary.move.on		 ? "ft"
+		  : e->primary.move.how.postcopy ? "postcopy"
+						 : "precopy";
 	snprintf(e->primary.partner, sizeof e->primary.partner, "%s", e->peer_host);
 	e->primary.lease_from_ns = e->primary.lease.until_ns = engine_now(e);
 	e->primary.lease_due_ns = e->primary.lease_from_ns + FT_ACK_MAX_MS * NS_PER_MS;
@@ -248,6 +262,8 @@ static void on_ready(struct ft_engine *e, const Ft__Ready *ready)
 	/* The heartbeat connection comes, or silence ends the attempt. */
 	set_phase(e, PRIMARY_ROUNDS, FT_PROGRESS_MAX_MS);
 	e->primary.comparing = ready->compares;
+	if (e->primary.move.on && e->primary.move.how.postcopy)
+		pages_open(e);
 	engine_watch(e, true);
 	engine_set_state(e, FT_SYNCING, "async rounds to %s", e->peer_host);
 	primary_writable(e);
@@ -260,6 +276,12 @@ static void on_digest(struct ft_engine *e, const struct ft_msg *msg)
 
 	if (!digest)
 		return;
+	/* Who asked has gone, or another was asked for since. */
+	if (msg->epoch != e->primary.digest_epoch) {
+		ft__digest__free_unpacked(digest, NULL);
+		return;
+	}
+	e->primary.digest_epoch = 0;
 	if (digest->value == e->primary.digest) {
 		done_call(&e->primary.verify_done, NULL, digest->value);
 	} else {
@@ -424,6 +446,7 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 	struct ft_primary *p = &e->primary;
 	bool late = p->deadline_ns && now >= p->deadline_ns;
 	struct ft_err err = {0};
+	uint64_t wake;
 
 	switch (p->phase) {
 	case PRIMARY_IDLE:
@@ -446,8 +469,10 @@ uint64_t primary_tick(struct ft_engine *e, uint64_t now)
 			primary_peer_lost(e, "takes no data");
 			return now;
 		}
+		wake = migrate_tick(e, now);
 		primary_writable(e);
-		return p->phase == PRIMARY_ROUNDS && !p->round_more ? p->deadline_ns : now;
+		return p->phase == PRIMARY_ROUNDS && !p->round_more ? min_u64(p->deadline_ns, wake)
+								    : now;
 	case PRIMARY_RUNNING:
 		return tick_running(e, now);
 	case PRIMARY_LEAVING:

@@ -28,6 +28,7 @@ static void vm_gone(struct ft_engine *e, const char *why)
 	snprintf(err.text, sizeof err.text, "%s", why);
 	e->situation++;
 	e->primary.phase = PRIMARY_IDLE;
+	e->primary.move.on = false;
 	e->primary.tracking = e->primary.taps_in = false;
 	e->primary.sync_claimed = e->primary.first_commit_done = false;
 	engine_hang_up(e);
@@ -77,7 +78,7 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 		return;
 	snprintf(reason.text, sizeof reason.text, "%s", why);
 	/* From here on the guest is this host's alone, whatever happens to this process. */
-	e->env->guard(e->env_ctx, false);
+	(void)e->env->guard(e->env_ctx, false, NULL);
 	if (p->vm_off) {
 		p->sync_claimed = false;
 		vm_off(e);
@@ -89,6 +90,9 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 		engine_set_state(e, FT_SOLO, "%s", reason.text);
 	if (p->taps_in && engine_pass(e, &err))
 		engine_note_error(e, &err);
+	migrate_unthrottle(e);
+	pages_close(e);
+	p->move.on = false;
 	if (p->stopped && vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
 	p->stopped = p->stepped_back = false;
@@ -341,7 +345,7 @@ void ft_engine_vm_lost(struct ft_engine *e, bool by_guest, const char *why)
 			break;
 		}
 		if (by_guest && !p->sync_claimed)
-			e->env->guard(e->env_ctx, false);
+			(void)e->env->guard(e->env_ctx, false, NULL);
 		vm_gone(e, why);
 		engine_set_state(e, by_guest ? FT_STOPPED : FT_FAILED, "%s", why);
 		break;

@@ -39,7 +39,7 @@ static int send_pages(struct ft_engine *e, struct ft_err *err)
 	uint8_t *out;
 	int rc;
 
-	if (ft_bitmap_next(&p->pending, p->round_at) >= p->pending.bits)
+	if (migrate_pages_stay(e) || ft_bitmap_next(&p->pending, p->round_at) >= p->pending.bits)
 		return 0;
 	out = link->ops->reserve(link, FT_PAYLOAD_MAX);
 	if (!out)
@@ -102,15 +102,17 @@ static void finish_rounds(struct ft_engine *e)
 		return;
 	}
 
-	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: first checkpoint",
-		e->config.name, p->round.rounds, (unsigned long long)p->round.dirty_pages,
-		(unsigned long long)p->round.disk_bytes_behind);
+	ft_info("%s: %u rounds, %llu pages and %llu disk bytes left: %s checkpoint", e->config.name,
+		p->round.rounds, (unsigned long long)p->round.dirty_pages,
+		(unsigned long long)p->round.disk_bytes_behind, p->move.on ? "last" : "first");
 	/* Async pages count as committed: the standby applied them in order. */
 	ft_codec_commit(p->codec, 0);
 	p->phase = PRIMARY_RUNNING;
 	p->deadline_ns = 0;
 	(void)tap_chain_set_mode(&e->chain, TAP_HOLD);
-	primary_checkpoint(e, false);
+	migrate_unthrottle(e);
+	p->move.stopped_ns = engine_now(e);
+	primary_checkpoint(e, p->move.on);
 }
 
 /* The end of one round: what did the guest write meanwhile, and is it little enough? */
@@ -128,6 +130,7 @@ static int next_round(struct ft_engine *e, struct ft_err *err)
 	p->round.dirty_pages = p->pending.count;
 	p->round.disk_bytes_behind = e->env->disks_behind(e->env_ctx);
 	p->round.bytes_per_page = p->round_pages ? bytes / p->round_pages : 0;
+	p->round.bytes = bytes;
 	p->round.bytes_per_s = took ? bytes * 1000 / (took / 1000000 + 1) : 0;
 	ft_debug("%s: round %u: %llu pages in %llu ms, %llu dirty", e->config.name, p->round.rounds,
 		 (unsigned long long)p->round_pages, (unsigned long long)(took / NS_PER_MS),
@@ -137,7 +140,7 @@ static int next_round(struct ft_engine *e, struct ft_err *err)
 	p->round_started_ns = now;
 	p->round_bytes_start = link->ops->bytes_sent(link);
 	e->env->changed(e->env_ctx);
-	if (ft_policy_switch_to_sync(&e->config.policy, &p->round))
+	if (p->move.on ? migrate_round(e) : ft_policy_switch_to_sync(&e->config.policy, &p->round))
 		finish_rounds(e);
 	return 0;
 }
@@ -160,6 +163,8 @@ static void continue_rounds(struct ft_engine *e)
 			break;
 		if (rc == 0)
 			rc = send_disk(e, &err);
+		if (rc == 0 && migrate_waits(e))
+			break;
 		if (rc == 0) {
 			rc = next_round(e, &err);
 			if (!rc)
@@ -186,6 +191,6 @@ void primary_writable(struct ft_engine *e)
 		continue_rounds(e);
 	else if (e->primary.phase == PRIMARY_LEAVING)
 		primary_leave_continue(e);
-	else if (e->primary.phase == PRIMARY_RUNNING && ship_continue(e))
-		primary_peer_lost(e, "cannot send");
+	else if (e->primary.phase == PRIMARY_RUNNING)
+		ship_continue(e);
 }

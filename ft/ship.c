@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One captured checkpoint onto the wire:   BEGIN  PAGES*  STATE*  EVENTS*  END
+/* One captured checkpoint onto the wire:   BEGIN  PAGES* (MISSING*)  STATE*  EVENTS*  END
  *
  * Runs off the guest's path, in pieces as the link takes them. Pages are encoded straight into the
  * link's buffer, records of outputs likewise, device state goes from the capture. Nothing here
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ft/log.h"
+#include "ft/postcopy/missing.h"
 
 _Static_assert(FT_HOLD_DRAIN_MAX_MS <= VMM_HOLD_MAX_MS / 2,
 	       "a slow standby must not cost the guest its agent");
@@ -51,6 +52,31 @@ static int send_pages(struct ft_engine *e)
 	if (rc)
 		return rc; /* room was reserved: anything but 0 is a dead link */
 	s->pages_bytes += used;
+	return 1;
+}
+
+/* Postcopy: what the target has to fetch. */
+static int send_missing(struct ft_engine *e)
+{
+	struct ft_ship *s = &e->primary.ship;
+	struct ft_link *link = engine_data(e);
+	uint8_t body[FT_MSG_BODY_SMALL], *words;
+	uint64_t at = s->missing_at;
+	struct ft_msg msg;
+	int rc;
+
+	if (!e->primary.capture.no_pages || at == e->primary.pending.bits)
+		return 0;
+	words = link->ops->reserve(link, FT_PAYLOAD_MAX);
+	if (!words)
+		return -EAGAIN;
+	(void)ft_missing_next(&e->primary.pending, &at, body, words, &msg);
+	msg.generation = e->generation;
+	msg.epoch = s->epoch;
+	rc = link->ops->send(link, &msg);
+	if (rc)
+		return rc;
+	s->missing_at = at;
 	return 1;
 }
 
@@ -114,11 +140,15 @@ static int send_end(struct ft_engine *e)
 	end.events_bytes = s->events_bytes;
 	end.trial = s->trial;
 	end.digest = s->digest;
+	end.missing_pages = e->primary.capture.no_pages ? e->primary.pending.count : 0;
 	/* Without a record to ask, a standby that has its first checkpoint takes over by itself:
 	 * from now on it might. */
-	if (s->trial && !strcmp(e->arbiter->ops->type, "none")) {
+	if (s->trial && !e->primary.move.on && !strcmp(e->arbiter->ops->type, "none")) {
+		int rc = e->env->guard(e->env_ctx, true, &s->refused);
+
+		if (rc)
+			return rc;
 		e->primary.sync_claimed = true;
-		e->env->guard(e->env_ctx, true);
 	}
 	return engine_send(e, FT_MSG_END, s->epoch, &end.base, NULL, 0);
 }
@@ -130,6 +160,11 @@ static bool advance(struct ft_engine *e, int *rc)
 	switch (s->phase) {
 	case SHIP_PAGES:
 		*rc = send_pages(e);
+		if (*rc == 0)
+			s->phase = SHIP_MISSING;
+		break;
+	case SHIP_MISSING:
+		*rc = send_missing(e);
 		if (*rc == 0)
 			s->phase = SHIP_STATE;
 		break;
@@ -147,6 +182,8 @@ static bool advance(struct ft_engine *e, int *rc)
 		*rc = send_end(e);
 		if (*rc == 0) {
 			s->phase = SHIP_WAIT_ACK;
+			if (e->primary.move.on)
+				migrate_sent(e);
 			s->deadline_ns =
 				engine_now(e) +
 				(s->trial ? FT_TRIAL_ACK_MAX_MS : FT_ACK_MAX_MS) * NS_PER_MS;
@@ -166,13 +203,23 @@ static bool is_wait(int rc)
 	return rc == -EAGAIN || rc == -EPIPE;
 }
 
-int ship_continue(struct ft_engine *e)
+static void ship_broke(struct ft_engine *e)
+{
+	struct ft_err refused = e->primary.ship.refused;
+
+	if (refused.code)
+		primary_setup_failed(e, &refused);
+	else
+		primary_peer_lost(e, "cannot send");
+}
+
+void ship_continue(struct ft_engine *e)
 {
 	struct ft_ship *s = &e->primary.ship;
 	int rc = 0;
 
 	if (s->phase == SHIP_IDLE || s->phase == SHIP_WAIT_ACK || !engine_data(e))
-		return 0;
+		return;
 	/* A small checkpoint is one wake-up for the standby. */
 	ft_link_cork(engine_data(e), true);
 	if (!s->begun)
@@ -185,7 +232,8 @@ int ship_continue(struct ft_engine *e)
 		engine_beat(e);
 	}
 	ft_link_cork(engine_data(e), false);
-	return is_wait(rc) || rc >= 0 ? 0 : rc;
+	if (rc < 0 && !is_wait(rc))
+		ship_broke(e);
 }
 
 void ship_start(struct ft_engine *e, uint64_t epoch)
@@ -197,6 +245,7 @@ void ship_start(struct ft_engine *e, uint64_t epoch)
 	s->phase = SHIP_PAGES;
 	s->deadline_ns = engine_now(e) + FT_ACK_MAX_MS * NS_PER_MS;
 	s->page_at = 0;
+	s->missing_at = 0;
 	s->state_at = 0;
 	s->pages += e->primary.capture.pages_n;
 	s->deadline_ns = engine_now(e) + FT_PROGRESS_MAX_MS * NS_PER_MS;

@@ -12,6 +12,8 @@
  * acknowledged: a standby that cannot resume says so while the guest is still unprotected. */
 #include "ft/engine_internal.h"
 
+#include "ft/postcopy/missing.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -181,7 +183,20 @@ int stage_begin(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *er
 	ft_spool_reset(&g->pages);
 	ft_spool_reset(&g->events[g->staging]);
 	g->state_len[g->staging] = 0;
+	if (s->postcopy)
+		ft_bitmap_clear_all(&s->missing);
 	return 0;
+}
+
+int stage_missing(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
+{
+	struct ft_standby *s = &e->standby;
+	bool last;
+
+	if (!s->postcopy || !s->stage.epoch || msg->epoch != s->stage.epoch)
+		return ft_err_set(err, EPROTO, "MISSING: epoch %llu: not of a postcopy migration",
+				  (unsigned long long)msg->epoch);
+	return ft_missing_take(&s->missing, msg, &last, err);
 }
 
 int stage_state(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
@@ -337,6 +352,9 @@ static int try_first(struct ft_engine *e, struct ft_err *err)
 
 	if (rc)
 		return rc;
+	/* A guest that moves stands still meanwhile; if it does not load here, it goes on there. */
+	if (e->standby.moving)
+		return 0;
 	engine_ask_patience(e, FT_TRIAL_ACK_MAX_MS / 2);
 	rc = vmm_trial(e->vmm, g->state[g->staging], g->state_len[g->staging], err);
 	return rc ? ft_err_context(err, "trial load") : 0;
@@ -352,7 +370,9 @@ static int first_commit(struct ft_engine *e, struct ft_err *err)
 	rc = apply_disks(e, staged, err);
 	if (rc)
 		return rc;
-	e->env->generation(e->env_ctx, e->generation);
+	/* A guest that moves is about to get another one. */
+	if (!s->moving)
+		e->env->generation(e->env_ctx, e->generation);
 	if (engine_send(e, FT_MSG_ACK, s->committed, NULL, NULL, 0))
 		return ft_err_set(err, EPIPE, "cannot acknowledge");
 	engine_watch(e, true);
@@ -428,6 +448,8 @@ int stage_end(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
 	whole = g->epoch && msg->epoch == g->epoch && end->pages_bytes == g->pages.len &&
 		end->state_bytes == g->state_len[g->staging] &&
 		end->events_bytes == g->events[g->staging].len && end->state_bytes > 0;
+	if (s->postcopy && end->missing_pages != s->missing.count)
+		whole = false;
 	s->digest = end->digest;
 	if (end->trial != !s->committed)
 		whole = false;

@@ -43,6 +43,7 @@ void standby_free(struct ft_engine *e)
 {
 	struct ft_standby *s = &e->standby;
 
+	ft_bitmap_free(&s->missing);
 	ft_spool_free(&s->stage.pages);
 	for (unsigned i = 0; i < 2; i++) {
 		ft_spool_free(&s->stage.events[i]);
@@ -70,7 +71,10 @@ void standby_reset(struct ft_engine *e)
 	e->situation++;
 	if (s->armed)
 		e->env->disarm(e->env_ctx);
-	s->armed = s->comparing = false;
+	if (s->postcopy)
+		e->env->pages_close(e->env_ctx);
+	ft_bitmap_free(&s->missing);
+	s->armed = s->comparing = s->moving = s->postcopy = false;
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->given = false;
 	s->unlinked_ns = s->asked_ns = s->tell_ns = 0;
@@ -93,7 +97,7 @@ void standby_refuse(struct ft_engine *e, const struct ft_err *err)
 	standby_unstage(e);
 	e->standby.beats = e->standby.handover = e->standby.given = false;
 	e->standby.retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-	if (!e->standby.committed) {
+	if (!e->standby.committed || e->standby.moving) {
 		standby_reset(e);
 		if (e->standby.offering) {
 			e->standby.retry_ns = engine_now(e) + e->standby.offer_ms * NS_PER_MS;
@@ -147,6 +151,18 @@ static bool is_host_id(const char *text)
 		if ((unsigned char)*p < ' ' || *p == 0x7f)
 			return false;
 	return len > 0 && len < FT_HOST_ID_MAX;
+}
+
+static int prepare_postcopy(struct ft_engine *e, const Ft__Setup *setup, struct ft_err *err)
+{
+	struct ft_standby *s = &e->standby;
+
+	if (!setup->migrate || !e->env->pages_prepare)
+		return ft_err_set(err, ENOTSUP, "SETUP: postcopy is not to be had here");
+	if (ft_bitmap_init(&s->missing, setup->ram_bytes / VMM_PAGE_BYTES))
+		return ft_err_set(err, ENOMEM, "SETUP: out of memory");
+	s->postcopy = true;
+	return e->env->pages_prepare(e->env_ctx, s->primary_generation, err);
 }
 
 static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
@@ -203,11 +219,16 @@ static void on_setup(struct ft_engine *e, const struct ft_msg *msg)
 	if (e->env->arm(e->env_ctx, setup, &err)) {
 		ft_err_context(&err, "arm");
 		standby_refuse(e, &err);
+	} else if (setup->postcopy && prepare_postcopy(e, setup, &err)) {
+		s->armed = true;
+		standby_refuse(e, &err);
 	} else {
 		s->armed = true;
 		s->session = setup->session;
 		s->shared = setup_has_shared_disk(setup);
 		s->comparing = setup->compare;
+		s->moving = setup->migrate;
+		e->mode = s->postcopy ? "postcopy" : s->moving ? "precopy" : "ft";
 		engine_watch(
 			e,
 			true); /* or a primary that lost its power keeps this VM armed for ever */
@@ -329,6 +350,9 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 			break;
 		case FT_MSG_BEGIN:
 			rc = stage_begin(e, msg, &err);
+			break;
+		case FT_MSG_MISSING:
+			rc = stage_missing(e, msg, &err);
 			break;
 		case FT_MSG_STATE:
 			rc = stage_state(e, msg, &err);

@@ -97,7 +97,8 @@ void standby_link_closed(struct ft_engine *e, bool data, const char *why)
 	}
 	if (data) {
 		standby_unstage(e);
-		if (!s->committed) {
+		/* What was to move goes on where it was, unless it was given away. */
+		if (!s->committed || (s->moving && !s->handover)) {
 			engine_hang_up(e);
 			s->retry_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 			if (s->armed) {
@@ -289,11 +290,15 @@ static void takeover_continue(struct ft_engine *e)
 		ft_engine_tick(e);
 		return;
 	}
+	if (!rc && s->postcopy)
+		rc = pages_begin(e, &err);
 	if (rc || vmm_resume(e->vmm, g->state[which], g->state_len[which], &err)) {
 		takeover_failed(e, &err);
 		return;
 	}
-	e->env->guard(e->env_ctx, false);
+	/* Whose memory is elsewhere yet must not outlive this process. */
+	if (!e->pages.taking)
+		(void)e->env->guard(e->env_ctx, false, NULL);
 	/* What may not have left before the primary died leaves now: at worst a client sees it
 	 * twice. */
 	if (standby_each_event(e, &g->events[which], replay, &err))
@@ -306,16 +311,18 @@ static void takeover_continue(struct ft_engine *e)
 	engine_hang_up(e);
 	e->epoch = s->committed + 1;
 	e->committed = s->committed;
-	s->armed = false;
+	s->armed = s->postcopy = false;
+	ft_bitmap_free(&s->missing);
 	s->session = s->committed = 0;
 	s->suspicious = s->handover = s->given = s->offering = false;
 	s->asked_ns = 0;
 	s->fence = FENCE_TO_DO;
 	(void)tap_chain_set_mode(&e->chain, TAP_PASS); /* no disk is among them */
-	/* Roles are exchanged: the old primary offers itself, or is looked for if this side knows
-	 * where; should it wake up only now, it hears there that the guest is here. */
-	e->primary.phase = PRIMARY_RETRY;
-	e->primary.auto_retry = true;
+	/* A guest that moved has no standby. Else roles are exchanged: the old primary offers
+	 * itself, or is looked for if this side knows where; should it wake up only now, it hears
+	 * there that the guest is here. */
+	e->primary.phase = s->moving ? PRIMARY_IDLE : PRIMARY_RETRY;
+	e->primary.auto_retry = !s->moving;
 	e->primary.deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
 	e->primary.taps_in =
 		true; /* passing through; taken out when the replayed outputs are surely gone */
@@ -363,6 +370,10 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 	struct ft_primary *p = &e->primary;
 	struct ft_err err = {0};
 
+	if (p->move.on) {
+		migrate_failed(e, why);
+		return;
+	}
 	p->stopped = p->gave_away = false;
 	p->phase = PRIMARY_RUNNING;
 	p->deadline_ns = 0;
@@ -387,6 +398,10 @@ void switch_handed(struct ft_engine *e, uint64_t generation)
 {
 	struct ft_primary *p = &e->primary;
 
+	if (p->move.on) {
+		migrate_handed(e, generation);
+		return;
+	}
 	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
@@ -416,6 +431,8 @@ int ft_engine_failover(struct ft_engine *e, ft_done_fn *done, void *ctx, struct 
 
 	if (e->state.now == FT_STANDBY && !e->standby.committed)
 		return ft_err_set(err, EINVAL, "failover: this standby holds no checkpoint");
+	if (e->state.now == FT_STANDBY && e->standby.moving)
+		return ft_err_set(err, EINVAL, "failover: the guest is being migrated here");
 	if (!done_set(slot, done, ctx))
 		return ft_err_set(err, EBUSY, "failover: one is under way");
 	if (e->state.now != FT_STANDBY) {

@@ -17,7 +17,7 @@
 #define SETS_MAX 64
 
 static const char usage[] =
-	"usage: ft-agent --guest FILE [--incoming URI | --restore file:PATH [--lazy] [--jobs N]]\n"
+	"usage: ft-agent --guest FILE [--incoming URI | --restore URI [--lazy] [--jobs N]]\n"
 	"                [--run-dir DIR] [--set KEY=VALUE]... [--host-id NAME] [--force]\n"
 	"                [--foreground] [--log-level LEVEL]\n"
 	"\n"
@@ -30,7 +30,8 @@ static const char usage[] =
 	"  --restore URI      file:PATH of a snapshot (ftctl snapshot, or QEMU 9 and later with\n"
 	"                     the capability mapped-ram): the guest goes on from it. Its disks\n"
 	"                     must be as they were then. A guest that runs here already stays\n"
-	"                     as it is\n"
+	"                     as it is. Or history:EPOCH or history:TIME, as\n"
+	"                     2026-01-31T12:00:00: a checkpoint that a standby here has kept\n"
 	"  --lazy             the guest runs at once, and its memory follows\n"
 	"  --jobs N           threads that read the snapshot (default 2)\n"
 	"  --run-dir DIR      sockets and logs (default: environment KEMARI_RUN_DIR, else\n"
@@ -82,10 +83,12 @@ static int check(const struct options *o)
 		fputs("ft-agent: --lazy and --jobs are for --restore\n", stderr);
 	else if (o->restore.uri && o->incoming)
 		fputs("ft-agent: --restore starts a guest, --incoming waits for one\n", stderr);
+	else if (o->restore.uri && history_is_uri(o->restore.uri))
+		return 0;
 	else if (o->restore.uri && uri_parse(o->restore.uri, &uri, &err))
 		fprintf(stderr, "ft-agent: --restore: %s\n", err.text);
 	else if (o->restore.uri && uri.scheme != URI_FILE)
-		fprintf(stderr, "ft-agent: --restore %s: not file:PATH\n", o->restore.uri);
+		fprintf(stderr, "ft-agent: --restore %s: neither file:PATH nor history:WHICH\n", o->restore.uri);
 	else
 		return 0;
 	return -1;

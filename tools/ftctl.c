@@ -17,14 +17,30 @@ static const struct command commands[] = {
 	 "stopped, failed. Exit code 4: not reached within the timeout. It is an error if\n"
 	 "the guest ends in another state that it cannot leave.",
 	 run_wait, -1},
-	{"migrate", "[-p [-n]] NAME URI", "protect a guest by a standby",
+	{"migrate", "[-p [-n] [--postcopy-after N] | --auto-throttle] NAME URI | --recover [-n] NAME [URI]", "protect a guest by a standby, or move it",
 	 "URI names the standby's agent: kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT\n"
 	 "(plaintext, only with tls { insecure = true }) or kemari:unix:PATH. Returns when\n"
 	 "the guest is protected, or with the reason why it is not. Interrupting the\n"
 	 "command interrupts nothing else; see wait and cancel.\n"
 	 "\n"
-	 "Live migration (URIs without kemari:) and postcopy (-p, and -n for demand only)\n"
-	 "are not available in this version.",
+	 "Without kemari: the guest moves (live migration): its memory and its replicated\n"
+	 "disks follow it while it runs, until the rest fits max_downtime_ms of the guest\n"
+	 "file; then it stops here, goes on there, and this agent ends. The target is\n"
+	 "ft-agent --incoming with such a URI. If anything fails before the target has\n"
+	 "confirmed, the guest goes on here; ftctl cancel NAME gives up.\n"
+	 "\n"
+	 "With -p (postcopy) the guest goes on there at once and its memory follows: what it\n"
+	 "touches first, the rest in the background. Replicated disks are copied before. If\n"
+	 "the link is lost, the guest stands still as soon as it needs a page that is here;\n"
+	 "nothing is lost, and --recover goes on when the link is back. Returns when all of\n"
+	 "its memory is there (-n: when the guest is).\n"
+	 "\n"
+	 "  --auto-throttle     slow the guest down, more and more, while it writes faster than\n"
+	 "                      can be sent (without: the migration fails then)\n"
+	 "  -p                  postcopy\n"
+	 "  --postcopy-after N  postcopy, after N rounds: what was not written since is there\n"
+	 "  -n                  only pages that the guest touches follow; --recover without -n\n"
+	 "                      after the link was lost sends the others as well",
 	 run_migrate, -1},
 	{"checkpoint", "NAME", "one checkpoint now", "Returns when it is committed.",
 	 run_checkpoint, 60000},
@@ -44,7 +60,7 @@ static const struct command commands[] = {
 	 "compares it with the standby's image at that epoch. If they differ, the error's\n"
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
-	{"snapshot", "NAME file:PATH [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
+	{"snapshot", "NAME file:PATH [--incremental] [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
 	 "save a running guest's memory and devices to a file",
 	 "Of a guest that runs solo: it is paused for its device state only, and the file\n"
 	 "holds its memory as it was in that pause. At the standby of a protected guest: the\n"
@@ -54,6 +70,9 @@ static const struct command commands[] = {
 	 "mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the command,\n"
 	 "or ftctl cancel NAME, leaves the guest running and no file.\n"
 	 "\n"
+	 "  --incremental          update the file, if it is there: only memory that changed\n"
+	 "                         since is written, first to FILE.journal, so that whatever\n"
+	 "                         happens leaves the old snapshot or the new one. Without disks\n"
 	 "  --direct               past the page cache\n"
 	 "  --jobs N               threads that write (default 2, at most 16)\n"
 	 "  --max-bandwidth BYTES  a second; with K, M or G at its end (pages that the guest\n"
@@ -74,6 +93,12 @@ static const struct command commands[] = {
 	 "qemu:dirty-bitmap:BITMAP. sha256 prints a digest of the map, the same on both\n"
 	 "hosts at the same checkpoint.",
 	 run_bitmap, 60000},
+	{"history", "NAME",
+	 "past checkpoints that a standby keeps",
+	 "At the standby, with ft { history = N } in the guest file (kemari-guest(5)): epoch,\n"
+	 "time and size on the disk of each, oldest first. One of them is started with\n"
+	 "ft-agent --guest FILE --restore history:EPOCH, or history:TIME.",
+	 run_history, 10000},
 	{"drill", "[NAME] [--kill WHAT] [--rounds N | --soak SECONDS [--seed N]] [--arbiter none|file|etcd] [--disk replicated|shared] [--takeover MS] [--vmm qemu|pocket] [--durability memory|disk] [--set KEY=VALUE] [--attach] [--return] [--keep]",
 	 "rehearse a failover and report what a client saw",
 	 "Without NAME: brings up a pair of its own on this machine, in network namespaces\n"

@@ -24,7 +24,7 @@
 
 #include "transport/outbuf.h"
 
-#define READ_AHEAD 4096
+#define READ_AHEAD LINK_EARLY_MAX
 /* A smaller frame is copied into the buffer and goes out in one call and one TLS record; a copy of
  * this size costs less than a call. */
 #define COPY_MAX     (16u << 10)
@@ -92,7 +92,8 @@ static void destroy(struct link *l)
 	outbuf_free(&l->out);
 	free(l->record);
 	free(l->in);
-	l->channel->ops->close(l->channel);
+	if (l->channel)
+		l->channel->ops->close(l->channel);
 	free(l);
 }
 
@@ -563,6 +564,32 @@ void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID])
 
 	memcpy(l->uuid, uuid, FRAME_UUID);
 	l->uuid_known = true;
+}
+
+int link_leave(struct ft_link *link, struct link_rest *rest, struct ft_err *err)
+{
+	struct link *l = of(link);
+	size_t early = l->in_end - l->in_start;
+
+	if (l->failed || l->write_failed || l->out.spans_n || l->header_known ||
+	    early > sizeof rest->early) {
+		link_close(link);
+		return ft_err_set(err, EPROTO, "link: in the middle of a conversation");
+	}
+	*rest = (struct link_rest){.channel = l->channel,
+				   .seq_in = l->seq_in,
+				   .seq_out = l->seq_out,
+				   .early_n = early};
+	memcpy(rest->uuid, l->uuid, sizeof rest->uuid);
+	memcpy(rest->early, l->in + l->in_start, early);
+	l->failed = l->reported = true; /* no events any more */
+	arm_events(l);
+	event_del(l->again);
+	l->channel = NULL;
+	l->closed = true;
+	if (!l->in_turn)
+		destroy(l);
+	return 0;
 }
 
 size_t link_queued(const struct ft_link *link)

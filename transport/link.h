@@ -30,6 +30,19 @@ struct ft_link *link_new(struct event_base *base, struct channel *channel, const
  * out with uuid 0 and any is accepted. */
 void link_set_uuid(struct ft_link *link, const uint8_t uuid[FRAME_UUID]);
 
+/* What a link leaves behind (wire.h): its channel, where its frames are, and what has arrived and
+ * was not delivered. -EPROTO: something of ours is queued. The link is closed in any case, and the
+ * channel with it on error. */
+#define LINK_EARLY_MAX 4096
+struct link_rest {
+	struct channel *channel;
+	uint64_t seq_in, seq_out;
+	uint8_t uuid[FRAME_UUID];
+	uint8_t early[LINK_EARLY_MAX];
+	size_t early_n;
+};
+int link_leave(struct ft_link *link, struct link_rest *rest, struct ft_err *err);
+
 /* For uses without an engine (tests, benchmarks): bytes queued and not with the kernel yet. */
 size_t link_queued(const struct ft_link *link);
 

@@ -28,19 +28,22 @@
 #include "vmm-glue/qemu/clock.h"
 #include "vmm-glue/qemu/options.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/tun.h"
 
 #define SPAWN_MS_MAX 5000
 #define UFFD_MS_MAX  (INJECT_MS_MAX + 1000)
+#define TUN_MS_MAX   1000
 #define STOP_MS_MAX  1000
 #define FDS_MAX	     (SPAWN_FDS_MAX + 1) /* its log in front */
 #define FD_LAST	     (~0u)
 #define ENDED_MAX    16 /* whose status is remembered for who may ask */
 
 struct request {
-	enum { REQUEST_READY, REQUEST_SPAWN, REQUEST_UFFD, REQUEST_STATUS } what;
+	enum { REQUEST_READY, REQUEST_SPAWN, REQUEST_UFFD, REQUEST_TUN, REQUEST_STATUS } what;
 	uint32_t serial;
-	pid_t pid;	 /* uffd, status */
+	pid_t pid;	 /* uffd, tun, status */
 	int flags;	 /* uffd */
+	int number;	 /* tun */
 	bool leave_open; /* uffd */
 	uint32_t argc;	 /* spawn: so many words follow, each with its NUL */
 };
@@ -194,6 +197,8 @@ static void do_request(int socket)
 		do_spawn(&r, words, n - sizeof r, &in, &a, &fd);
 	else if (r.what == REQUEST_UFFD && in.fds_n == 1)
 		(void)inject_uffd(r.pid, in.fds[0], r.flags, r.leave_open, &fd, NULL, &a.err);
+	else if (r.what == REQUEST_TUN && in.fds_n == 1)
+		(void)tun_fetch(r.pid, in.fds[0], r.number, &fd, &a.err);
 	else if (r.what == REQUEST_STATUS)
 		do_status(r.pid, &a);
 	packet_close(&in);
@@ -328,6 +333,16 @@ int helper_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd, str
 
 	assert(helper.here);
 	return ask(&r, &out, UFFD_MS_MAX, &a, uffd, err);
+}
+
+int helper_tun(pid_t pid, int pidfd, int number, int *fd, struct ft_err *err)
+{
+	struct request r = {.what = REQUEST_TUN, .pid = pid, .number = number};
+	struct packet out = {.iov = {{&r, sizeof r}}, .fds = {pidfd}, .fds_n = 1};
+	struct answer a = {0};
+
+	assert(helper.here);
+	return ask(&r, &out, TUN_MS_MAX, &a, fd, err);
 }
 
 int helper_status(pid_t pid, int *status, struct ft_err *err)

@@ -3,12 +3,13 @@
  * able to do while it talks to the world:
  *   - execute a program (QEMU): the agent's system call filter would go with it, and an agent that
  *     was broken into could execute anything;
- *   - borrow a thread of QEMU's with ptrace (inject.h), which is a way into any process.
+ *   - borrow a thread of QEMU's with ptrace (inject.h), which is a way into any process, and take
+ *     copies of its tap interfaces' descriptors (tun.h), which needs the same right.
  * It is forked at the start, knows nothing of peers, guests and files, and ends with the agent.
  * What it executes runs without capabilities and cannot gain any.
  *
- * One per process: while there is one, process_spawn() and inject_uffd() go through it, for a
- * process that gave up its rights gave them up in every place. */
+ * One per process: while there is one, process_spawn(), inject_uffd() and tun_fetch() go through
+ * it, for a process that gave up its rights gave them up in every place. */
 #ifndef VMM_GLUE_HELPER_H
 #define VMM_GLUE_HELPER_H
 
@@ -35,5 +36,7 @@ int helper_spawn(char *const argv[], int log_fd, const int *fds, unsigned fds_n,
 int helper_status(pid_t pid, int *status, struct ft_err *err);
 /* As inject_uffd(), without a report. */
 int helper_uffd(pid_t pid, int pidfd, int flags, bool leave_open, int *uffd, struct ft_err *err);
+/* As tun_fetch(). <= 1 s */
+int helper_tun(pid_t pid, int pidfd, int number, int *fd, struct ft_err *err);
 
 #endif

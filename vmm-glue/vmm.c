@@ -3,6 +3,7 @@
 #include "vmm-glue/vmm.h"
 
 #include <assert.h>
+#include <errno.h>
 
 #include <xxhash.h>
 
@@ -56,6 +57,13 @@ int vmm_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err)
 	return vmm->ops->taps_out(vmm, stay, err);
 }
 
+int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err)
+{
+	if (!vmm->ops->nic_fd)
+		return ft_err_set(err, ENOTSUP, "%s: its NICs have none", vmm->ops->kind);
+	return vmm->ops->nic_fd(vmm, nic, err);
+}
+
 int vmm_track_start(struct vmm *vmm, struct ft_err *err)
 {
 	return vmm->ops->track_start(vmm, err);
@@ -98,6 +106,7 @@ int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captur
 
 	assert(capture->pages && capture->pfns && capture->pages_max > 0);
 	assert(capture->state);
+	assert(!capture->no_pages || keep_stopped); // or nobody could read them later
 	assert(hooks->stopped);
 	capture->pages_n = capture->state_len = 0;
 	ret = vmm->ops->checkpoint(vmm, pending, capture, hooks, keep_stopped, err);

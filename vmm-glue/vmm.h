@@ -39,6 +39,7 @@ struct vmm_capture {
 	uint64_t *pfns;
 	size_t pages_max;
 	uint8_t *state; /* VMM_STATE_BYTES_MAX */
+	bool no_pages;	/* pages stay where they are: harvested into the bitmap, not copied */
 	/* out */
 	size_t pages_n;
 	size_t state_len;
@@ -81,6 +82,10 @@ struct vmm_events {
 	 * one line. */
 	void (*lost)(void *ctx, const char *why);
 	void *ctx;
+	/* From inside quit(): the guest can do nothing any more that anybody would see, and its
+	 * threads are about to be waited for: who makes them wait for memory lets go. May be NULL.
+	 */
+	void (*ending)(void *ctx);
 };
 
 struct vmm_info {
@@ -94,13 +99,15 @@ struct vmm_info {
 		char id[VMM_NAME_MAX];
 		char image[VMM_PATH_MAX];
 		uint64_t bytes;
+		bool direct; /* past the host's page cache */
 	} disks[VMM_DISKS_MAX];
 	struct {
 		char id[VMM_NAME_MAX];
 	} nics[VMM_NICS_MAX];
 };
 
-/* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. */
+/* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. "": that
+ * device gets no tap. */
 struct vmm_tap_points {
 	/* "": none */
 	struct {
@@ -108,7 +115,8 @@ struct vmm_tap_points {
 	} disks[VMM_DISKS_MAX]; /* unix socket of our NBD server */
 	struct {
 		char out[VMM_PATH_MAX], in[VMM_PATH_MAX];
-	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on */
+	} nics[VMM_NICS_MAX]; /* unix sockets that we listen on. in "": what comes out does not come
+				 back, but leaves by nic_fd() */
 };
 
 typedef int vmm_held_fn(void *ctx, struct ft_err *err);
@@ -134,6 +142,11 @@ struct vmm_ops {
 	 * the disks in `stay` (bit i: disk i). taps_in undoes itself on error. <= 10 s */
 	int (*taps_in)(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 	int (*taps_out)(struct vmm *vmm, unsigned stay, struct ft_err *err);
+	/* A descriptor of the host's side of that NIC (order as in vmm_info), non-blocking, the
+	 * caller's to close: a frame that is written there, as the NIC handed it out, leaves as the
+	 * guest's, whether the VM runs or not. While it is open the interface is in use. -ENOTSUP:
+	 * there is none that others may write to. <= 1 s */
+	int (*nic_fd)(struct vmm *vmm, unsigned nic, struct ft_err *err);
 	/* Starts the dirty tracker; every page counts as dirty afterwards (the caller sets its
 	 * bitmap). / Ends it. <= 1 s */
 	int (*track_start)(struct vmm *vmm, struct ft_err *err);
@@ -152,10 +165,10 @@ struct vmm_ops {
 	 * right. <= 100 ms */
 	int (*checkpoint_prepare)(struct vmm *vmm, struct ft_err *err);
 	/* Pauses the guest, calls hooks->stopped, harvests into `pending` (which may have bits set:
-	 * pages still owed), copies ALL of pending's pages into *capture, saves the device state,
-	 * lets the guest run. Bits stay set in pending: the caller clears them at commit. On error
-	 * the guest runs, pending holds every page that was seen dirty, *capture is void.
-	 * keep_stopped: the guest stays stopped afterwards (planned switch; vmm_cont() or
+	 * pages still owed), copies ALL of pending's pages into *capture (unless no_pages), saves
+	 * the device state, lets the guest run. Bits stay set in pending: the caller clears them at
+	 * commit. On error the guest runs, pending holds every page that was seen dirty, *capture
+	 * is void. keep_stopped: the guest stays stopped afterwards (planned switch; vmm_cont() or
 	 * vmm_quit() follow). Bound: hold watchdog, VMM_HOLD_MAX_MS, enforced by the keeper. */
 	int (*checkpoint)(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 			  const struct vmm_hold_hooks *hooks, bool keep_stopped,
@@ -202,8 +215,8 @@ struct vmm {
 
 /* ---- what the engine calls ----
  * One for each op, same contract; they assert what holds for every VMM. All ops are required but
- * poll_fd and poll (of a VMM that has nothing to poll) and checkpoint_prepare (of one whose
- * checkpoints need none). */
+ * poll_fd and poll (of a VMM that has nothing to poll), nic_fd (of one whose NICs have none) and
+ * checkpoint_prepare (of one whose checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
 /* Valid as long as the VM is; its descriptors are the VM's. */
 void vmm_ram(struct vmm *vmm, struct vmm_ram *ram);
@@ -213,6 +226,7 @@ void vmm_poll(struct vmm *vmm);
 int vmm_check(struct vmm *vmm, struct ft_err *err);
 int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 int vmm_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err);
+int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err);
 int vmm_track_start(struct vmm *vmm, struct ft_err *err);
 void vmm_track_stop(struct vmm *vmm);
 int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);

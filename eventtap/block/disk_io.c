@@ -156,6 +156,7 @@ static bool pressure_begins_locked(struct disk_tap *d)
 static int apply_to_image(struct disk_tap *d, const struct change *c, const char **what)
 {
 	int ret;
+	disk_before_change(d, c->offset, c->len);
 	*what = "write";
 	if (c->kind == TAP_DISK_WRITE)
 		ret = image_pwrite(&d->image, c->data, c->len, c->offset);

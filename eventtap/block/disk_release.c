@@ -20,6 +20,7 @@ static struct disk_segment *next_segment(struct disk_tap *d, const struct disk_s
 static int write_piece(struct disk_tap *d, const struct tap_record *rec, uint64_t offset,
 		       uint64_t at, uint64_t len)
 {
+	disk_before_change(d, offset + at, len);
 	if (rec->kind == TAP_DISK_WRITE)
 		return image_pwrite(&d->image, rec->data + at, len, offset + at);
 	int ret = image_zero(&d->image, offset + at, len,

@@ -329,7 +329,7 @@ static int disk_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 					  (unsigned long long)epoch, strerror(-ret));
 		}
 	}
-	disk_changes_released(d);
+	disk_notes_released(d);
 	pthread_mutex_lock(&d->lock);
 	if (seq != UINT64_MAX)
 		overlay_drop(&d->overlay, seq);
@@ -369,8 +369,13 @@ static void disk_discard(struct tap *tap)
 static int disk_replay(struct tap *tap, const struct tap_record *rec, struct ft_err *err)
 {
 	struct disk_tap *d = of(tap);
-	int ret =
-		rec->kind == TAP_DISK_FLUSH ? image_flush(&d->image) : record_apply(&d->image, rec);
+	uint64_t offset, len;
+	int ret = record_range(rec, d->image.bytes, &offset, &len);
+	if (ret == 0)
+		disk_before_change(d, offset, len);
+	if (ret == 0)
+		ret = rec->kind == TAP_DISK_FLUSH ? image_flush(&d->image)
+						  : record_apply(&d->image, rec);
 	return ret < 0 ? ft_err_set(err, -ret, "disk: replay: %s", strerror(-ret)) : 0;
 }
 
@@ -517,12 +522,13 @@ static void disk_free(struct tap *tap)
 	pthread_mutex_unlock(&d->lock);
 	nbd_server_free(d->server);
 	disk_bitmaps_close(d);
+	cow_unref(d->cow);
 	disk_log_free(&d->log);
 	overlay_free(&d->overlay);
 	ft_bitmap_free(&d->behind);
 	free(d->scratch);
-	disk_changes_seal(d);
-	changes_close(&d->changes);
+	disk_notes_seal(d);
+	notes_close(&d->notes);
 	image_close(&d->image);
 	metadata_close(&d->meta);
 	range_lock_destroy(&d->ranges);
@@ -577,7 +583,7 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	snprintf(d->tap.id, sizeof(d->tap.id), "%s", config->id);
 	snprintf(d->spill_dir, sizeof(d->spill_dir), "%s", config->spill_dir);
 	snprintf(d->image_path, sizeof(d->image_path), "%s", config->image);
-	d->image.fd = d->meta.fd = d->changes.fd = -1;
+	d->image.fd = d->meta.fd = d->notes.fd = -1;
 	d->shared = config->shared;
 	d->gate = config->gate;
 	d->written.seq = UINT64_MAX;
@@ -595,7 +601,7 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	d->scratch = malloc(SCRATCH_BYTES);
 	if (!d->scratch || ft_bitmap_init(&d->behind, blocks) < 0 ||
 	    (!d->shared &&
-	     changes_open(&d->changes, config->image, d->image.bytes, config->known) < 0)) {
+	     notes_open(&d->notes, config->image, d->image.bytes, config->known) < 0)) {
 		ret = ft_err_set(err, ENOMEM, "out of memory");
 		goto fail;
 	}

@@ -106,7 +106,7 @@ int disk_tap_compare(struct tap *tap, uint64_t seed, uint64_t offset, uint64_t b
 int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *offset,
 		       uint32_t *len, bool *zero, struct ft_err *err);
 
-/* What changed here since the peer's copy was alike (changes.h). Replicated only. */
+/* What changed here since the peer's copy was alike (notes.h). Replicated only. */
 /* The peer's copy is at the epoch that closed last, which is not released yet. */
 void disk_tap_in_sync(struct tap *tap, uint64_t session);
 /* The session in which both copies were last known to be alike; 0: nobody knows. */
@@ -130,6 +130,12 @@ int disk_tap_bitmaps_keep(struct tap *tap, struct ft_err *err);
  * contexts. Nothing to do if it does already. */
 int disk_tap_backups(struct tap *tap, const char *socket, struct ft_err *err);
 void disk_tap_backups_end(struct tap *tap);
+
+/* From now on the copy is told before anything changes (cow.h), until unwatch(). One at a time;
+ * the guest is paused. -ETIMEDOUT: a write is still on its way. */
+struct cow;
+int disk_tap_watch(struct tap *tap, struct cow *cow, struct ft_err *err);
+void disk_tap_unwatch(struct tap *tap);
 
 struct disk_tap_info {
 	unsigned connections;

@@ -7,7 +7,8 @@
 #include <pthread.h>
 
 #include "eventtap/block/bitmaps.h"
-#include "eventtap/block/changes.h"
+#include "eventtap/block/notes.h"
+#include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
@@ -37,7 +38,7 @@ struct disk_tap {
 	struct nbd_backend_ops backup_ops;
 	struct nbd_server *backups; /* NULL: none; engine's thread */
 	bool left;		    /* the VM goes on without the tap; engine's thread */
-	struct changes changes;	    /* has a lock of its own; never open for a shared disk */
+	struct notes notes;	    /* has a lock of its own; never open for a shared disk */
 
 	/* engine's thread only */
 	struct metadata meta; /* fd < 0: yielded, or fenced */
@@ -60,6 +61,7 @@ struct disk_tap {
 	bool letting_go; /* what was held is on its way to the image; flushes wait */
 	bool pressure;	 /* the owner was told */
 	bool flush_owed; /* a FLUSH that found no room in the log */
+	struct cow *cow; /* told before the image changes; NULL: nobody wants to know */
 	struct disk_log log;
 	struct overlay overlay;
 	struct ft_bitmap behind;
@@ -75,6 +77,9 @@ struct disk_tap {
  * last segment, when there was one. -EAGAIN: the gate is shut. */
 int disk_write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq);
 
+/* disk_watch.c: before any change of the image, without the lock; a guest's range is held. */
+void disk_before_change(struct disk_tap *d, uint64_t offset, uint64_t len);
+
 /* disk_bitmaps.c: of the tap's life; open: config.known */
 void disk_bitmaps_open(struct disk_tap *d, const char *image, bool known);
 void disk_bitmaps_close(struct disk_tap *d);
@@ -83,14 +88,14 @@ void disk_bitmaps_close(struct disk_tap *d);
 /* Within the disk, and whole blocks but at its end. */
 bool disk_range_is_whole(const struct disk_tap *d, uint64_t offset, uint64_t bytes);
 
-/* disk_changes.c */
+/* disk_notes.c */
 /* The range is about to be changed; it is held. Not locked. -errno: it must not be. */
 int disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len);
 /* `epoch` was acknowledged and is still in the log: the peer has what came before it. Those who
  * stage an epoch may still have to apply it, so its own writes are kept. */
-void disk_changes_released(struct disk_tap *d);
+void disk_notes_released(struct disk_tap *d);
 /* Nobody writes any more. */
-void disk_changes_seal(struct disk_tap *d);
+void disk_notes_seal(struct disk_tap *d);
 
 /* disk_io.c */
 extern const struct nbd_backend_ops disk_io_ops;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every frame goes through the queue, whatever the mode: PASS releases it in the same step, HOLD
-// leaves that to release(). So there is one path to IN, and the order is the queue's. A slow IN
-// needs no buffer of its own either: what it does not take is what is released and not popped yet.
+// Frames go through the queue: PASS releases them in the same step, HOLD leaves that to release().
+// So the order is the queue's. A slow way on needs no buffer of its own either: what it does not
+// take is what is released and not popped yet. Only what may go at once, with nothing before it,
+// and the host's interface takes, does not see the queue.
 #include "eventtap/net/net_tap.h"
 
 #include <assert.h>
@@ -18,6 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "eventtap/net/host_tap.h"
 #include "eventtap/pump.h"
 #include "eventtap/queue.h"
 #include "ft/log.h"
@@ -45,8 +47,10 @@ struct net_tap {
 
 	pthread_mutex_t lock; // guards what follows
 	struct pump_source out_listener, in_listener, out, in;
-	enum tap_mode mode; // PASS or HOLD
-	bool hold_next;	    // HOLD from the next close_epoch() on
+	bool direct;	      // `in` is the host's tap interface
+	struct host_tap host; // then
+	enum tap_mode mode;   // PASS or HOLD
+	bool hold_next;	      // HOLD from the next close_epoch() on
 	struct queue *queue;
 	size_t sent; // bytes of the first released frame, its length included, that IN has
 	bool pressed;
@@ -134,12 +138,34 @@ static ssize_t send_locked(struct net_tap *t)
 	return n;
 }
 
+// As many released frames as the interface takes, one a write. 0 = all, -EAGAIN = there are more.
+static int write_host_locked(struct net_tap *t)
+{
+	struct tap_record rec;
+	size_t at = 0;
+
+	for (int i = 0; queue_peek(t->queue, &at, &rec); i++, at = 0) {
+		int rc = i < FLUSH_FRAMES_MAX ? host_tap_write(&t->host, rec.data, rec.len)
+					      : -EAGAIN;
+
+		if (rc == -EAGAIN)
+			return rc;
+		t->dropped += rc < 0;
+		queue_pop(t->queue);
+	}
+	return 0;
+}
+
 // Writes released frames until there are no more, IN is full, or others should have the lock; the
 // thread goes on when IN is writable.
 static void flush_locked(struct net_tap *t)
 {
 	size_t written = 0;
 
+	if (t->direct) {
+		pump_watch(&t->pump, &t->in, write_host_locked(t) ? EPOLLOUT : 0);
+		return;
+	}
 	while (t->in.fd >= 0) {
 		ssize_t n = written < FLUSH_BYTES_MAX ? send_locked(t) : -EAGAIN;
 
@@ -170,11 +196,22 @@ static void out_closed_locked(struct net_tap *t)
 	ft_debug("%s: OUT is closed", t->tap.id);
 }
 
+static bool may_go_at_once(const struct net_tap *t)
+{
+	return t->direct && t->mode == TAP_PASS && !(t->in.watched & EPOLLOUT) &&
+	       !queue_open(t->queue);
+}
+
 static void captured_locked(struct net_tap *t, const uint8_t *frame, uint32_t len)
 {
 	struct tap_record rec = {
 		.kind = TAP_NET, .device = t->tap.device, .len = len, .data = frame};
 
+	if (may_go_at_once(t) && host_tap_write(&t->host, frame, len) == 0) {
+		t->outputs++;
+		t->bytes += len;
+		return;
+	}
 	if (queue_append(t->queue, &rec, NULL)) {
 		t->dropped++;
 		return;
@@ -253,6 +290,13 @@ static bool read_locked(struct net_tap *t)
 	return false;
 }
 
+// Reads what can be left in a connection that ended.
+static void read_on_locked(struct net_tap *t)
+{
+	for (size_t bytes = 0; bytes < DRAIN_BYTES_MAX && read_locked(t); bytes += READ_BYTES)
+		;
+}
+
 // What came in goes on by the mode. Under the lock, so that nobody is told of an output after its
 // epoch was closed.
 static void pass_on_locked(struct net_tap *t)
@@ -292,8 +336,7 @@ static void accept_out_locked(struct net_tap *t)
 	}
 	// The old connection was closed by QEMU before it made this one; its last frames come
 	// first.
-	for (size_t bytes = 0; bytes < DRAIN_BYTES_MAX && read_locked(t); bytes += READ_BYTES)
-		;
+	read_on_locked(t);
 	pass_on_locked(t);
 	out_closed_locked(t);
 	t->out.fd = fd;
@@ -348,7 +391,7 @@ static void ready(void *ctx, struct pump_source *source, uint32_t events)
 		read_locked(t);
 		pass_on_locked(t);
 	} else {
-		if (events & ~(uint32_t)EPOLLOUT)
+		if (!t->direct && events & ~(uint32_t)EPOLLOUT)
 			check_in_locked(t);
 		flush_locked(t);
 	}
@@ -384,7 +427,8 @@ static int drain_locked(struct net_tap *t, struct ft_err *err)
 	// already.
 	for (int i = 0; i <= PUMP_BACKLOG; i++) {
 		accept_out_locked(t);
-		accept_in_locked(t);
+		if (!t->direct)
+			accept_in_locked(t);
 	}
 	while (read_locked(t)) {
 		bytes += READ_BYTES;
@@ -499,6 +543,14 @@ static void net_tap_free(struct tap *tap)
 {
 	struct net_tap *t = net_tap(tap);
 
+	// The filter is gone, and what it has said last needs nobody else.
+	pthread_mutex_lock(&t->lock);
+	if (t->direct && t->in.fd >= 0 && t->mode == TAP_PASS) {
+		accept_out_locked(t);
+		read_on_locked(t);
+		pass_on_locked(t);
+	}
+	pthread_mutex_unlock(&t->lock);
 	pump_stop(&t->pump);
 	pump_close(&t->pump, &t->out);
 	pump_close(&t->pump, &t->in);
@@ -561,6 +613,7 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 {
 	struct net_tap *t = calloc(1, sizeof *t);
 	const struct pump_source none = {.fd = -1, .ready = ready, .ctx = t};
+	const bool direct = !config->in_path || !*config->in_path;
 	int rc;
 
 	if (!t)
@@ -569,6 +622,7 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 	t->tap.device = config->device;
 	snprintf(t->tap.id, sizeof t->tap.id, "%s", config->id);
 	t->out = t->in = t->out_listener = t->in_listener = none;
+	t->direct = direct;
 	pthread_mutex_init(&t->lock, NULL);
 	rc = config->held_bytes_max < NET_TAP_HELD_BYTES_MIN
 		     ? ft_err_set(err, EINVAL, "queue: %zu bytes: at least %u",
@@ -582,8 +636,12 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 	// The thread runs already, so that a client finds the tap complete.
 	pthread_mutex_lock(&t->lock);
 	rc = listen_on(t, &t->out_listener, t->out_path, config->out_path, err);
-	if (!rc)
+	if (!rc && direct)
+		rc = host_tap_init(&t->host, config->host_fd, err);
+	else if (!rc)
 		rc = listen_on(t, &t->in_listener, t->in_path, config->in_path, err);
+	if (!rc && direct)
+		t->in.fd = config->host_fd;
 	pthread_mutex_unlock(&t->lock);
 	if (rc) {
 		net_tap_free(&t->tap);

@@ -161,6 +161,18 @@ size_t mapped_ram_pack_state(const char *kind, const uint8_t *state, size_t len,
 	return (size_t)(o.at - out);
 }
 
+size_t mapped_ram_describe(uint8_t *packed, size_t len, const char *json)
+{
+	struct out o = {packed + len - DESCRIPTION_BYTES,
+			packed + len - DESCRIPTION_BYTES + 5 + strlen(json)};
+
+	assert(len >= DESCRIPTION_BYTES && packed[len - DESCRIPTION_BYTES] == SECTION_VMDESC);
+	put_number(&o, SECTION_VMDESC, 1);
+	put_number(&o, strlen(json), 4);
+	put_bytes(&o, json, strlen(json));
+	return (size_t)(o.at - packed);
+}
+
 int mapped_ram_unpack_state(const char *kind, const uint8_t *in, size_t len, uint8_t *out,
 			    size_t *out_len, struct ft_err *err)
 {

@@ -21,10 +21,11 @@
  *   03  u32 SECTION  u64 10  7e  u32 SECTION            end of the section (QEMU: 02 before, too)
  *   device sections, as xen-save-devices-state writes them from its byte 8 on
  *   00                                                  end
- *   06  u32 n  JSON                                     description; ours is "{}"
+ *   06  u32 n  JSON                                     description; ours is "{}", or names disks
  *
  * A machine that is no QEMU has one device section: 04 u32 2, its name, u32 0, u32 1, its state,
- * 7e u32 2. The disks of a guest are not in the file.
+ * 7e u32 2. The disks of a guest are not in the file; vmm-glue/snapshot/companions.h has what the
+ * description says of them.
  *
  * Pure: no file is touched here. A reader's file is hostile: it is parsed whole, and every number
  * checked, before anybody acts on it. Any thread. */
@@ -89,6 +90,10 @@ size_t mapped_ram_tail(uint8_t out[MAPPED_RAM_TAIL_MAX]);
 /* A VMM's device state as what stands at state_offset, up to the file's end; `kind` names a VMM
  * that is no QEMU. Room for len + MAPPED_RAM_TAIL_MAX. Returns the length. */
 size_t mapped_ram_pack_state(const char *kind, const uint8_t *state, size_t len, uint8_t *out);
+
+/* Puts a description, JSON in braces, in the place of "{}" behind what mapped_ram_pack_state() made
+ * of len bytes. Room for len + strlen(json). Returns the length. */
+size_t mapped_ram_describe(uint8_t *packed, size_t len, const char *json);
 
 /* ---- reading ---- */
 

@@ -118,11 +118,23 @@ Ctl__Reply *ask_any(struct host *h, const Ctl__Request *r);
 /* A snapshot to a file of the place, verified, without disks. Returns its digest. bytes_per_s: 0 no
  * limit. */
 uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s);
+/* The same, which updates a file that is there. */
+uint64_t snapshot_update(struct host *h, const char *file);
+/* Of the last one of these: the longest time that a write to a page that was not saved yet took us.
+ */
+uint64_t snapshot_fault_us(void);
 /* "file:" and a path in the place. */
 const char *file_uri(const char *name);
+/* The same with its disks. */
+uint64_t snapshot_with_disks(struct host *h, const char *file, uint64_t bytes_per_s);
 /* Begins one and returns the connection: closing it interrupts the snapshot. Waits until it has
  * saved something. */
 int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s);
+/* The same with its disks, verified. */
+int snapshot_begin_slow_with_disks(struct host *h, const char *file, uint64_t bytes_per_s);
+/* Its end, which is to be a good one. Closes the connection. Returns how many blocks of its disks
+ * the guest wrote before they were saved. */
+uint64_t snapshot_wait(struct host *h, int fd);
 void wait_state(struct host *h, const char *state, unsigned within_ms);
 /* Free with ctl__reply__free_unpacked(). */
 Ctl__Reply *status_of(struct host *h);

@@ -87,43 +87,78 @@ const char *file_uri(const char *name)
 	return uris[next];
 }
 
-static Ctl__Request snapshot_request(const char *file, uint64_t bytes_per_s)
+static Ctl__Request snapshot_request(const char *file, uint64_t bytes_per_s, bool disks)
 {
 	Ctl__Request r = CTL__REQUEST__INIT;
 
 	r.command = (char *)"snapshot";
 	r.uri = (char *)(uintptr_t)file_uri(file);
-	r.no_disks = true;
+	r.no_disks = !disks;
 	r.bytes_per_s = bytes_per_s;
 	return r;
 }
 
-uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s)
+static uint64_t fault_us;
+
+static uint64_t take(struct host *h, Ctl__Request *r)
 {
-	Ctl__Request r = snapshot_request(file, bytes_per_s);
 	Ctl__Reply *reply;
 	uint64_t digest;
 
-	r.verify = true;
-	reply = ask_any(h, &r);
+	r->verify = true;
+	reply = ask_any(h, r);
 	if (reply->error[0])
 		fail_msg("%s: snapshot: %s", h->id, reply->message);
 	assert_int_equal(reply->snapshot->bytes_done, reply->snapshot->bytes_total);
+	assert_int_equal(reply->snapshot->disk_bytes_done, reply->snapshot->disk_bytes_total);
+	assert_int_equal(reply->snapshot->disks != 0, !r->no_disks);
+	assert_int_equal(reply->snapshot->incremental, r->incremental);
 	digest = reply->digest;
+	fault_us = reply->snapshot->fault_us_max;
 	ctl__reply__free_unpacked(reply, NULL);
 	return digest;
 }
 
-int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s)
+uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	Ctl__Request r = snapshot_request(file, bytes_per_s, false);
+
+	return take(h, &r);
+}
+
+uint64_t snapshot_with_disks(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	Ctl__Request r = snapshot_request(file, bytes_per_s, true);
+
+	return take(h, &r);
+}
+
+uint64_t snapshot_update(struct host *h, const char *file)
+{
+	Ctl__Request r = snapshot_request(file, 0, false);
+
+	r.incremental = true;
+	return take(h, &r);
+}
+
+uint64_t snapshot_fault_us(void)
+{
+	return fault_us;
+}
+
+static int begin_slow(struct host *h, const char *file, uint64_t bytes_per_s, bool disks)
 {
 	uint64_t until = now_ms() + START_MS, done = 0;
-	Ctl__Request r = snapshot_request(file, bytes_per_s);
-	size_t n = ctl__request__get_packed_size(&r);
-	uint8_t *message = malloc(CTL_HEADER_BYTES + n);
+	Ctl__Request r = snapshot_request(file, bytes_per_s, disks);
+	size_t n;
+	uint8_t *message;
 	struct sockaddr_un to;
 	struct ft_err err;
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+	r.verify = disks;
+	n = ctl__request__get_packed_size(&r);
+	message = malloc(CTL_HEADER_BYTES + n);
 	assert_int_equal(ctl_socket_path(h->run, GUEST, &to, &err), 0);
 	assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
 	ctl_put_length(message, (uint32_t)n);
@@ -140,6 +175,39 @@ int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s)
 		breathe(until, "a snapshot begins");
 	}
 	return fd;
+}
+
+int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	return begin_slow(h, file, bytes_per_s, false);
+}
+
+int snapshot_begin_slow_with_disks(struct host *h, const char *file, uint64_t bytes_per_s)
+{
+	return begin_slow(h, file, bytes_per_s, true);
+}
+
+uint64_t snapshot_wait(struct host *h, int fd)
+{
+	uint64_t faults;
+	struct timeval limit = {ASK_MS / 1000, 0};
+	uint8_t head[CTL_HEADER_BYTES], body[4096];
+	Ctl__Reply *reply;
+	uint32_t n;
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	assert_int_equal(recv(fd, head, sizeof head, MSG_WAITALL), sizeof head);
+	n = (uint32_t)head[0] | (uint32_t)head[1] << 8 | (uint32_t)head[2] << 16;
+	assert_true(n <= sizeof body);
+	assert_int_equal(recv(fd, body, n, MSG_WAITALL), n);
+	close(fd);
+	reply = ctl__reply__unpack(NULL, n, body);
+	assert_non_null(reply);
+	if (reply->error[0])
+		fail_msg("%s: snapshot: %s", h->id, reply->message);
+	faults = reply->snapshot->disk_faults;
+	ctl__reply__free_unpacked(reply, NULL);
+	return faults;
 }
 
 void wait_state(struct host *h, const char *state, unsigned within_ms)

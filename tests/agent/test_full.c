@@ -132,10 +132,29 @@ static void run_directory_full(void **state)
 	kv_work(&client, 10);
 }
 
+/* Nothing would keep the primary from being started beside its standby: protection is refused. */
+static void disk_cannot_be_marked(void **state)
+{
+	(void)state;
+	shell("mkdir %s", at("marks"));
+	start("disk.root.image=marks/A.img", "disk.root.image=B.img");
+	kv_work(&client, 10);
+	/* The mark is written under another name first. */
+	shell("mkdir %s", at("marks/A.img.kemari.tmp"));
+	ask_refused(&a, "migrate", unix_uri("b.sock"), "marks/A.img.kemari");
+	assert_state(&a, "solo");
+	kv_work(&client, 10);
+	shell("rmdir %s", at("marks/A.img.kemari.tmp"));
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	kv_work(&client, 10);
+	ask_ok(&a, "verify", NULL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(standby_has_no_room, setup, teardown),
+		cmocka_unit_test_setup_teardown(disk_cannot_be_marked, setup, teardown),
 		cmocka_unit_test_setup_teardown(standby_fills_up, setup, teardown),
 		cmocka_unit_test_setup_teardown(primary_fills_up, setup, teardown),
 		cmocka_unit_test_setup_teardown(run_directory_full, setup, teardown),

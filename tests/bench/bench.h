@@ -9,7 +9,7 @@
  *   pair.h      two hosts, two ft-agents, a client     tls.h    bare TLS connections
  *
  * One file per group of figures: harvest pause growth ship commit wire progress echo takeover taps
- * snapshot.
+ * snapshot migrate (mover.h: our side and QEMU's).
  * A figure and its floor are measured in turn, so that what else the machine does hits both. */
 #ifndef BENCH_H
 #define BENCH_H
@@ -28,11 +28,11 @@ struct bench {
 	char bin[BENCH_PATH_MAX];    /* where ft-agent is */
 	char kernel[BENCH_PATH_MAX]; /* "": there is no guest */
 	char initrd[BENCH_PATH_MAX];
-	struct direct *pc, *q35; /* direct.c: made at first use */
-	struct pair *pair;	 /* pair.c: likewise */
-	unsigned pairs;		 /* made so far */
-	double load_ms;		 /* QEMU's own time to load a state and resume, 0: not measured */
-	double answer_ms;	 /* and to its guest's first answer, with no agent about */
+	struct direct *pc, *q35, *ten; /* direct.c: made at first use */
+	struct pair *pair;	       /* pair.c: likewise */
+	unsigned pairs;		       /* made so far */
+	double load_ms;	  /* QEMU's own time to load a state and resume, 0: not measured */
+	double answer_ms; /* and to its guest's first answer, with no agent about */
 };
 
 /* A group's answer when the machine lacks something; the reason is in err. */
@@ -41,7 +41,8 @@ struct bench {
 /* Measures and reports its figures. 0, BENCH_SKIPPED, or -errno: could not measure. */
 typedef int bench_group_fn(struct bench *b, struct ft_err *err);
 bench_group_fn bench_harvest, bench_pause, bench_growth, bench_ship, bench_commit, bench_wire,
-	bench_progress, bench_echo, bench_takeover, bench_silence, bench_taps, bench_snapshot;
+	bench_progress, bench_echo, bench_takeover, bench_silence, bench_taps, bench_snapshot,
+	bench_migrate, bench_fault, bench_mapped_ram, bench_restore;
 
 /* ---- samples.c ---- */
 

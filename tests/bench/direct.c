@@ -95,29 +95,63 @@ static int start(struct bench *b, struct direct *d, const struct qemu_config *c,
 	return rc;
 }
 
-void direct_begin(struct bench *b, bool q35)
+const char *direct_qemu10(void)
 {
-	struct direct **d = q35 ? &b->q35 : &b->pc;
+	static const char path[] = FT_SOURCE_DIR "/.cache/qemu10/qemu";
+
+	return access(path, X_OK) ? "" : path;
+}
+
+static void fill_ten(struct bench *b, struct qemu_config *c)
+{
+	fill(b, "ten", c);
+	c->binary = direct_qemu10();
+	c->machine = "pc-i440fx-7.2";
+}
+
+static struct direct **place_of(struct bench *b, enum direct_kind kind)
+{
+	struct direct **const all[] = {
+		[DIRECT_PC] = &b->pc, [DIRECT_Q35] = &b->q35, [DIRECT_TEN] = &b->ten};
+
+	return all[kind];
+}
+
+static int begin(struct bench *b, struct direct *d, enum direct_kind kind, struct ft_err *err)
+{
 	struct qemu_config c;
+
+	if (kind == DIRECT_TEN && !*direct_qemu10()) {
+		ft_err_set(err, ENOENT, "no QEMU 10: tests/guest/qemu10 unpacks it");
+		return BENCH_SKIPPED;
+	}
+	if (kind == DIRECT_Q35)
+		fill_q35(b, &c);
+	else if (kind == DIRECT_TEN)
+		fill_ten(b, &c);
+	else
+		fill(b, "pc", &c);
+	return start(b, d, &c, err);
+}
+
+void direct_begin(struct bench *b, enum direct_kind kind)
+{
+	struct direct **d = place_of(b, kind);
 
 	if (*d)
 		return;
 	*d = calloc(1, sizeof **d);
 	assert(*d);
-	if (q35)
-		fill_q35(b, &c);
-	else
-		fill(b, "pc", &c);
-	(*d)->skipped = start(b, *d, &c, &(*d)->broken) == BENCH_SKIPPED;
+	(*d)->skipped = begin(b, *d, kind, &(*d)->broken) == BENCH_SKIPPED;
 }
 
-static int direct_ready(struct bench *b, bool q35, struct ft_err *err)
+static int direct_ready(struct bench *b, enum direct_kind kind, struct ft_err *err)
 {
 	struct direct *d;
 	int rc;
 
-	direct_begin(b, q35);
-	d = q35 ? b->q35 : b->pc;
+	direct_begin(b, kind);
+	d = *place_of(b, kind);
 	if (d->broken.code) {
 		*err = d->broken;
 		return d->skipped ? BENCH_SKIPPED : -err->code;
@@ -137,12 +171,17 @@ static int direct_ready(struct bench *b, bool q35, struct ft_err *err)
 
 int direct_pc(struct bench *b, struct ft_err *err)
 {
-	return direct_ready(b, false, err);
+	return direct_ready(b, DIRECT_PC, err);
 }
 
 int direct_q35(struct bench *b, struct ft_err *err)
 {
-	return direct_ready(b, true, err);
+	return direct_ready(b, DIRECT_Q35, err);
+}
+
+int direct_ten(struct bench *b, struct ft_err *err)
+{
+	return direct_ready(b, DIRECT_TEN, err);
 }
 
 void direct_end(struct direct *d)

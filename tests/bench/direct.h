@@ -14,11 +14,16 @@ struct direct {
 	struct ft_err broken; /* why it could not be made */
 };
 /* Start to boot, so that all guests of a run boot at once. Errors come from what follows. */
-void direct_begin(struct bench *b, bool q35);
-/* Make b->pc, the default machine as agents start it / b->q35, with modern virtio devices. Booted
- * and tracked; once. BENCH_SKIPPED when there is no guest. */
+enum direct_kind { DIRECT_PC, DIRECT_Q35, DIRECT_TEN };
+void direct_begin(struct bench *b, enum direct_kind kind);
+/* Make b->pc, the default machine as agents start it / b->q35, with modern virtio devices / b->ten,
+ * the default machine in QEMU 10. Booted and tracked; once. BENCH_SKIPPED when there is no guest,
+ * or no QEMU 10. */
 int direct_pc(struct bench *b, struct ft_err *err);
 int direct_q35(struct bench *b, struct ft_err *err);
+int direct_ten(struct bench *b, struct ft_err *err);
+/* Path of QEMU 10, "": there is none (tests/guest/qemu10 unpacks it). */
+const char *direct_qemu10(void);
 void direct_end(struct direct *d); /* accepts NULL */
 void direct_idle(struct direct *d, unsigned ms);
 

@@ -18,7 +18,7 @@
 #include "ft/log.h"
 #include "pair.h"
 
-enum { PC = 1, Q35 = 2, PAIR = 4 }; /* guests */
+enum { PC = 1, Q35 = 2, PAIR = 4, TEN = 8, LONG = 16 }; /* guests; LONG: not with --quick */
 
 static const struct {
 	const char *name;
@@ -32,6 +32,11 @@ static const struct {
 	{"growth", bench_growth, "pause by dirty page", PC},
 	{"taps", bench_taps, "guest's network through taps that hold nothing", PC},
 	{"snapshot", bench_snapshot, "snapshot to a file, beside QEMU's background-snapshot", PC},
+	{"fault", bench_fault, "a guest's write to a page that a snapshot has not saved yet", 0},
+	{"mapped-ram", bench_mapped_ram, "snapshot to a file, beside QEMU 10's mapped-ram",
+	 TEN | LONG},
+	{"restore", bench_restore, "lazy restore of 1 GiB, beside QEMU 10's eager one", LONG},
+	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", 0},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},
@@ -45,22 +50,24 @@ static void usage(FILE *to)
 {
 	fputs("usage: ft-bench [--json] [--quick] [--log-level LEVEL] [NAME]...\n\n"
 	      "Measures what protection costs, each figure beside the floor of the same run.\n"
-	      "--quick takes fewer samples: under 50 s. Without NAME, everything:\n\n",
+	      "--quick takes fewer samples: under 50 s; groups with a + only by name then.\n"
+	      "Without NAME, everything:\n\n",
 	      to);
 	for (unsigned i = 0; i < GROUPS; i++)
-		fprintf(to, "  %-9s  %s\n", groups[i].name, groups[i].what);
+		fprintf(to, "  %-10s %c %s\n", groups[i].name, groups[i].needs & LONG ? '+' : ' ',
+			groups[i].what);
 	fputs("\nThe guest is in $FT_GUEST_DIR (default .cache/guest of the source tree;\n"
 	      "tests/guest/build makes it). Needs root. Exit codes: 0 all figures within reach,\n"
 	      "1 a figure misses it, 2 something could not be measured.\n",
 	      to);
 }
 
-static bool is_wanted(const char *name, char *const *names)
+static bool is_wanted(const struct bench *b, unsigned i, char *const *names)
 {
 	if (!*names)
-		return true;
+		return !(b->quick && groups[i].needs & LONG);
 	for (; *names; names++)
-		if (!strcmp(*names, name))
+		if (!strcmp(*names, groups[i].name))
 			return true;
 	return false;
 }
@@ -89,11 +96,13 @@ static void boot(struct bench *b, char *const *names)
 	struct ft_err err;
 
 	for (unsigned i = 0; i < GROUPS; i++)
-		needs |= is_wanted(groups[i].name, names) ? groups[i].needs : 0;
+		needs |= is_wanted(b, i, names) ? groups[i].needs : 0;
 	if (needs & PC)
-		direct_begin(b, false);
+		direct_begin(b, DIRECT_PC);
 	if (needs & Q35)
-		direct_begin(b, true);
+		direct_begin(b, DIRECT_Q35);
+	if (needs & TEN)
+		direct_begin(b, DIRECT_TEN);
 	if (needs & PAIR) {
 		pair_begin(b);
 		pair_up(b, &err);
@@ -102,15 +111,30 @@ static void boot(struct bench *b, char *const *names)
 		direct_pc(b, &err);
 	if (needs & Q35)
 		direct_q35(b, &err);
+	if (needs & TEN)
+		direct_ten(b, &err);
 }
 
-/* On a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
+static void drop_guest(struct direct **d)
+{
+	direct_end(*d);
+	*d = NULL;
+}
+
+/* A guest with which something failed is of no use to the next group, which boots another one. And
+ * on a machine that stalls for longer than takeover_ms a pair comes apart, which is as it should
  * be: a second try with a new one. */
 static int run_group(struct bench *b, unsigned i, struct ft_err *err)
 {
 	int rc = groups[i].run(b, err);
 
-	if (rc >= 0 || !(groups[i].needs & PAIR))
+	if (rc >= 0)
+		return rc;
+	if (groups[i].needs & PC)
+		drop_guest(&b->pc);
+	if (groups[i].needs & Q35)
+		drop_guest(&b->q35);
+	if (!(groups[i].needs & PAIR))
 		return rc;
 	pair_end(b->pair);
 	b->pair = NULL;
@@ -125,7 +149,7 @@ static int measure(struct bench *b, bool json, char *const *names)
 	boot(b, names);
 	for (unsigned i = 0; i < GROUPS; i++) {
 		struct ft_err err = {0};
-		int rc = is_wanted(groups[i].name, names) ? run_group(b, i, &err) : 0;
+		int rc = is_wanted(b, i, names) ? run_group(b, i, &err) : 0;
 
 		if (rc == BENCH_SKIPPED)
 			bench_report_skipped(groups[i].name, err.text);
@@ -135,6 +159,7 @@ static int measure(struct bench *b, bool json, char *const *names)
 	pair_end(b->pair);
 	direct_end(b->pc);
 	direct_end(b->q35);
+	direct_end(b->ten);
 	return bench_report_end(json, bench_ms_since(start) / 1e3);
 }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A snapshot of a guest that writes its memory: how long it takes, and how long at worst a client
-// waits for the guest meanwhile. Floor: QEMU's own background-snapshot of the same guest, with the
-// same load, to the same filesystem.
+// waits for the guest meanwhile. Floors: QEMU's own background-snapshot, and QEMU 10's mapped-ram,
+// of the same guest, with the same load, to the same filesystem.
 #include "bench.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -28,8 +29,10 @@
 #define ANSWER_MS   5000
 #define JOBS	    2
 
+#define BEYOND_MS 10 /* that a client may wait longer than the guest's pause */
+
 struct side {
-	struct samples total, stall, size;
+	struct samples total, stall, size, beyond, quiet;
 };
 
 /* A client that asks without a pause, and what it waited at most. */
@@ -56,13 +59,13 @@ static void *ask(void *ctx)
 	return NULL;
 }
 
-static int type(struct bench *b, const char *line, struct ft_err *err)
+static int type(struct bench *b, const struct direct *d, const char *line, struct ft_err *err)
 {
 	struct sockaddr_un to = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = 0;
 	size_t n = strlen(line);
 
-	snprintf(to.sun_path, sizeof to.sun_path, "%s/pc.tty", b->dir);
+	snprintf(to.sun_path, sizeof to.sun_path, "%s/%s.tty", b->dir, d == b->ten ? "ten" : "pc");
 	if (connect(fd, (struct sockaddr *)&to, sizeof to) ||
 	    send(fd, line, n, MSG_NOSIGNAL) != (ssize_t)n || send(fd, "\n", 1, MSG_NOSIGNAL) != 1)
 		rc = ft_err_set(err, errno, "guest's console: %s", strerror(errno));
@@ -77,19 +80,20 @@ static void on_done(void *ctx)
 	eventfd_write(*(int *)ctx, 1);
 }
 
-static int take_ours(struct bench *b, const char *path, struct ft_err *err)
+static int take_ours(struct direct *d, const char *path, double *pause_ms, struct ft_err *err)
 {
 	int done = eventfd(0, EFD_CLOEXEC);
 	struct snapshot_config config = {.path = path, .jobs = JOBS, .done = on_done, .ctx = &done};
 	struct pollfd p = {.fd = done, .events = POLLIN};
 	struct snapshot_progress progress;
 	struct snapshot *s;
-	int rc = snapshot_begin(&config, b->pc->vmm, &s, err);
+	int rc = snapshot_begin(&config, d->vmm, &s, err);
 
 	if (!rc) {
 		if (poll(&p, 1, SNAPSHOT_MS) == 0)
 			snapshot_cancel(s, "takes too long");
 		rc = snapshot_end(s, &progress, err);
+		*pause_ms = (double)progress.pause_us / 1e3;
 	}
 	close(done);
 	return rc;
@@ -97,10 +101,10 @@ static int take_ours(struct bench *b, const char *path, struct ft_err *err)
 
 /* ---- QEMU's ---- */
 
-static int set_capability(struct qmp *q, bool on, struct ft_err *err)
+static int set_capability(struct qmp *q, const char *name, bool on, struct ft_err *err)
 {
 	return qmp_call(q, NULL, err, "migrate-set-capabilities", "{s:[{s:s, s:b}]}",
-			"capabilities", "capability", "background-snapshot", "state", on);
+			"capabilities", "capability", name, "state", on);
 }
 
 static int wait_migrated(struct qmp *q, struct ft_err *err)
@@ -120,70 +124,141 @@ static int wait_migrated(struct qmp *q, struct ft_err *err)
 		over = good || (status && !strcmp(status, "failed"));
 		json_decref(ret);
 		if (over)
-			return good ? 0 : ft_err_set(err, EIO, "QEMU's background-snapshot failed");
+			return good ? 0 : ft_err_set(err, EIO, "QEMU's own snapshot failed");
 		bench_idle_ms(LOOK_MS);
 	}
-	return ft_err_set(err, ETIMEDOUT, "QEMU's background-snapshot does not end");
+	return ft_err_set(err, ETIMEDOUT, "QEMU's own snapshot does not end");
 }
 
-static int take_qemus(struct bench *b, const char *path, struct ft_err *err)
+static int unlimited(struct qmp *q, struct ft_err *err)
 {
-	struct qmp *q = &qemu_of(b->pc->vmm)->qmp;
-	char uri[BENCH_PATH_MAX + 16];
-	int rc;
+	return qmp_call(q, NULL, err, "migrate-set-parameters", "{s:I}", "max-bandwidth",
+			(json_int_t)1 << 34);
+}
 
-	snprintf(uri, sizeof uri, "exec:cat > %s", path);
-	rc = qmp_call(q, NULL, err, "migrate-set-parameters", "{s:I}", "max-bandwidth",
-		      (json_int_t)1 << 34);
+/* A QEMU that may start no program writes to a descriptor. */
+static int migrate_to(struct qmp *q, const char *path, struct ft_err *err)
+{
+	int fd = open(path, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600), rc;
+
+	if (fd < 0)
+		return ft_err_set(err, errno, "%s: %s", path, strerror(errno));
+	qmp_pass_fd(q, fd);
+	rc = qmp_call(q, NULL, err, "getfd", "{s:s}", "fdname", "bench");
 	if (!rc)
-		rc = set_capability(q, true, err);
+		rc = qmp_call(q, NULL, err, "migrate", "{s:s}", "uri", "fd:bench");
+	close(fd);
+	return rc ? rc : wait_migrated(q, err);
+}
+
+static int take_background(struct direct *d, const char *path, double *pause_ms, struct ft_err *err)
+{
+	struct qmp *q = &qemu_of(d->vmm)->qmp;
+	int rc = unlimited(q, err);
+
+	*pause_ms = 0;
+	if (!rc)
+		rc = set_capability(q, "background-snapshot", true, err);
+	if (!rc)
+		rc = migrate_to(q, path, err);
+	(void)set_capability(q, "background-snapshot", false, NULL);
+	return rc;
+}
+
+/* With multifd, its quickest way. The guest stands still at the end, and is let go again. */
+static int take_mapped(struct direct *d, const char *path, double *pause_ms, struct ft_err *err)
+{
+	struct qmp *q = &qemu_of(d->vmm)->qmp;
+	char uri[BENCH_PATH_MAX + 8];
+	int rc = unlimited(q, err);
+
+	*pause_ms = 0;
+	snprintf(uri, sizeof uri, "file:%s", path);
+	if (!rc)
+		rc = set_capability(q, "mapped-ram", true, err);
+	if (!rc)
+		rc = set_capability(q, "multifd", true, err);
 	if (!rc)
 		rc = qmp_call(q, NULL, err, "migrate", "{s:s}", "uri", uri);
 	if (!rc)
 		rc = wait_migrated(q, err);
-	(void)set_capability(q, false, NULL);
+	if (!rc)
+		rc = qmp_call(q, NULL, err, "cont", NULL);
+	(void)set_capability(q, "multifd", false, NULL);
+	(void)set_capability(q, "mapped-ram", false, NULL);
 	return rc;
 }
 
 /* ---- both ---- */
 
-typedef int take_fn(struct bench *b, const char *path, struct ft_err *err);
+typedef int take_fn(struct direct *d, const char *path, double *pause_ms, struct ft_err *err);
 
-static int measure(struct bench *b, take_fn *take, struct side *side, struct ft_err *err)
+static int client_start(struct client *c, struct direct *d, struct ft_err *err)
 {
-	struct client c = {.fd = net_udp(b->pc->ns, GUEST_UDP_ECHO, err)};
+	*c = (struct client){.fd = net_udp(d->ns, GUEST_UDP_ECHO, err)};
+	if (c->fd < 0)
+		return c->fd;
+	if (!pthread_create(&c->thread, NULL, ask, c))
+		return 0;
+	close(c->fd);
+	return ft_err_set(err, EAGAIN, "a thread");
+}
+
+static int client_end(struct client *c, struct ft_err *err)
+{
+	c->stop = true;
+	pthread_join(c->thread, NULL);
+	close(c->fd);
+	if (c->rc)
+		*err = c->err;
+	return c->rc;
+}
+
+/* What a client waits at worst in so much time with nothing going on. */
+static int measure_quiet(struct direct *d, double ms, struct side *side, struct ft_err *err)
+{
+	struct client c;
+	int rc = client_start(&c, d, err);
+
+	if (rc)
+		return rc;
+	direct_idle(d, GAP_MS + (unsigned)ms);
+	rc = client_end(&c, err);
+	if (!rc)
+		samples_add(&side->quiet, c.longest_ms);
+	return rc;
+}
+
+static int measure(struct bench *b, struct direct *d, take_fn *take, struct side *side,
+		   struct ft_err *err)
+{
 	char path[BENCH_PATH_MAX];
 	struct stat st = {0};
+	double pause_ms = 0, total_ms;
+	struct client c;
 	uint64_t start;
-	int rc;
+	int rc, waited;
 
-	if (c.fd < 0)
-		return c.fd;
 	snprintf(path, sizeof path, "%s/snapshot", b->dir);
 	unlink(path);
-	if (pthread_create(&c.thread, NULL, ask, &c)) {
-		close(c.fd);
-		return ft_err_set(err, EAGAIN, "a thread");
-	}
-	direct_idle(b->pc, GAP_MS);
+	rc = client_start(&c, d, err);
+	if (rc)
+		return rc;
+	direct_idle(d, GAP_MS);
 	start = bench_now_ns();
-	rc = take(b, path, err);
-	if (!rc)
-		samples_add(&side->total, bench_ms_since(start));
-	c.stop = true;
-	pthread_join(c.thread, NULL);
-	close(c.fd);
-	if (!rc && c.rc) {
-		*err = c.err;
-		rc = c.rc;
-	}
-	if (!rc && !stat(path, &st)) {
+	rc = take(d, path, &pause_ms, err);
+	total_ms = bench_ms_since(start);
+	waited = client_end(&c, rc ? &(struct ft_err){0} : err);
+	if (rc || waited)
+		return rc ? rc : waited;
+	samples_add(&side->total, total_ms);
+	if (!stat(path, &st)) {
 		samples_add(&side->stall, c.longest_ms);
+		samples_add(&side->beyond, c.longest_ms - pause_ms);
 		samples_add(&side->size, (double)st.st_blocks * 512 / (1 << 20));
 	}
 	unlink(path);
-	direct_idle(b->pc, GAP_MS);
-	return rc;
+	return measure_quiet(d, total_ms, side, err);
 }
 
 static void side_free(struct side *s)
@@ -191,36 +266,65 @@ static void side_free(struct side *s)
 	samples_free(&s->total);
 	samples_free(&s->stall);
 	samples_free(&s->size);
+	samples_free(&s->beyond);
+	samples_free(&s->quiet);
+}
+
+/* In turn, while the guest writes. */
+static int compare(struct bench *b, struct direct *d, take_fn *qemus, struct side *here,
+		   struct side *there, struct ft_err *err)
+{
+	int rc;
+
+	/* One userfaultfd an area: the tracker's gives way. */
+	vmm_track_stop(d->vmm);
+	rc = type(b, d, LOAD, err);
+	direct_idle(d, SETTLE_MS);
+	for (unsigned i = 0; i < (b->quick ? 3 : 10) && !rc; i++) {
+		rc = measure(b, d, take_ours, here, err);
+		if (!rc)
+			rc = measure(b, d, qemus, there, err);
+	}
+	(void)type(b, d, GUEST_END("dirty"), NULL);
+	if (vmm_track_start(d->vmm, rc ? NULL : err) && !rc)
+		rc = -err->code;
+	return rc;
 }
 
 int bench_snapshot(struct bench *b, struct ft_err *err)
 {
-	struct side ours = {0}, qemus = {0};
+	struct side here = {0}, there = {0};
 	int rc = direct_pc(b, err);
 
-	if (rc)
-		return rc;
-	/* One userfaultfd an area: the tracker's gives way. */
-	vmm_track_stop(b->pc->vmm);
-	rc = type(b, LOAD, err);
-	direct_idle(b->pc, SETTLE_MS);
-	for (unsigned i = 0; i < (b->quick ? 3 : 10) && !rc; i++) {
-		rc = measure(b, take_ours, &ours, err);
-		if (!rc)
-			rc = measure(b, take_qemus, &qemus, err);
-	}
-	(void)type(b, GUEST_END("dirty"), NULL);
+	if (!rc)
+		rc = compare(b, b->pc, take_background, &here, &there, err);
 	if (!rc) {
-		bench_report_samples("snapshot", "ms", &ours.total, &qemus.total, BENCH_AT_MOST,
+		bench_report_samples("snapshot", "ms", &here.total, &there.total, BENCH_AT_MOST,
 				     0.7, "256 MiB, 10,000 pages/s; QEMU's background-snapshot");
-		bench_report_samples("snapshot-stall", "ms", &ours.stall, &qemus.stall,
+		bench_report_samples("snapshot-stall", "ms", &here.stall, &there.stall,
 				     BENCH_AT_MOST, 1, "longest UDP echo meanwhile");
-		bench_report_samples("snapshot-size", "MiB", &ours.size, &qemus.size, BENCH_AT_MOST,
+		bench_report_samples("snapshot-size", "MiB", &here.size, &there.size, BENCH_AT_MOST,
 				     1.02, "on the disk");
+		bench_report_samples("snapshot-beyond", "ms", &here.beyond, &here.quiet, BENCH_PLUS,
+				     BEYOND_MS, "that less the pause; the same time without");
 	}
-	side_free(&ours);
-	side_free(&qemus);
-	if (vmm_track_start(b->pc->vmm, rc ? NULL : err) && !rc)
-		rc = -err->code;
+	side_free(&here);
+	side_free(&there);
+	return rc;
+}
+
+int bench_mapped_ram(struct bench *b, struct ft_err *err)
+{
+	struct side here = {0}, there = {0};
+	int rc = direct_ten(b, err);
+
+	if (!rc)
+		rc = compare(b, b->ten, take_mapped, &here, &there, err);
+	if (!rc) {
+		bench_report_samples("mapped-ram-size", "MiB", &here.size, &there.size,
+				     BENCH_AT_MOST, 1, "on the disk; QEMU 10's, with multifd");
+	}
+	side_free(&here);
+	side_free(&there);
 	return rc;
 }

@@ -24,7 +24,7 @@ static int taps_open(struct bench *b, struct direct *d, struct taps *t, struct f
 {
 	struct net_tap_config net = {.id = "net0",
 				     .out_path = t->points.nics[0].out,
-				     .in_path = t->points.nics[0].in,
+				     .host_fd = vmm_nic_fd(d->vmm, 0, err),
 				     .held_bytes_max = HELD_BYTES};
 	struct disk_tap_config disk = {.id = "root",
 				       .socket = t->points.disks[0].nbd,
@@ -34,10 +34,11 @@ static int taps_open(struct bench *b, struct direct *d, struct taps *t, struct f
 	struct vmm_info info;
 	int rc;
 
+	if (net.host_fd < 0)
+		return net.host_fd;
 	vmm_info(d->vmm, &info);
 	disk.image = info.disks[0].image;
 	snprintf(t->points.nics[0].out, VMM_PATH_MAX, "%s/out", b->dir);
-	snprintf(t->points.nics[0].in, VMM_PATH_MAX, "%s/in", b->dir);
 	snprintf(t->points.disks[0].nbd, VMM_PATH_MAX, "%s/nbd", b->dir);
 	rc = net_tap_open(&net, &t->net, err);
 	if (!rc)

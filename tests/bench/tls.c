@@ -99,6 +99,17 @@ static bool read_all(SSL *ssl, uint8_t *to, size_t len)
 	return true;
 }
 
+/* One call writes one record (SSL_MODE_ENABLE_PARTIAL_WRITE). */
+static bool write_all(SSL *ssl, const uint8_t *from, size_t len)
+{
+	size_t n;
+
+	for (; len; from += n, len -= n)
+		if (!SSL_write_ex(ssl, from, len, &n))
+			return false;
+	return true;
+}
+
 /* A request: u64 length, and that many bytes with it. */
 static void *answer(void *arg)
 {
@@ -142,11 +153,10 @@ int tls_echo_round(struct tls_echo *t, uint64_t bytes, double *ms, struct ft_err
 {
 	uint8_t ack[FRAME_HEADER];
 	uint64_t start = bench_now_ns();
-	size_t n;
 
 	bytes = bytes < sizeof bytes ? sizeof bytes : bytes > REQUEST_MAX ? REQUEST_MAX : bytes;
 	memcpy(t->request, &bytes, sizeof bytes);
-	if (!SSL_write_ex(t->ssl, t->request, bytes, &n) || !read_all(t->ssl, ack, sizeof ack))
+	if (!write_all(t->ssl, t->request, bytes) || !read_all(t->ssl, ack, sizeof ack))
 		return ft_err_set(err, EIO, "bare TLS: the connection broke");
 	*ms = bench_ms_since(start);
 	return 0;

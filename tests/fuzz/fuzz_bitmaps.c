@@ -13,7 +13,7 @@
 #include <xxhash.h>
 
 #include "eventtap/block/bitmaps.h"
-#include "eventtap/block/changes.h"
+#include "eventtap/block/notes.h"
 
 #define DISK_BYTES ((2u << 20) + 5000)
 #define FILE_MAX   8192
@@ -33,7 +33,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argv;
 	assert(mkdtemp(folder));
 	snprintf(image, sizeof image, "%s/disk", folder);
-	snprintf(path, sizeof path, "%s" CHANGES_SUFFIX, image);
+	snprintf(path, sizeof path, "%s" NOTES_SUFFIX, image);
 	atexit(clean_up);
 	return 0;
 }
@@ -109,7 +109,7 @@ static void try_records(const uint8_t *data, size_t len)
 
 static void try_changes(const uint8_t *data, size_t len, bool seal)
 {
-	struct changes c;
+	struct notes c;
 	uint8_t head[56] = {0};
 	uint64_t sum;
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -127,15 +127,15 @@ static void try_changes(const uint8_t *data, size_t len, bool seal)
 	if (len > 40)
 		assert(pwrite(fd, data + 40, len - 40, 4096) == (ssize_t)(len - 40));
 	close(fd);
-	assert(changes_open(&c, image, DISK_BYTES, true) == 0);
-	assert(changes_session(&c) || access(path, F_OK));
+	assert(notes_open(&c, image, DISK_BYTES, true) == 0);
+	assert(notes_session(&c) || access(path, F_OK));
 	for (uint64_t at = 0, part; at < DISK_BYTES; at += part) {
 		part = DISK_BYTES - at;
-		(void)changes_at(&c, at, &part);
+		(void)notes_at(&c, at, &part);
 		assert(part > 0);
 	}
-	changes_mark(&c, 0, DISK_BYTES);
-	changes_close(&c);
+	notes_mark(&c, 0, DISK_BYTES);
+	notes_close(&c);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)

@@ -437,11 +437,13 @@ static int env_disks_reclaim(void *ctx, struct ft_err *err)
 	return 0;
 }
 
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *err)
 {
 	(void)ctx;
 	assert(on || !w.guarded || w.alone || w.survivor);
 	w.guarded = on;
+	(void)err;
+	return 0;
 	if (on)
 		w.alone = false;
 }

@@ -177,10 +177,12 @@ static void env_hang_up(void *ctx)
 	w.dialing = false;
 }
 
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *err)
 {
 	(void)ctx;
 	(void)on;
+	(void)err;
+	return 0;
 }
 
 static void env_disarm(void *ctx)

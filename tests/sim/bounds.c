@@ -7,8 +7,9 @@
 
 /* The journal, its successor and its folder. */
 #define FILES_OF_JOURNAL 3
-/* Images, metadata with its successor and a folder, for the VM, tap and store of each disk. */
-#define FILES_PER_DISK 6
+/* Images, metadata with its successor and a folder, for the VM, tap and store of each disk; and its
+ * copy. */
+#define FILES_PER_DISK 7
 
 static void over(struct node *n, const char *what, uint64_t is, uint64_t max)
 {

@@ -179,6 +179,7 @@ static void gate_leave(void *ctx)
 
 void disks_taps_gone(struct node *n)
 {
+	copies_gone(n);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
 		if (n->disks[i].tap)
 			n->disks[i].tap->ops->free(n->disks[i].tap);
@@ -265,6 +266,7 @@ void disks_taps_solo(struct node *n)
 
 void disks_taps_part(struct node *n)
 {
+	copies_gone(n);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
 		struct disk *d = &n->disks[i];
 
@@ -490,6 +492,7 @@ void disks_stores_free(struct node *n)
 {
 	struct ft_err err = {0};
 
+	copies_gone(n);
 	if (journal_settle(n, &err))
 		world_log(n->world, "%s: %s", n->name, err.text);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
@@ -784,6 +787,7 @@ void disks_forget(struct node *n, bool image_too)
 /* Freed without a word: the objects' memory only, since a dead process writes nothing. */
 void disks_process_gone(struct node *n)
 {
+	copies_gone(n);
 	journal_end(n, true);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
 		store_free(n->disks[i].store);

@@ -178,27 +178,32 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 
 /* As in production: what a restarted agent must know first, then what a rebooted host must know,
  * then the keeper. */
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *why)
 {
 	struct node *n = ctx;
 	struct ft_err err = {0};
+	int rc = 0;
 
 	if (!node_step(n))
-		return;
+		return 0;
 	if (n->world->mutant != MUTANT_GUARD_FORGOTTEN) {
 		n->elsewhere = on;
 		if (on) {
 			n->guarded_generation = n->engine->generation;
 			n->knows_standby = true;
 		}
-		if (disks_mark(n, on, &err))
+		rc = disks_mark(n, on, &err);
+		if (rc)
 			world_log(n->world, "%s: %s", n->name, err.text);
 		for (unsigned i = 0; on && i < SIM_DISKS; i++)
 			if (n->disks[i].tap)
 				disk_tap_in_sync(n->disks[i].tap, n->engine->primary.session);
 	}
-	if (!n->dying)
+	if (!n->dying && (!rc || !on))
 		n->guarded = on;
+	if (rc && why)
+		*why = err;
+	return rc;
 }
 
 void node_vm_free(struct node *n)

@@ -256,6 +256,7 @@ static void live(struct world *w)
 		world_after(w, STEPS_FAILOVER, NULL, on_planned_failover, &w->nodes[0], 0);
 	} else {
 		faults_draw(w);
+		copies_start(w);
 	}
 	while (world_step(w, phase))
 		;
@@ -301,6 +302,7 @@ bool simulate(struct run *r)
 	say_options(w);
 	world_make(w);
 	watch(RUN_SECONDS_MAX);
+	frozen_ram_run(w);
 	live(w);
 	watch(0);
 	ok = !w->violated;

@@ -10,6 +10,7 @@
 #include <xxhash.h>
 
 #include "eventtap/block/boot.h"
+#include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: the mode of a mutant's tap */
 #include "eventtap/block/image.h"
@@ -17,6 +18,7 @@
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/overlay.h"
 #include "eventtap/block/worker.h"
+#include "ft/snapshot/claims.h"
 #include "tests/sim/world.h"
 
 #define SYNC_LATENCY_MIN 100
@@ -192,30 +194,30 @@ int __wrap_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec)
 	return __real_bitmaps_apply(s, rec);
 }
 
-int __real_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
-int __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len);
-int __wrap_changes_mark(struct changes *c, uint64_t offset, uint64_t len)
+int __real_notes_mark(struct notes *c, uint64_t offset, uint64_t len);
+int __wrap_notes_mark(struct notes *c, uint64_t offset, uint64_t len);
+int __wrap_notes_mark(struct notes *c, uint64_t offset, uint64_t len)
 {
-	struct disk_tap *d = (struct disk_tap *)((char *)c - offsetof(struct disk_tap, changes));
+	struct disk_tap *d = (struct disk_tap *)((char *)c - offsetof(struct disk_tap, notes));
 
 	if (world->mutant == MUTANT_MARK_FORGOTTEN && d->mode == TAP_PASS && world_chance(world, 3))
 		return 0;
-	return __real_changes_mark(c, offset, len);
+	return __real_notes_mark(c, offset, len);
 }
 
-void __real_changes_replace(struct changes *c, const struct ft_bitmap *bits);
-void __wrap_changes_replace(struct changes *c, const struct ft_bitmap *bits);
-void __wrap_changes_replace(struct changes *c, const struct ft_bitmap *bits)
+void __real_notes_replace(struct notes *c, const struct ft_bitmap *bits);
+void __wrap_notes_replace(struct notes *c, const struct ft_bitmap *bits);
+void __wrap_notes_replace(struct notes *c, const struct ft_bitmap *bits)
 {
 	struct ft_bitmap none;
 
 	if (world->mutant != MUTANT_MARKS_EARLY) {
-		__real_changes_replace(c, bits);
+		__real_notes_replace(c, bits);
 		return;
 	}
 	if (ft_bitmap_init(&none, bits->bits))
 		abort();
-	__real_changes_replace(c, &none);
+	__real_notes_replace(c, &none);
 	ft_bitmap_free(&none);
 }
 
@@ -306,6 +308,37 @@ void __wrap_overlay_put(struct overlay *o, const struct overlay_extent *extent)
 				   extent->start);
 	}
 	__real_overlay_put(o, extent);
+}
+
+bool __real_claims_page(struct claims *c, uint64_t pfn);
+bool __wrap_claims_page(struct claims *c, uint64_t pfn);
+bool __wrap_claims_page(struct claims *c, uint64_t pfn)
+{
+	return __real_claims_page(c, pfn) || world->mutant == MUTANT_CLAIMED_TWICE;
+}
+
+/* Late: the tap's and the store's next step is the change itself, so what is told of the one before
+ * comes after it. */
+void __real_cow_before_change(struct cow *c, uint64_t offset, uint64_t len);
+void __wrap_cow_before_change(struct cow *c, uint64_t offset, uint64_t len);
+void __wrap_cow_before_change(struct cow *c, uint64_t offset, uint64_t len)
+{
+	static struct {
+		struct cow *cow;
+		uint64_t offset, len;
+	} owed;
+
+	if (world->mutant == MUTANT_COW_FORGETS && world_chance(world, 10))
+		return;
+	if (world->mutant == MUTANT_COW_LATE) {
+		if (owed.cow == c)
+			__real_cow_before_change(c, owed.offset, owed.len);
+		owed.cow = c;
+		owed.offset = offset;
+		owed.len = len;
+		return;
+	}
+	__real_cow_before_change(c, offset, len);
 }
 
 int __real_journal_add(struct journal *j, const struct tap_record *rec, struct ft_err *err);

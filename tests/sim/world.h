@@ -11,6 +11,8 @@
  *   disk.c      its disks: production's taps and stores on both hosts
  *   seams.c     how they are put under production code without threads and sockets
  *   files.c     the filesystems below them, which can fail, tear and forget
+ *   copies.c    snapshots of the disks, at any moment
+ *   frozen.c    snapshots of RAM: writes against scans
  *   inode.c     a file's bytes, in a page cache and durable
  *   tap.c       its NIC: production's queue of outputs by epoch
  *   faults.c    what goes wrong, drawn from the seed
@@ -190,6 +192,14 @@ void disks_forget(struct node *n, bool image_too);
 void disks_process_gone(struct node *n);
 extern const struct ft_env_ops disk_env; /* those of the environment that are about disks */
 
+/* ---- copies.c ---- */
+void copies_start(struct world *w);
+/* The taps or stores of this host go. */
+void copies_gone(struct node *n);
+
+/* ---- frozen.c: a world of its own, whose chance is the seed's ---- */
+void frozen_ram_run(struct world *w);
+
 struct overflow {
 	struct node *node;
 	uint8_t *bytes;
@@ -365,6 +375,13 @@ enum mutant {
 	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */
 	MUTANT_GUARD_FORGOTTEN, /* a host is not told that its guest may be elsewhere */
+	/* snapshots */
+	MUTANT_COW_FORGETS,	 /* a copy is not told of a change */
+	MUTANT_COW_LATE,	 /* ... or after it */
+	MUTANT_CLAIMED_TWICE,	 /* a page is saved by who scans and by who wanted to write it */
+	MUTANT_NEIGHBOUR_LET_GO, /* who scans lets the writer of a page go that another has claimed
+				  */
+	MUTANT_LET_GO_EARLY,	 /* ... or of his own, before he has read it */
 	/* bounds */
 	MUTANT_HOME_FORGOTTEN,	/* a restarted agent forgets where its guest belongs */
 	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */

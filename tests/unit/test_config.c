@@ -90,6 +90,9 @@ static void test_defaults(void **state)
 	assert_int_equal(config.arbiter.fence_timeout_ms, 30000);
 	assert_false(config.ft.takeover_manual);
 	assert_int_equal(config.ft.staging_bytes, 128 << 20);
+	assert_int_equal(config.ft.history, 0);
+	assert_int_equal(config.ft.history_seconds, 60);
+	assert_int_equal(config.ft.history_bytes, 0);
 	assert_int_equal(config.ft.delta_base_bytes, 64 << 20);
 	assert_false(config.tls.insecure);
 	assert_int_equal(config.arbiter.type, CONFIG_ARBITER_NONE);

@@ -504,6 +504,7 @@ static void test_command_line(void **state)
 		{"status ../web1", 2,
 		 "ftctl: '../web1' is not a guest's name (1 to 63 of A-Z a-z 0-9 . _ -, a letter "
 		 "or digit first)\n"},
+		{"history", 2, "ftctl: history takes a name\nusage: ftctl history NAME\n"},
 		{"cancel", 2, "ftctl: cancel takes a name\nusage: ftctl cancel NAME\n"},
 		{"verify a b", 2, "ftctl: verify takes a name\nusage: ftctl verify NAME\n"},
 		{"top web1", 2, "ftctl: top takes no arguments\nusage: ftctl top\n"},
@@ -536,22 +537,26 @@ static void test_command_line(void **state)
 		 "usage: ftctl migrate [-p [-n]] NAME URI\n"},
 		{"snapshot web1 tls:h:1", 2,
 		 "ftctl: snapshot tls:h:1: not file:PATH\n"
-		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "usage: ftctl snapshot NAME file:PATH [--incremental] [--direct] [--jobs N] "
+		 "[--max-bandwidth "
 		 "BYTES] "
 		 "[--no-disks] [--verify]\n"},
 		{"snapshot web1 file:/x --jobs 17", 2,
 		 "ftctl: --jobs 17: 1 to 16\n"
-		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "usage: ftctl snapshot NAME file:PATH [--incremental] [--direct] [--jobs N] "
+		 "[--max-bandwidth "
 		 "BYTES] "
 		 "[--no-disks] [--verify]\n"},
 		{"snapshot web1 file:/x --max-bandwidth 1Q", 2,
 		 "ftctl: --max-bandwidth 1Q: bytes a second, as 100M\n"
-		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "usage: ftctl snapshot NAME file:PATH [--incremental] [--direct] [--jobs N] "
+		 "[--max-bandwidth "
 		 "BYTES] "
 		 "[--no-disks] [--verify]\n"},
 		{"snapshot web1 file:/x --jobs", 2,
 		 "ftctl: snapshot: --jobs: needs a value\n"
-		 "usage: ftctl snapshot NAME file:PATH [--direct] [--jobs N] [--max-bandwidth "
+		 "usage: ftctl snapshot NAME file:PATH [--incremental] [--direct] [--jobs N] "
+		 "[--max-bandwidth "
 		 "BYTES] "
 		 "[--no-disks] [--verify]\n"},
 		{"pki", 2,

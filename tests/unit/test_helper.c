@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/ptrace.h>
@@ -29,6 +31,7 @@
 #include "vmm-glue/helper.h"
 #include "vmm-glue/inject.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/tun.h"
 
 #define ENDS_MS 10000
 
@@ -200,6 +203,48 @@ static void test_uffd(void **state)
 {
 	(void)state;
 	in_child(body_uffd);
+}
+
+/* ---- tap interfaces of others ---- */
+
+static void body_tun(void)
+{
+	struct ifreq req = {.ifr_flags = IFF_TAP | IFF_NO_PI}, got = {0};
+	int tun = open("/dev/net/tun", O_RDWR | O_CLOEXEC), null, fd = -1, pidfd;
+	struct ft_err err = {0};
+	pid_t pid;
+
+	MUST(unshare(CLONE_NEWNET) == 0 && tun >= 0);
+	close(tun);
+	tun = open("/dev/net/tun", O_RDWR | O_CLOEXEC); /* of this namespace */
+	MUST(ioctl(tun, TUNSETIFF, &req) == 0);
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	pid = fork();
+	if (!pid)
+		for (;;)
+			pause();
+	close(tun);
+	close(null);
+	pidfd = pidfd_open(pid, 0);
+	MUST(helper_start(CAPABILITY(CAP_SYS_PTRACE) | CAPABILITY(CAP_DAC_READ_SEARCH), &err) == 0);
+	MUST(capabilities_keep(0) == 0);
+	MUST(tun_fetch(pid, pidfd, tun, &fd, &err) == 0);
+	MUST(ioctl(fd, TUNGETIFF, &got) == 0 && !strcmp(got.ifr_name, req.ifr_name));
+	/* An agent that was broken into gets nothing else by that way. */
+	MUST(tun_fetch(pid, pidfd, null, &fd, &err) == -ENOTSUP);
+	MUST(strstr(err.text, "not of an interface"));
+	MUST(tun_fetch(pid, pidfd, 1000, &fd, &err) == -ENOTSUP);
+	MUST(kill(pid, SIGKILL) == 0 && waitpid(pid, NULL, 0) == pid);
+	MUST(tun_fetch(pid, pidfd, tun, &fd, &err) == -ENOTSUP);
+	helper_stop();
+}
+
+static void test_tun(void **state)
+{
+	(void)state;
+	if (access("/dev/net/tun", R_OK | W_OK))
+		skip();
+	in_child(body_tun);
 }
 
 /* ---- its end ---- */
@@ -395,10 +440,10 @@ static int teardown(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_programs),   cmocka_unit_test(test_bounds),
-		cmocka_unit_test(test_uffd),	   cmocka_unit_test(test_killed),
-		cmocka_unit_test(test_agent_dies), cmocka_unit_test(test_capabilities),
-		cmocka_unit_test(test_seccomp),
+		cmocka_unit_test(test_programs),     cmocka_unit_test(test_bounds),
+		cmocka_unit_test(test_tun),	     cmocka_unit_test(test_uffd),
+		cmocka_unit_test(test_killed),	     cmocka_unit_test(test_agent_dies),
+		cmocka_unit_test(test_capabilities), cmocka_unit_test(test_seccomp),
 	};
 
 	if (geteuid() != 0) {

@@ -111,7 +111,7 @@ static struct host *host_new(bool armed, uint64_t rate, bool manual)
 	h->config.disks[0].bytes = DISK;
 	if ((armed ? pocket_arm : pocket_start)(&h->config, &h->vmm, &err))
 		fail_msg("%s", err.text);
-	h->vmm->events = (struct vmm_events){on_lost, h};
+	h->vmm->events = (struct vmm_events){.lost = on_lost, .ctx = h};
 	assert_int_equal(ft_bitmap_init(&h->pending, PAGES), 0);
 	h->capture.pages_max = 64; // so that hooks->full has work
 	h->capture.pages = malloc(h->capture.pages_max * VMM_PAGE_BYTES);

@@ -4,6 +4,7 @@
 // agent died, and fails over into a QEMU made from its command line.
 #include "test_qemu_guest.h"
 
+#include "eventtap/net/net_tap.h"
 #include "vmm-glue/qemu/spawn.h"
 
 #define CHECKPOINTS 10
@@ -74,6 +75,21 @@ static void start_theirs(void)
 }
 
 /* Another server for the same image, as the agent's would be. */
+/* A socket is there before anybody listens on it. */
+static void wait_listening(const char *path)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	uint64_t deadline = qemu_deadline_ns(5000);
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	snprintf(addr.sun_path, sizeof addr.sun_path, "%s", path);
+	while (connect(fd, (struct sockaddr *)&addr, sizeof addr)) {
+		assert_true(qemu_ms_left(deadline) > 0);
+		poll(NULL, 0, 1);
+	}
+	close(fd);
+}
+
 static void start_nbd(const char *image)
 {
 	char options[VMM_PATH_MAX + 128];
@@ -97,6 +113,7 @@ static void start_nbd(const char *image)
 			listens = listens || !strcmp(((struct inotify_event *)p)->name, "nbd.sock");
 	}
 	close(watch);
+	wait_listening(guest_path("nbd.sock"));
 }
 
 static void stop_nbd(void)
@@ -190,6 +207,41 @@ static void taps_come_and_go_under_io(void **state)
 	assert_non_null(strstr(file_text(guest_path("theirs.console")), "ERRORS-0-"));
 	close(tcp);
 	shutdown(tty, SHUT_RDWR);
+	vm->ops->free(vm);
+}
+
+/* Frames do not come back through QEMU: we have its interface. */
+static void frames_leave_by_the_interface(void **state)
+{
+	struct vmm_tap_points points = {0};
+	struct net_tap_config config = {
+		.id = "n0", .out_path = points.nics[0].out, .held_bytes_max = 16u << 20};
+	struct vmm *vm = attach();
+	struct tap_stats stats;
+	struct ft_err why = {0};
+	struct tap *tap;
+	int tcp = guest_tcp();
+
+	(void)state;
+	snprintf(points.disks[0].nbd, VMM_PATH_MAX, "%s", guest_path("nbd.sock"));
+	snprintf(points.nics[0].out, VMM_PATH_MAX, "%s", guest_path("net.out"));
+	for (int round = 0; round < 3; round++) {
+		config.host_fd = vmm_nic_fd(vm, 0, &why);
+		if (config.host_fd < 0)
+			fail_msg("%s", why.text);
+		start_nbd(guest_path("theirs.img"));
+		assert_ok(net_tap_open(&config, &tap, err));
+		assert_ok(vm->ops->taps_in(vm, &points, err));
+		tcp_echo(tcp, 1 + round);
+		tap->ops->stats(tap, &stats);
+		assert_true(stats.outputs > 0);
+		assert_int_equal(stats.dropped, 0);
+		assert_ok(vm->ops->taps_out(vm, 0, err));
+		tap->ops->free(tap);
+		stop_nbd();
+		tcp_echo(tcp, 10 + round);
+	}
+	close(tcp);
 	vm->ops->free(vm);
 }
 
@@ -348,6 +400,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(finds_what_there_is),
 		cmocka_unit_test(taps_come_and_go_under_io),
+		cmocka_unit_test(frames_leave_by_the_interface),
 		cmocka_unit_test(errors_undo_themselves),
 		cmocka_unit_test(a_dead_agents_taps_are_removed),
 		cmocka_unit_test(fails_over_from_its_command_line),

@@ -203,7 +203,7 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 	int rc;
 
 	a->incoming = incoming != NULL;
-	a->wait_fd = a->snapshot.ended_fd = -1;
+	a->wait_fd = a->snapshot.ended_fd = a->history.news_fd = a->pages.news_fd = -1;
 	a->state_told = FT_STARTING;
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
@@ -219,6 +219,10 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 		rc = taps_listen(a, err);
 	if (!rc)
 		rc = snapshot_listen(a, err);
+	if (!rc)
+		rc = history_start(a, err);
+	if (!rc)
+		rc = follow_listen(a, err);
 	if (!rc)
 		rc = make_tls(a, err);
 	if (!rc)
@@ -251,7 +255,8 @@ void agent_end(struct agent *a, enum agent_exit code)
 
 static void stop_now(struct agent *a)
 {
-	(void)snapshot_give_up(a, "the agent was stopped");
+	snapshot_stop_writing(a, "the agent was stopped");
+	snapshot_disks_look(a);
 	ft_engine_stop(a->engine, a->stop_why);
 	if (a->vmm && a->vm_ours)
 		vmm_quit(a->vmm, ft_engine_state(a->engine) == FT_STOPPED, AGENT_POWERDOWN_MS);
@@ -284,6 +289,7 @@ static void on_look(evutil_socket_t fd, short what, void *ctx)
 
 	(void)fd;
 	(void)what;
+	snapshot_disks_look(a);
 	if (keeper_alive(a->keeper))
 		return;
 	if (!a->keeper_lost)
@@ -297,7 +303,23 @@ void agent_stop(struct agent *a, const char *why)
 {
 	struct timeval limit = {.tv_sec = AGENT_LEAVE_MS / 1000};
 	bool again = a->stop_why[0];
+	struct ft_engine_status s;
+	struct ft_err err = {0};
 
+	ft_engine_status(a->engine, &s);
+	if (s.pages_given && !again && !a->pages_warned) {
+		/* Another host's guest would stand still for ever. */
+		ft_error("%s: not stopped (%s): the guest runs on another host, and part of its "
+			 "memory is "
+			 "here only; asked again, it is stopped",
+			 a->config.name, why);
+		a->pages_warned = true;
+		ft_err_set(&err, EBUSY,
+			   "stop: the guest runs on another host, and part of its memory is "
+			   "here only; asked again, this agent stops");
+		requests_answer(&a->stop_call, &err);
+		return;
+	}
 	snprintf(a->stop_why, sizeof a->stop_why, "%s", why);
 	/* To leave a lost standby is a decision, and a stop is none. */
 	if (again || !has_standby(a) || ft_engine_cancel(a->engine, NULL) || !has_standby(a))
@@ -324,16 +346,20 @@ void agent_left(struct agent *a)
 
 void agent_free(struct agent *a)
 {
+	history_stop(a);
 	peer_hang_up(a);
 	fence_close(a);
 	listener_close(a->listener);
 	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours &&
 	    !(a->vm_found && a->exit_code == AGENT_NO_START))
 		vmm_quit(a->vmm, false, 0);
+	if (a->engine && a->vmm && !a->vm_ours)
+		taps_leave(a);
 	if (a->engine)
 		taps_free(a);
 	if (a->engine && a->vmm)
 		guest_release(a);
+	follow_end(a);
 	stores_free(a);
 	if (a->pio_tap)
 		a->pio_tap->ops->free(a->pio_tap);

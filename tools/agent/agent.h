@@ -8,7 +8,9 @@
  * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
  * and where the VM finds them                      memory.c    what survives a restart; overflow.c
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one
+ *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks
+ *   increment.c into a file that is there; history.c: past checkpoints, kept by the standby
+ *   migrate.c   a guest to another host; follow.c: its memory, behind it
  *   bitmaps.c   named dirty bitmaps of its disks */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
@@ -27,9 +29,14 @@
 #include "transport/uri.h"
 #include "tools/agent/afterlife.h"
 #include "vmm-glue/keeper.h"
+#include "vmm-glue/postcopy/page_client.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/snapshot/companions.h"
+#include "vmm-glue/snapshot/history.h"
+#include "vmm-glue/snapshot/increment.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
+#include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/vmm.h"
 
 enum agent_exit { AGENT_OK = 0, AGENT_BAD_CONFIG = 1, AGENT_NO_START = 2, AGENT_GUEST_LOST = 3 };
@@ -76,19 +83,55 @@ struct fence {
 
 /* What to restore from; uri NULL: nothing. */
 struct agent_restore {
+	struct companions disks; /* open while it is being done */
 	const char *uri;
 	bool lazy;
 	unsigned jobs;
 };
 
 struct agent_snapshot {
-	struct snapshot *writing; /* at most one of these two */
+	struct snapshot *writing; /* at most one of these three */
+	struct increment *updating;
 	struct lazy *reading;
+	struct since *since;	 /* NULL: nothing is known */
+	bool was_update;	 /* of the one that has just ended */
+	bool taps_ours;		 /* disks have taps for the snapshot's sake only */
 	struct agent_call *call; /* who asked for it, NULL: left */
 	struct event *ended;
 	int ended_fd; /* eventfd */
 	char path[URI_PATH_MAX + 1];
 	struct snapshot_progress last; /* of the one that has just ended */
+};
+
+/* Past checkpoints that a standby keeps. */
+struct agent_history {
+	struct history *folder; /* open while there is a writer; the worker's while there is a link
+				 */
+	struct increment *link; /* one is being written */
+	struct event *timer, *news;
+	int news_fd;
+	uint64_t generation, epoch; /* of the newest */
+	unsigned points_n;
+	struct history_point points[HISTORY_MAX]; /* as of the last look */
+	char complaint[FT_ERR_TEXT_MAX];
+};
+
+/* A connection for a postcopy migration's pages, on its way. */
+struct page_line {
+	struct agent *agent;
+	struct connector *connector;
+	struct ft_link *link; /* until both have said HELLO */
+	struct ft_wire *wire; /* from then on, until the other one is there too */
+};
+
+struct agent_pages {
+	struct page_server *server; /* source */
+	struct page_client *client; /* target */
+	struct page_line lines[2];  /* background, urgent */
+	struct event *news;
+	int news_fd;
+	enum page_state told;	       /* to the engine */
+	struct page_client_stats last; /* of the client that has ended */
 };
 
 struct spill {
@@ -100,6 +143,7 @@ struct agent {
 	struct ft_config config;
 	char run_dir[CONFIG_PATH_MAX], host_id[FT_HOST_ID_MAX];
 	bool incoming, force;
+	bool target; /* --incoming without kemari: takes guests that move, protects none */
 	enum store_right right; /* to start the guest, once may_start() has found out */
 	enum agent_exit exit_code;
 
@@ -150,7 +194,10 @@ struct agent {
 		*stop_call;	      /* answered when protection has ended / the guest is down */
 	char stop_why[FT_REASON_MAX]; /* "": not stopping */
 	struct agent_snapshot snapshot;
+	struct agent_history history;
 	struct agent_restore restore;
+	struct agent_pages pages;
+	bool pages_warned; /* a stop was refused once */
 	struct spill spills[AGENT_SPILLS];
 	enum ft_state state_told;
 
@@ -205,12 +252,17 @@ const char *guest_machine(struct agent *a);
  * shared images of a running VM; an armed VM has its images itself, so its taps are those that
  * replay. */
 int taps_make(struct agent *a, bool disks, struct ft_err *err);
+/* Only the disks', for a guest that is not protected. */
+int taps_make_disks(struct agent *a, struct ft_err *err);
 /* 0: every disk and NIC of the VM has its tap. -EIO: taps of another time, as those of a takeover,
  * are there still. */
 int taps_complete(const struct agent *a, struct ft_err *err);
 void taps_free(struct agent *a);
-/* Those that were in the VM's way end; those of a->disks_stay stay, and in the chain. */
+/* They were in the way of a VM that goes on: they end; those of a->disks_stay stay, and in the
+ * chain. */
 void taps_part(struct agent *a);
+/* The agent ends and the VM runs on: those that stayed go too. */
+void taps_leave(struct agent *a);
 /* Which disks the guest is to have through a tap even when it is solo. */
 unsigned taps_disks_stay(struct agent *a);
 /* A VM that is about to run, or (not known) has run without them: the taps of those disks go in. A
@@ -237,6 +289,7 @@ void taps_wake(struct agent *a);
 
 /* peer.c */
 int peer_listen(struct agent *a, const char *uri, struct ft_err *err);
+/* To protect the guest (kemari:...), or to move it. */
 int peer_set(struct agent *a, const char *uri, struct ft_err *err);
 void peer_dial(struct agent *a, bool heartbeat);
 void peer_hang_up(struct agent *a);
@@ -272,10 +325,39 @@ void status_reply(struct agent *a, struct ctl_call *call);
 
 /* Error word and text of *err to the client of a call. */
 void requests_fail(struct ctl_call *call, const struct ft_err *err);
+/* The answer to a call of requests_later(): ft_done_fn. */
+void requests_done(void *call, const struct ft_err *err, uint64_t value);
 /* A place for an answer that comes later, NULL (and the client is told): all are taken. */
 struct agent_call *requests_later(struct agent *a, struct ctl_call *call, enum agent_answer what);
 
+/* migrate.c: protect, and move */
+void migrate_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
+/* What status shows of a migration. False: there is none. */
+struct migrate_status {
+	Ctl__Migration migration; /* the others are parts of it */
+	Ctl__Figures fault_us;
+	struct page_client_stats stats;
+};
+bool migrate_fill_status(struct agent *a, const struct ft_engine_status *s,
+			 struct migrate_status *out);
+
+/* follow.c: the engine's environment for postcopy, env->pages_* */
+int follow_listen(struct agent *a, struct ft_err *err);
+int follow_open(struct agent *a, struct ft_err *err);
+void follow_give(struct agent *a, const struct ft_bitmap *missing, bool background);
+int follow_prepare(struct agent *a, uint64_t generation, struct ft_err *err);
+void follow_link(struct agent *a, struct ft_link *link, bool urgent);
+int follow_begin(struct agent *a, const struct ft_bitmap *missing, struct ft_err *err);
+/* Target, before all is there: the VM must not run any more. */
+void follow_close(struct agent *a);
+void follow_end(struct agent *a);
+/* Source: pages go without being asked for, or they do not. */
+void follow_background(struct agent *a, bool on);
+/* Of the migration that there is, or was last; the source fills in `pages` only. */
+void follow_stats(struct agent *a, struct page_client_stats *out);
+
 /* snapshot.c */
+#define SNAPSHOT_STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
 int snapshot_listen(struct agent *a, struct ft_err *err);
 void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
 /* Start-up, in place of guest_start(). */
@@ -285,8 +367,47 @@ const char *snapshot_busy(const struct agent *a);
 void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out);
 /* Gives up one that is being written, soon; who asked for it is told. False: there is none. */
 bool snapshot_give_up(struct agent *a, const char *why);
+/* Likewise, and returns when nothing looks at the guest's disks any more. */
+void snapshot_stop_writing(struct agent *a, const char *why);
 /* The VM is about to be freed: returns when nothing looks at it any more. */
 void snapshot_drop(struct agent *a, const char *why);
+
+/* snapshot_disks.c: the guest's disks in it */
+/* Those of a guest that runs alone get taps, which stay until snapshot_disks_end(). *out NULL: it
+ * has none, or they are left out. */
+int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *request,
+			 struct disks **out, struct ft_err *err);
+/* Nothing looks at the taps any more: they go, if they were there for that. What does not succeed
+ * is tried again by snapshot_disks_look(). */
+void snapshot_disks_end(struct agent *a);
+void snapshot_disks_look(struct agent *a);
+/* Start-up: the guest's images become what they were; those with other content, which the operator
+ * gives up, not before all else is known to fit: then overwrite(). */
+int snapshot_disks_restore(struct agent *a, const struct source *s, struct ft_err *err);
+int snapshot_disks_overwrite(struct agent *a, struct ft_err *err);
+
+/* increment.c: one into a file that is there */
+/* Can this guest's snapshots be updated as it is asked for? */
+int increment_check(struct agent *a, bool standby, const Ctl__Request *request, struct ft_err *err);
+int increment_start(struct agent *a, bool standby, const struct snapshot_config *config,
+		    struct ft_err *err);
+/* The worker has news. */
+void increment_news(struct agent *a);
+/* Waits for the end, and tells who asked. */
+void increment_finish(struct agent *a);
+/* What was written since which snapshot is not known any more: RAM belongs to another VM, or is
+ * about to be tracked or frozen by somebody else. */
+void increment_forget(struct agent *a);
+
+/* history.c: past checkpoints, kept by the standby */
+int history_start(struct agent *a, struct ft_err *err);
+void history_stop(struct agent *a);
+/* One that is being written is no more when this returns. */
+void history_give_up(struct agent *a, const char *why);
+void history_request(struct agent *a, struct ctl_call *call);
+bool history_is_uri(const char *uri);
+/* Start-up: the checkpoint that --restore names. */
+int history_restore_from(struct agent *a, struct source *out, struct ft_err *err);
 
 /* may_start.c: nobody else runs the guest, or could be granted it. With an arbiter its record is
  * claimed. Start-up, after the engine. */

@@ -335,6 +335,7 @@ static void set_defaults(struct ft_config *c)
 	c->ft.takeover_ms = 300;
 	c->arbiter.fence_timeout_ms = 30000;
 	c->ft.staging_bytes = 128u << 20;
+	c->ft.history_seconds = 60;
 	c->ft.delta_base_bytes = 64u << 20;
 	c->arbiter.survivor = FT_SURVIVOR_STANDBY;
 }

@@ -111,6 +111,10 @@ struct ft_config {
 		bool durable; /* disk writes are on the standby's disk before they are acknowledged
 			       */
 		uint64_t staging_bytes, delta_base_bytes;
+		unsigned history;	  /* past checkpoints that the standby keeps, 0 = none */
+		unsigned history_seconds; /* between two of them */
+		uint64_t history_bytes;	  /* of their folder; 0 = any */
+		char history_dir[CONFIG_PATH_MAX];
 	} ft;
 	struct {
 		char ca[CONFIG_PATH_MAX], cert[CONFIG_PATH_MAX], key[CONFIG_PATH_MAX];

@@ -257,6 +257,8 @@ int config_check(struct ft_config *config, const struct config_origins *origins,
 
 	if (!*config->name)
 		return bad(&c, "", "name", "missing");
+	if (config->ft.history && !*config->ft.history_dir)
+		return missing(&c, "ft", "history_dir", "history");
 	if (!config->ft.lease_ms)
 		config->ft.lease_ms = config->ft.takeover_ms;
 	for (size_t i = 0; i < sizeof steps / sizeof *steps && !ret; i++)

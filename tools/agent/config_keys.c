@@ -393,6 +393,10 @@ const struct config_key config_keys[] = {
 	{"ft", "takeover", parse_flag_word, AT(ft.takeover_manual), .words = takeover_words},
 	{"ft", "durability", parse_flag_word, AT(ft.durable), .words = durability_words},
 	{"ft", "staging", parse_size, AT(ft.staging_bytes), MIB(1, 1u << 20)},
+	{"ft", "history", parse_number, AT(ft.history), .min = 0, .max = 256},
+	{"ft", "history_seconds", parse_number, AT(ft.history_seconds), .min = 0, .max = 604800},
+	{"ft", "history_bytes", parse_size, AT(ft.history_bytes), MIB(0, 64u << 20)},
+	{"ft", "history_dir", parse_path, AT(ft.history_dir)},
 	{"ft", "delta_base", parse_size, AT(ft.delta_base_bytes), MIB(0, 1u << 20)},
 
 	{"tls", "ca", parse_path, AT(tls.ca)},

@@ -12,7 +12,7 @@
 
 #include "tools/agent/config.h"
 
-#define CONFIG_KEYS_MAX	 64
+#define CONFIG_KEYS_MAX	 72
 #define CONFIG_ITEMS_MAX 8 /* disks, and NICs */
 _Static_assert(VMM_DISKS_MAX == CONFIG_ITEMS_MAX && VMM_NICS_MAX == CONFIG_ITEMS_MAX,
 	       "one bound for both");

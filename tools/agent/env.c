@@ -90,8 +90,13 @@ static void disks_in_sync(struct agent *a)
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
-	int rc = taps_make(a, true, err);
+	int rc;
 
+	/* Protection may be resumed by itself at any time; it comes again. */
+	if (snapshot_busy(a))
+		return ft_err_set(err, EBUSY, "%s", snapshot_busy(a));
+	increment_forget(a);
+	rc = taps_make(a, true, err);
 	if (!rc)
 		rc = taps_complete(a, err);
 	if (rc)
@@ -260,11 +265,12 @@ static int env_disks_reclaim(void *ctx, struct ft_err *err)
 	return rc;
 }
 
-static void env_guard(void *ctx, bool on)
+static int env_guard(void *ctx, bool on, struct ft_err *why)
 {
 	struct agent *a = ctx;
 	struct ft_err err = {0};
 	struct memory m;
+	int rc;
 
 	/* First the memory: an agent that is started after this one died must not run what the
 	 * standby runs. */
@@ -279,13 +285,19 @@ static void env_guard(void *ctx, bool on)
 		if (a->has_peer)
 			uri_format(&a->peer, m.peer, sizeof m.peer);
 	}
-	if (memory_save(a->run_dir, a->config.name, &m, &err))
+	/* Marked disks say the same; a guest without any has only this. */
+	rc = memory_save(a->run_dir, a->config.name, &m, &err);
+	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
-	if (mark_disks(a, on, &err))
-		ft_warn("%s: %s", a->config.name, err.text);
+	if (!rc || a->vm_info.disks_n || !on)
+		rc = mark_disks(a, on, &err);
 	if (on)
 		disks_in_sync(a);
-	keeper_set_protected(a->keeper, on);
+	if (!rc || !on)
+		keeper_set_protected(a->keeper, on);
+	else if (why)
+		*why = err;
+	return rc;
 }
 
 static void env_vm_end(void *ctx)
@@ -304,6 +316,8 @@ void stores_free(struct agent *a)
 {
 	struct ft_err err = {0};
 
+	if (a->stores_n)
+		snapshot_stop_writing(a, "the standby has ended");
 	if (durable_settle(a, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)
@@ -436,6 +450,39 @@ static int env_store_outdate(void *ctx, struct ft_err *err)
 	return rc;
 }
 
+/* ---- postcopy ---- */
+
+static int env_pages_open(void *ctx, uint64_t session, struct ft_err *err)
+{
+	(void)session;
+	return follow_open(ctx, err);
+}
+
+static void env_pages_give(void *ctx, const struct ft_bitmap *missing, bool background)
+{
+	follow_give(ctx, missing, background);
+}
+
+static int env_pages_prepare(void *ctx, uint64_t generation, struct ft_err *err)
+{
+	return follow_prepare(ctx, generation, err);
+}
+
+static void env_pages_link(void *ctx, struct ft_link *link, bool urgent)
+{
+	follow_link(ctx, link, urgent);
+}
+
+static int env_pages_begin(void *ctx, const struct ft_bitmap *missing, struct ft_err *err)
+{
+	return follow_begin(ctx, missing, err);
+}
+
+static void env_pages_close(void *ctx)
+{
+	follow_close(ctx);
+}
+
 /* ---- both ---- */
 
 static void env_generation(void *ctx, uint64_t generation)
@@ -470,6 +517,8 @@ static void env_changed(void *ctx)
 		/* What the guest writes here from now on is not seen by a snapshot of the image. */
 		if (now == FT_TAKEOVER)
 			(void)snapshot_give_up(a, "this host takes the guest over");
+		if (now == FT_TAKEOVER)
+			history_give_up(a, "this host takes the guest over");
 		/* Roles change; the operator's word is about whoever has the role now. */
 		if (a->config.arbiter.type == CONFIG_ARBITER_NONE &&
 		    (now == FT_STANDBY || now == FT_SOLO))
@@ -515,6 +564,12 @@ const struct ft_env_ops agent_env = {
 	.store_activate = env_store_activate,
 	.fence = env_fence,
 	.store_outdate = env_store_outdate,
+	.pages_open = env_pages_open,
+	.pages_give = env_pages_give,
+	.pages_prepare = env_pages_prepare,
+	.pages_link = env_pages_link,
+	.pages_begin = env_pages_begin,
+	.pages_close = env_pages_close,
 	.generation = env_generation,
 	.changed = env_changed,
 };

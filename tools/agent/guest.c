@@ -190,6 +190,11 @@ static void on_vm_lost(void *ctx, const char *why)
 	event_base_once(a->base, -1, EV_TIMEOUT, on_vm_lost_now, a, &now);
 }
 
+static void on_vm_ending(void *ctx)
+{
+	follow_close(ctx);
+}
+
 static void remember_vm(struct agent *a)
 {
 	struct memory m;
@@ -230,7 +235,7 @@ void guest_adopt(struct agent *a, struct vmm *vmm)
 
 	assert(vmm);
 	a->vmm = vmm;
-	vmm->events = (struct vmm_events){.lost = on_vm_lost, .ctx = a};
+	vmm->events = (struct vmm_events){.lost = on_vm_lost, .ending = on_vm_ending, .ctx = a};
 	vmm_info(vmm, &a->vm_info);
 	fd = vmm_poll_fd(vmm);
 	if (fd >= 0) {
@@ -245,6 +250,7 @@ void guest_adopt(struct agent *a, struct vmm *vmm)
 void guest_release(struct agent *a)
 {
 	snapshot_drop(a, "the guest has ended");
+	follow_close(a);
 	if (a->vm_event)
 		event_free(a->vm_event);
 	a->vm_event = NULL;
@@ -584,6 +590,13 @@ int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 	if (strcmp(setup->vmm, pocket ? "pocket" : "qemu"))
 		return ft_err_set(err, EINVAL, "vmm: %s here, %s at the primary",
 				  pocket ? "pocket" : "qemu", setup->vmm);
+	if (a->incoming && a->target != setup->migrate)
+		return ft_err_set(
+			err, EINVAL, "%s",
+			a->target ? "this agent waits for a guest that moves, and protects none "
+				    "(--incoming without kemari:)"
+				  : "this agent is a standby (--incoming kemari:...), and no "
+				    "guest's new place");
 	rc = open_stores(a, setup, err);
 	if (!rc && pocket) {
 		struct pocket_config p;
@@ -601,7 +614,7 @@ int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err)
 		keeper_set_protected(a->keeper, true);
 		rc = check_armed(a, setup, err);
 	}
-	if (!rc && !pocket)
+	if (!rc && !pocket && !setup->migrate)
 		rc = qemu_trial_prepare(vmm, err);
 	if (!rc)
 		rc = console_open(a, err);

@@ -18,11 +18,8 @@ static int check_uri(struct agent *a, const char *text, struct uri *uri, struct 
 
 	if (rc)
 		return rc;
-	if (!uri->kemari)
-		return ft_err_set(err, EINVAL,
-				  "%s: only protection is available: kemari:tls:, kemari:tcp: or "
-				  "kemari:unix:",
-				  text);
+	if (uri->scheme == URI_FILE)
+		return ft_err_set(err, EINVAL, "%s: a file is no peer", text);
 	if (uri->scheme == URI_TCP && !a->config.tls.insecure)
 		return ft_err_set(
 			err, EPERM,
@@ -73,6 +70,7 @@ int peer_listen(struct agent *a, const char *text, struct ft_err *err)
 
 	if (rc)
 		return ft_err_context(err, "--incoming");
+	a->target = !uri.kemari;
 	return listener_open(a->base, &uri, uri.scheme == URI_TLS ? a->tls : NULL, &events,
 			     &a->listener, err);
 }

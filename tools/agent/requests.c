@@ -42,8 +42,7 @@ void requests_fail(struct ctl_call *call, const struct ft_err *err)
 	ctl_reply_error(call, word_of(err->code), "%s", err->text);
 }
 
-/* ft_done_fn */
-static void on_done(void *ctx, const struct ft_err *err, uint64_t value)
+void requests_done(void *ctx, const struct ft_err *err, uint64_t value)
 {
 	struct agent_call *c = ctx;
 	struct ctl_call *call = c->call;
@@ -81,38 +80,10 @@ static void run_later(struct agent *a, struct ctl_call *call, engine_fn *fn, enu
 
 	if (!c)
 		return;
-	if (fn(a->engine, on_done, c, &err)) {
+	if (fn(a->engine, requests_done, c, &err)) {
 		c->used = false;
 		requests_fail(call, &err);
 	}
-}
-
-static void do_migrate(struct agent *a, struct ctl_call *call, const Ctl__Request *request)
-{
-	struct ft_err err = {0};
-	struct uri before = a->peer;
-	bool had = a->has_peer;
-
-	if (ft_engine_state(a->engine) != FT_SOLO) {
-		ctl_reply_error(call, CTL_ERR_STATE, "migrate: the guest is %s",
-				ft_state_name(ft_engine_state(a->engine)));
-		return;
-	}
-	if (a->keeper_lost) {
-		ctl_reply_error(call, CTL_ERR_STATE, "migrate: %s", AGENT_KEEPER_LOST);
-		return;
-	}
-	if (snapshot_busy(a)) {
-		ctl_reply_error(call, CTL_ERR_BUSY, "migrate: %s", snapshot_busy(a));
-		return;
-	}
-	if (peer_set(a, request->uri, &err)) {
-		a->peer = before;
-		a->has_peer = had;
-		ctl_reply_error(call, CTL_ERR_USAGE, "%s", err.text);
-		return;
-	}
-	run_later(a, call, ft_engine_protect, CALL_STATUS);
 }
 
 void requests_answer(struct agent_call **call, const struct ft_err *err)
@@ -121,7 +92,8 @@ void requests_answer(struct agent_call **call, const struct ft_err *err)
 
 	*call = NULL;
 	if (c)
-		on_done(c, err, c->what == CALL_SNAPSHOT ? c->agent->snapshot.last.digest : 0);
+		requests_done(c, err,
+			      c->what == CALL_SNAPSHOT ? c->agent->snapshot.last.digest : 0);
 }
 
 /* Keeps the call for requests_answer(). */
@@ -163,7 +135,7 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 	if (!strcmp(command, "status")) {
 		status_reply(a, call);
 	} else if (!strcmp(command, "migrate")) {
-		do_migrate(a, call, request);
+		migrate_request(a, call, request);
 	} else if (!strcmp(command, "checkpoint")) {
 		run_later(a, call, ft_engine_checkpoint, CALL_EPOCH);
 	} else if (!strcmp(command, "verify")) {
@@ -176,6 +148,8 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 		snapshot_request(a, call, request);
 	} else if (!strcmp(command, "bitmap")) {
 		bitmap_request(a, call, request);
+	} else if (!strcmp(command, "history")) {
+		history_request(a, call);
 	} else if (!strcmp(command, "cancel")) {
 		do_cancel(a, call);
 	} else if (!strcmp(command, "stop")) {

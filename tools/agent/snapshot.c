@@ -12,9 +12,9 @@
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 #include "vmm-glue/snapshot/source.h"
+#include "vmm-glue/snapshot/working_set.h"
 
-#define JOBS_DEFAULT	 2
-#define STANDBY_STALL_MS 100 /* a standby that waits for a disk is a silent one */
+#define JOBS_DEFAULT 2
 
 /* Any thread. */
 static void on_done(void *ctx)
@@ -34,13 +34,17 @@ static void end_writing(struct agent *a)
 
 	rc = snapshot_end(ended, &s->last, &err);
 	s->writing = NULL;
+	snapshot_disks_end(a);
+	s->was_update = false;
 	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
 	else
-		ft_info("%s: snapshot %s: %llu MiB of %llu MiB of memory, pause %.1f ms",
+		ft_info("%s: snapshot %s: %llu MiB of %llu MiB of memory, %llu MiB of %u disks, "
+			"pause %.1f ms",
 			a->config.name, s->path,
 			(unsigned long long)(s->last.pages_written * VMM_PAGE_BYTES >> 20),
 			(unsigned long long)(s->last.pages * VMM_PAGE_BYTES >> 20),
+			(unsigned long long)(s->last.disks.bytes_written >> 20), s->last.disks.n,
 			(double)s->last.pause_us / 1000);
 	requests_answer(&s->call, rc ? &err : NULL);
 	requests_answer(&a->cancel_call, NULL);
@@ -56,9 +60,11 @@ static void end_reading(struct agent *a)
 	lazy_stats(ended, &stats);
 	a->snapshot.reading = NULL;
 	if (!lazy_end(ended, &err)) {
-		ft_info("%s: all memory is there: %llu MiB, %llu times the guest waited for it",
+		ft_info("%s: all memory is there: %llu MiB, %llu times the guest waited for it "
+			"(%llu KiB were read ahead)",
 			a->config.name, (unsigned long long)(stats.pages * VMM_PAGE_BYTES >> 20),
-			(unsigned long long)stats.faults);
+			(unsigned long long)stats.faults,
+			(unsigned long long)stats.ahead * WORKING_SET_PAGES * VMM_PAGE_BYTES >> 10);
 		keeper_set_protected(a->keeper, false);
 		return;
 	}
@@ -77,6 +83,8 @@ static void on_ended(evutil_socket_t fd, short what, void *ctx)
 		return; /* it was dropped meanwhile */
 	if (a->snapshot.writing)
 		end_writing(a);
+	else if (a->snapshot.updating)
+		increment_news(a);
 	else if (a->snapshot.reading)
 		end_reading(a);
 }
@@ -96,8 +104,12 @@ int snapshot_listen(struct agent *a, struct ft_err *err)
 
 const char *snapshot_busy(const struct agent *a)
 {
-	if (a->snapshot.writing)
+	if (a->pages.client || a->pages.server)
+		return "the guest's memory is on its way from one host to another";
+	if (a->snapshot.writing || a->snapshot.updating)
 		return "a snapshot is being written";
+	if (a->snapshot.taps_ours)
+		return "the guest's disks are still on the taps of its last snapshot";
 	return a->snapshot.reading ? "the guest's memory is still being restored" : NULL;
 }
 
@@ -105,15 +117,27 @@ bool snapshot_give_up(struct agent *a, const char *why)
 {
 	if (a->snapshot.writing)
 		snapshot_cancel(a->snapshot.writing, why);
-	return a->snapshot.writing != NULL;
+	if (a->snapshot.updating)
+		increment_cancel(a->snapshot.updating, why);
+	return a->snapshot.writing || a->snapshot.updating;
+}
+
+void snapshot_stop_writing(struct agent *a, const char *why)
+{
+	(void)snapshot_give_up(a, why);
+	if (a->snapshot.writing)
+		end_writing(a);
+	if (a->snapshot.updating)
+		increment_finish(a);
 }
 
 void snapshot_drop(struct agent *a, const char *why)
 {
 	eventfd_t n;
 
-	if (snapshot_give_up(a, why))
-		end_writing(a);
+	history_give_up(a, why);
+	snapshot_stop_writing(a, why);
+	increment_forget(a);
 	if (a->snapshot.reading) {
 		/* The guest must not go on with holes in its memory. */
 		if (a->vmm)
@@ -142,13 +166,21 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out)
 		out->restoring = true;
 	} else if (s->writing) {
 		snapshot_progress(s->writing, &p);
+	} else if (s->updating) {
+		increment_progress(s->updating, &p);
 	}
+	out->incremental = s->updating || s->was_update;
 	out->bytes_total = p.pages * VMM_PAGE_BYTES;
 	out->bytes_done = p.pages_done * VMM_PAGE_BYTES;
 	out->bytes_written = p.pages_written * VMM_PAGE_BYTES;
 	out->pause_us = p.pause_us;
 	out->faults = p.faults;
 	out->fault_us_max = p.fault_us_max;
+	out->disks = p.disks.n;
+	out->disk_bytes_total = p.disks.bytes;
+	out->disk_bytes_done = p.disks.bytes_done;
+	out->disk_bytes_written = p.disks.bytes_written;
+	out->disk_faults = p.disks.copied;
 }
 
 /* ---- into a file ---- */
@@ -168,37 +200,48 @@ static int parse(struct agent *a, const Ctl__Request *request, struct ft_err *er
 	return rc;
 }
 
-static int check_disks(const struct agent *a, const Ctl__Request *request, struct ft_err *err)
+static int begin_here(struct agent *a, const Ctl__Request *request, struct snapshot_config *config,
+		      struct ft_err *err)
 {
-	if (!a->vm_info.disks_n || request->no_disks)
-		return 0;
-	return ft_err_set(err, ENOTSUP,
-			  "snapshot: the guest has a disk (%s), and disks are not saved in this "
-			  "version: with --no-disks its memory alone is, and you have to keep its "
-			  "disk as it is at this moment",
-			  a->vm_info.disks[0].id);
+	int rc = vmm_check(a->vmm, err);
+
+	if (!rc)
+		rc = snapshot_disks_begin(a, false, request, &config->disks, err);
+	if (!rc)
+		rc = snapshot_begin(config, a->vmm, &a->snapshot.writing, err);
+	if (rc)
+		snapshot_disks_end(a);
+	return rc;
+}
+
+static int begin_at_standby(struct agent *a, const Ctl__Request *request,
+			    struct snapshot_config *config, struct ft_err *err)
+{
+	const uint8_t *state;
+	size_t len;
+	int rc = ft_engine_committed_state(a->engine, &state, &len, err);
+
+	if (rc)
+		return ft_err_context(err, "snapshot");
+	config->stall_max_ms = SNAPSHOT_STANDBY_STALL_MS;
+	rc = snapshot_disks_begin(a, true, request, &config->disks, err);
+	return rc ? rc
+		  : snapshot_begin_image(config, a->vmm, state, len, &a->snapshot.writing, err);
 }
 
 static int begin(struct agent *a, bool standby, const Ctl__Request *request,
 		 struct snapshot_config *config, struct ft_err *err)
 {
-	const uint8_t *state;
-	size_t len;
-	int rc;
+	int rc = request->incremental ? increment_check(a, standby, request, err) : 0;
 
-	if (!standby) {
-		rc = check_disks(a, request, err);
-		if (!rc)
-			rc = vmm_check(a->vmm, err);
-		return rc ? rc : snapshot_begin(config, a->vmm, &a->snapshot.writing, err);
-	}
-	rc = ft_engine_committed_state(a->engine, &state, &len, err);
 	if (rc)
-		return ft_err_context(err, "snapshot");
-	config->stall_max_ms = STANDBY_STALL_MS;
-	rc = check_disks(a, request, err);
-	return rc ? rc
-		  : snapshot_begin_image(config, a->vmm, state, len, &a->snapshot.writing, err);
+		return rc;
+	if (request->incremental && !access(a->snapshot.path, F_OK))
+		return increment_start(a, standby, config, err);
+	/* One userfaultfd an area. */
+	increment_forget(a);
+	return standby ? begin_at_standby(a, request, config, err)
+		       : begin_here(a, request, config, err);
 }
 
 void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request)
@@ -231,6 +274,8 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 	a->snapshot.call = requests_later(a, call, CALL_SNAPSHOT);
 	if (!a->snapshot.call)
 		return;
+	/* One at a time: they share what they know, or would have the same memory frozen. */
+	history_give_up(a, "a snapshot is asked for");
 	if (begin(a, state == FT_STANDBY, request, &config, &err)) {
 		a->snapshot.writing = NULL;
 		requests_answer(&a->snapshot.call, &err);
@@ -292,6 +337,8 @@ static int run_from(struct agent *a, struct source *s, struct ft_err *err)
 	if (!rc)
 		rc = fill(a, vmm, s, err);
 	if (!rc)
+		rc = snapshot_disks_overwrite(a, err);
+	if (!rc)
 		rc = vmm_resume(vmm, state, len, err);
 	free(state);
 	if (rc) {
@@ -309,20 +356,34 @@ static int run_from(struct agent *a, struct source *s, struct ft_err *err)
 	return guest_adopt_running(a, vmm, err);
 }
 
+static int open_source(struct agent *a, struct source *source, struct ft_err *err)
+{
+	struct uri uri;
+	int rc;
+
+	snprintf(a->snapshot.path, sizeof a->snapshot.path, "%s", a->restore.uri);
+	if (history_is_uri(a->restore.uri))
+		return history_restore_from(a, source, err);
+	rc = uri_parse(a->restore.uri, &uri, err);
+	if (!rc)
+		rc = source_open(uri.path, source, err);
+	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
+	return rc;
+}
+
 int snapshot_restore(struct agent *a, struct ft_err *err)
 {
 	struct source source;
-	struct uri uri;
-	int rc = uri_parse(a->restore.uri, &uri, err);
+	int rc = open_source(a, &source, err);
 
-	if (!rc)
-		rc = source_open(uri.path, &source, err);
 	if (rc)
 		return rc;
-	memcpy(a->snapshot.path, uri.path, sizeof a->snapshot.path);
 	rc = check_fits(a, &source, err);
 	if (!rc)
+		rc = snapshot_disks_restore(a, &source, err);
+	if (!rc)
 		rc = run_from(a, &source, err);
+	companions_close(&a->restore.disks);
 	source_close(&source);
 	if (!rc)
 		ft_info("%s: goes on from snapshot %s", a->config.name, a->snapshot.path);

@@ -66,6 +66,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	Ctl__Figures pause, commit, dirty;
 	Ctl__Disk disks[VMM_DISKS_MAX], *disk_ptrs[VMM_DISKS_MAX];
 	Ctl__Snapshot snapshot = CTL__SNAPSHOT__INIT;
+	struct migrate_status migration;
 	char peer[URI_TEXT_MAX + 1] = "";
 
 	ft_engine_status(a->engine, &s);
@@ -111,10 +112,13 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.n_disks = fill_disks(a, disks, disk_ptrs);
 	out.disks = disk_ptrs;
 	out.last_error = (char *)(uintptr_t)(a->keeper_lost ? AGENT_KEEPER_LOST : s.last_error);
-	if (a->snapshot.writing || a->snapshot.reading) {
+	if (a->snapshot.writing || a->snapshot.updating || a->snapshot.reading) {
 		snapshot_fill_status(a, &snapshot);
 		out.snapshot = &snapshot;
 	}
+	out.mode = (char *)(uintptr_t)s.mode;
+	if (migrate_fill_status(a, &s, &migration))
+		out.migration = &migration.migration;
 	reply.status = &out;
 	ctl_reply(call, &reply);
 }

@@ -138,17 +138,40 @@ static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
 		.in_path = a->points.nics[i].in,
 		.held_bytes_max = NIC_HELD_BYTES,
 	};
+	struct ft_err why;
 	int rc;
 
 	agent_path(a, a->points.nics[i].out,
 		   (const char[]){'.', 'o', 'u', 't', (char)('0' + i), 0});
-	agent_path(a, a->points.nics[i].in, (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
+	config.host_fd = vmm_nic_fd(a->vmm, i, &why);
+	if (config.host_fd < 0) {
+		ft_debug("%s: nic %s: frames go back through the VMM: %s", a->config.name,
+			 config.id, why.text);
+		agent_path(a, a->points.nics[i].in,
+			   (const char[]){'.', 'i', 'n', (char)('0' + i), 0});
+	}
 	rc = net_tap_open(&config, &a->nic_taps[i], err);
-	if (rc)
+	if (rc) {
+		if (config.host_fd >= 0)
+			close(config.host_fd);
 		return ft_err_context(err, "nic %s", config.id);
+	}
 	a->nic_taps[i]->notify = taps_notify(a);
 	tap_chain_add(ft_engine_chain(a->engine), a->nic_taps[i]);
 	return 0;
+}
+
+int taps_make_disks(struct agent *a, struct ft_err *err)
+{
+	int rc = 0;
+
+	a->taps_made = true;
+	vmm_info(a->vmm, &a->vm_info);
+	for (unsigned i = 0; !rc && i < a->vm_info.disks_n; i++)
+		rc = a->disk_taps[i] ? 0 : make_disk(a, i, false, err);
+	if (rc)
+		taps_part(a);
+	return rc;
 }
 
 int taps_make(struct agent *a, bool disks, struct ft_err *err)
@@ -157,10 +180,12 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err)
 
 	if (a->taps_made)
 		return 0;
+	if (disks)
+		rc = taps_make_disks(a, err);
+	if (rc)
+		return rc;
 	a->taps_made = true;
 	vmm_info(a->vmm, &a->vm_info);
-	for (unsigned i = 0; disks && !rc && i < a->vm_info.disks_n; i++)
-		rc = a->disk_taps[i] ? 0 : make_disk(a, i, false, err);
 	for (unsigned i = 0; !rc && i < a->vm_info.nics_n; i++)
 		rc = make_nic(a, i, err);
 	if (!rc && a->console_tap)
@@ -281,24 +306,24 @@ void taps_in_solo(struct agent *a, bool known)
 	}
 }
 
-void taps_free(struct agent *a)
+/* goes_on: the VM, with its disks as they are. */
+static void part(struct agent *a, bool goes_on)
 {
-	a->disks_stay = 0;
-	taps_part(a);
-}
-
-void taps_part(struct agent *a)
-{
+	a->snapshot.taps_ours = false;
+	snapshot_stop_writing(a, "the guest's disks have lost their taps");
 	/* Those that outlive protection leave the chain; the others end. */
 	ft_engine_chain(a->engine)->first = NULL;
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
 		if (!a->disk_taps[i])
 			continue;
 		a->disk_taps[i]->next = NULL;
-		if (a->disks_stay & 1u << i)
+		if (a->disks_stay & 1u << i) {
 			tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
-		else
-			end_disk(a, i);
+			continue;
+		}
+		if (goes_on)
+			disk_tap_leave(a->disk_taps[i]);
+		end_disk(a, i);
 	}
 	for (unsigned i = 0; i < VMM_NICS_MAX; i++) {
 		if (a->nic_taps[i])
@@ -312,6 +337,29 @@ void taps_part(struct agent *a)
 	/* Nobody must find the old sockets' paths: a VM that is armed next has no disk taps. */
 	memset(a->points.nics, 0, sizeof a->points.nics);
 	a->taps_made = false;
+}
+
+void taps_free(struct agent *a)
+{
+	a->disks_stay = 0;
+	part(a, false);
+}
+
+void taps_part(struct agent *a)
+{
+	part(a, true);
+}
+
+void taps_leave(struct agent *a)
+{
+	struct ft_err err = {0};
+
+	if (!a->disks_stay)
+		return;
+	a->disks_stay = 0;
+	if (vmm_taps_out(a->vmm, 0, &err))
+		ft_error("%s: %s", a->config.name, err.text);
+	taps_part(a);
 }
 
 void taps_settle(struct agent *a)

@@ -6,8 +6,10 @@
  *   ask.c       one request to one agent; the list of guests
  *   out.c       errors and JSON
  *   status.c    status, wait, and the JSON of a status        table.c  the table of status and top
- *   protect.c   migrate, checkpoint, failover, failback, cancel, verify, stop
- *   snapshot.c  snapshot, with its bar                       bitmap.c   bitmap
+ *   migrate.c   migrate: protect a guest, or move it
+ *   protect.c   checkpoint, failover, failback, cancel, verify, stop
+ *   snapshot.c  snapshot, with its bar
+ *   history.c   history                                     bitmap.c   bitmap
  *   top.c, pki.c, drill.c
  *
  * A command prints its result and returns an exit code. With --json it prints exactly one object,
@@ -46,6 +48,7 @@ int run_plain(const struct ftctl *ctl, const struct command *command, int argc, 
 int run_checkpoint(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_snapshot(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_bitmap(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
+int run_history(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_verify(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_pki(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_drill(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
@@ -92,6 +95,10 @@ struct guests {
  * exit code. */
 int guests_ask(const struct ftctl *ctl, int answer_ms, struct guests *guests);
 void guests_free(struct guests *guests);
+
+/* protect.c: a command that changes something, and where the guest is then. */
+int ask_and_tell(const struct ftctl *ctl, const struct command *command, const char *name,
+		 Ctl__Request *request);
 
 /* ---- status.c, table.c ---- */
 

@@ -3,11 +3,8 @@
  * and tell the outcome. */
 #include "tools/ftctl/ftctl.h"
 
-#include <getopt.h>
 #include <inttypes.h>
 #include <string.h>
-
-#include "transport/uri.h"
 
 /* After a command that changes something: where the guest is now. */
 static int print_outcome(const struct ftctl *ctl, const char *name, Ctl__Reply *reply)
@@ -27,8 +24,8 @@ static int print_outcome(const struct ftctl *ctl, const char *name, Ctl__Reply *
 	return ret;
 }
 
-static int ask_and_tell(const struct ftctl *ctl, const struct command *command, const char *name,
-			Ctl__Request *request)
+int ask_and_tell(const struct ftctl *ctl, const struct command *command, const char *name,
+		 Ctl__Request *request)
 {
 	Ctl__Reply *reply;
 	int ret;
@@ -36,40 +33,6 @@ static int ask_and_tell(const struct ftctl *ctl, const struct command *command, 
 	request->command = (char *)command->name;
 	ret = ask(ctl, name, request, command->answer_ms, &reply);
 	return ret ? ret : print_outcome(ctl, name, reply);
-}
-
-int run_migrate(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
-{
-	Ctl__Request request = CTL__REQUEST__INIT;
-	bool postcopy = false, demand_only = false;
-	struct ft_err err;
-	struct uri uri;
-	int opt;
-
-	while ((opt = getopt(argc, argv, ":pn")) != -1) {
-		if (opt == '?')
-			return fail_usage(ctl, command, "migrate: unknown option %s",
-					  argv[optind - 1]);
-		postcopy |= opt == 'p';
-		demand_only |= opt == 'n';
-	}
-	if (argc - optind != 2)
-		return fail_usage(ctl, command, "migrate takes a name and a URI");
-	if (demand_only && !postcopy)
-		return fail_usage(ctl, command, "-n is only for postcopy, -p");
-	request.uri = argv[optind + 1];
-	if (uri_parse(request.uri, &uri, &err))
-		return fail_usage(ctl, command, "%s", err.text);
-	if (uri.scheme == URI_FILE)
-		return fail_usage(ctl, command, "to save a guest to a file: ftctl snapshot %s %s",
-				  argv[optind], request.uri);
-	if (!uri.kemari || postcopy)
-		return fail(ctl, CTL_ERR_NOT_AVAILABLE,
-			    "%s is not available in this version; protection is: ftctl migrate %s "
-			    "kemari:%s",
-			    postcopy ? "postcopy" : "live migration", argv[optind],
-			    request.uri + (uri.kemari ? strlen("kemari:") : 0));
-	return ask_and_tell(ctl, command, argv[optind], &request);
 }
 
 int run_plain(const struct ftctl *ctl, const struct command *command, int argc, char **argv)

@@ -33,12 +33,13 @@ struct bar {
 
 static void draw(struct bar *bar, const Ctl__Snapshot *s)
 {
-	double part = s->bytes_total ? (double)s->bytes_done / (double)s->bytes_total : 0;
+	uint64_t total = s->bytes_total + s->disk_bytes_total;
+	double part = total ? (double)(s->bytes_done + s->disk_bytes_done) / (double)total : 0;
 	int full = (int)(part * BAR_WIDTH);
 
 	fprintf(stderr, "\r%s [%.*s%*s] %3.0f %%  %.0f MiB written ", bar->name, full,
 		"########################################", BAR_WIDTH - full, "", part * 100,
-		MIB(s->bytes_written));
+		MIB(s->bytes_written + s->disk_bytes_written));
 	fflush(stderr);
 	bar->drawn = true;
 }
@@ -114,6 +115,7 @@ static int parse_options(const struct ftctl *ctl, const struct command *command,
 {
 	static const struct option longs[] = {
 		{"direct", no_argument, NULL, 'd'},
+		{"incremental", no_argument, NULL, 'i'},
 		{"jobs", required_argument, NULL, 'j'},
 		{"max-bandwidth", required_argument, NULL, 'b'},
 		{"no-disks", no_argument, NULL, 'n'},
@@ -127,6 +129,9 @@ static int parse_options(const struct ftctl *ctl, const struct command *command,
 		switch (opt) {
 		case 'd':
 			request->direct = true;
+			break;
+		case 'i':
+			request->incremental = true;
 			break;
 		case 'j':
 			request->jobs = (uint32_t)parse_bytes(optarg);
@@ -176,6 +181,15 @@ static int make_absolute(const struct ftctl *ctl, const struct command *command,
 	return FTCTL_OK;
 }
 
+static void print_disks(const Ctl__Request *request, const Ctl__Snapshot *s)
+{
+	if (s->disks)
+		printf(", %.0f MiB of %.0f MiB of %u disk%s", MIB(s->disk_bytes_written),
+		       MIB(s->disk_bytes_total), s->disks, s->disks > 1 ? "s" : "");
+	else if (request->no_disks)
+		printf(", no disks");
+}
+
 static int print_snapshot(const struct ftctl *ctl, const char *name, const Ctl__Request *request,
 			  const Ctl__Reply *reply)
 {
@@ -186,15 +200,20 @@ static int print_snapshot(const struct ftctl *ctl, const char *name, const Ctl__
 	snprintf(digest, sizeof digest, "%016" PRIx64, reply->digest);
 	if (ctl->json)
 		return print_json(json_pack(
-			"{s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:o}", "name", name, "path",
-			json_text(s->path), "bytes", (json_int_t)s->bytes_total, "bytes_written",
-			(json_int_t)s->bytes_written, "pause_us", (json_int_t)s->pause_us, "faults",
+			"{s:s, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
+			name, "path", json_text(s->path), "incremental", s->incremental, "bytes",
+			(json_int_t)s->bytes_total, "bytes_written", (json_int_t)s->bytes_written,
+			"disks", (json_int_t)s->disks, "disk_bytes",
+			(json_int_t)s->disk_bytes_total, "disk_bytes_written",
+			(json_int_t)s->disk_bytes_written, "disk_faults",
+			(json_int_t)s->disk_faults, "pause_us", (json_int_t)s->pause_us, "faults",
 			(json_int_t)s->faults, "fault_us_max", (json_int_t)s->fault_us_max,
 			"digest", request->verify ? json_string(digest) : json_null()));
-	printf("%s: %s: %.0f MiB of %.0f MiB of memory, pause %.1f ms%s%s%s\n", name,
-	       clean(path, sizeof path, s->path), MIB(s->bytes_written), MIB(s->bytes_total),
-	       (double)s->pause_us / 1000, request->verify ? ", verified, digest " : "",
-	       request->verify ? digest : "", request->no_disks ? "; its disks are not saved" : "");
+	printf("%s: %s: %s%.0f MiB of %.0f MiB of memory", name, clean(path, sizeof path, s->path),
+	       s->incremental ? "updated, " : "", MIB(s->bytes_written), MIB(s->bytes_total));
+	print_disks(request, s);
+	printf(", pause %.1f ms%s%s\n", (double)s->pause_us / 1000,
+	       request->verify ? ", verified, digest " : "", request->verify ? digest : "");
 	return FTCTL_OK;
 }
 

@@ -65,9 +65,42 @@ static json_t *disks_json(const Ctl__Status *s)
 
 static json_t *snapshot_json(const Ctl__Snapshot *s)
 {
-	return json_pack("{s:o, s:s, s:I, s:I, s:I}", "path", json_text(s->path), "doing",
+	return json_pack("{s:o, s:s, s:I, s:I, s:I, s:I, s:I}", "path", json_text(s->path), "doing",
 			 s->restoring ? "restoring" : "saving", "bytes", count(s->bytes_total),
-			 "bytes_done", count(s->bytes_done), "faults", count(s->faults));
+			 "bytes_done", count(s->bytes_done), "disk_bytes",
+			 count(s->disk_bytes_total), "disk_bytes_done", count(s->disk_bytes_done),
+			 "faults", count(s->faults));
+}
+
+static json_t *migration_json(const Ctl__Migration *m)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "mode", json_text(m->mode));
+	json_object_set_new(o, "rounds", json_integer(count(m->rounds)));
+	json_object_set_new(o, "remaining", json_integer(count(m->remaining)));
+	json_object_set_new(o, "downtime_us", json_integer(count(m->downtime_us)));
+	json_object_set_new(o, "throttle", json_integer(m->throttle));
+	if (m->bytes_total) {
+		json_object_set_new(o, "bytes", json_integer(count(m->bytes_total)));
+		json_object_set_new(o, "bytes_done", json_integer(count(m->bytes_done)));
+		json_object_set_new(o, "faults", json_integer(count(m->faults)));
+		json_object_set_new(o, "link_lost", json_boolean(m->cut));
+	}
+	if (m->fault_us) {
+		json_t *histogram = json_array();
+
+		for (size_t i = 0; i < m->n_fault_histogram; i++)
+			json_array_append_new(histogram,
+					      json_integer(count(m->fault_histogram[i])));
+		json_object_set_new(o, "fault_us", figures_json(m->fault_us));
+		json_object_set_new(o, "fault_histogram", histogram);
+		json_object_set_new(o, "bytes_per_s",
+				    json_real(isfinite(m->bytes_per_s) ? m->bytes_per_s : 0));
+		json_object_set_new(o, "faults_per_s",
+				    json_real(isfinite(m->faults_per_s) ? m->faults_per_s : 0));
+	}
+	return o;
 }
 
 json_t *status_json(const Ctl__Status *s)
@@ -116,6 +149,9 @@ json_t *status_json(const Ctl__Status *s)
 			    json_pack("{s:I, s:I, s:I}", "alike", count(s->disk_alike), "noted",
 				      count(s->disk_known), "copied", count(s->disk_copied)));
 	json_object_set_new(o, "home", text_or_null(s->home));
+	json_object_set_new(o, "mode", text_or_null(s->mode));
+	if (s->migration)
+		json_object_set_new(o, "migration", migration_json(s->migration));
 	if (s->snapshot)
 		json_object_set_new(o, "snapshot", snapshot_json(s->snapshot));
 	json_object_set_new(o, "last_error", text_or_null(s->last_error));

@@ -103,6 +103,36 @@ static void since_line(FILE *to, uint64_t since_ms)
 		text_line(to, "since", text);
 }
 
+/* [64, 128) us: 12, [128, 256) us: 3 */
+static void histogram_line(FILE *to, const Ctl__Migration *m)
+{
+	fprintf(to, "%-12s", "waits");
+	for (size_t i = 0; i < m->n_fault_histogram && i < 63; i++)
+		if (m->fault_histogram[i])
+			fprintf(to, " %" PRIu64 " us: %" PRIu64 ",", UINT64_C(1) << i,
+				m->fault_histogram[i]);
+	fprintf(to, " each from there on\n");
+}
+
+static void migration_lines(FILE *to, const Ctl__Migration *m)
+{
+	char a[16], b[16], line[256];
+
+	snprintf(line, sizeof line, "%.20s, %" PRIu64 " rounds, %s left, downtime %.1f ms", m->mode,
+		 m->rounds, bytes_text(a, m->remaining), (double)m->downtime_us / 1000);
+	text_line(to, "migration", line);
+	if (m->throttle)
+		fprintf(to, "%-12s %u%%\n", "throttle", m->throttle);
+	if (m->bytes_total)
+		fprintf(to, "%-12s %s of %s, %" PRIu64 " pages were waited for%s\n", "memory",
+			bytes_text(a, m->bytes_done), bytes_text(b, m->bytes_total), m->faults,
+			m->cut ? "; the link is lost" : "");
+	if (m->fault_us && m->faults) {
+		figures_line(to, "waited", " ms", m->fault_us, true);
+		histogram_line(to, m);
+	}
+}
+
 void status_details(const Ctl__Status *s, FILE *to)
 {
 	char a[16], b[16], c[16], line[256];
@@ -150,11 +180,14 @@ void status_details(const Ctl__Status *s, FILE *to)
 			"resync", bytes_text(a, s->disk_alike), bytes_text(c, s->disk_known),
 			bytes_text(b, s->disk_copied));
 	text_line(to, "home", s->home);
+	if (s->migration)
+		migration_lines(to, s->migration);
 	if (s->snapshot) {
 		snprintf(line, sizeof line, "%s, %s of %s: %.150s",
 			 s->snapshot->restoring ? "restoring" : "saving",
-			 bytes_text(a, s->snapshot->bytes_done),
-			 bytes_text(b, s->snapshot->bytes_total), s->snapshot->path);
+			 bytes_text(a, s->snapshot->bytes_done + s->snapshot->disk_bytes_done),
+			 bytes_text(b, s->snapshot->bytes_total + s->snapshot->disk_bytes_total),
+			 s->snapshot->path);
 		text_line(to, "snapshot", line);
 	}
 	text_line(to, "last error", s->last_error);

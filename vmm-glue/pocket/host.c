@@ -330,7 +330,7 @@ static int capture_all(struct pocket *p, struct ft_bitmap *pending, struct vmm_c
 	rc = faulty(p, POCKET_FAULT_STOPPED, err);
 	if (!rc)
 		rc = tracker_scan(p->tracker, pending, NULL, err);
-	if (!rc)
+	if (!rc && !c->no_pages)
 		rc = copy_pending(p, pending, c, hooks, err);
 	if (!rc)
 		rc = faulty(p, POCKET_FAULT_SAVE, err);
@@ -413,6 +413,8 @@ static int pocket_cont(struct vmm *vmm, struct ft_err *err)
 void pocket_end(struct pocket *p)
 {
 	pocket_io_abort(&p->io);
+	if (p->vmm.events.ending)
+		p->vmm.events.ending(p->vmm.events.ctx);
 	runner_end(&p->runner);
 	pocket_io_close(&p->io);
 	p->phase = PHASE_ENDED;

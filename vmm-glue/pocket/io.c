@@ -61,7 +61,7 @@ static void net_send(void *ctx, const uint8_t *frame, size_t len)
 
 	if (io->udp < 0)
 		return;
-	if (io->tapped)
+	if (io->links.out >= 0)
 		tap_send(io, frame, len);
 	else
 		udp_send(io, frame, len);

@@ -8,6 +8,11 @@
 //	     -> a second, small scan and copy if QEMU had page faults since the scan
 //	     -> take the rest: QEMU lets the guest run
 //
+// A page fault is what a write to a protected page is, and all that QEMU's threads have, in the
+// kernel too, are counted. A small state is written sooner than RAM is scanned: there the scan
+// comes right after the command, while the guest may still run, and with the first byte a second
+// one if QEMU had page faults since.
+//
 // Copying waits for the first byte, because until then a disk's DMA may fill pages that were dirty
 // from the moment they were pinned. Nothing is allocated between fire and the end.
 #include <assert.h>
@@ -170,7 +175,8 @@ static int copy_late(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capt
 	size_t sorted = capture->pages_n;
 	int r = tracker_scan(vm->tracker, &vm->late, NULL, err);
 
-	for (uint64_t pfn = ft_bitmap_next(&vm->late, 0); pfn < vm->late.bits && r == 0;
+	for (uint64_t pfn = ft_bitmap_next(&vm->late, 0);
+	     pfn < vm->late.bits && r == 0 && !capture->no_pages;
 	     pfn = ft_bitmap_next(&vm->late, pfn + 1)) {
 		size_t slot = find_slot(capture, sorted, pfn);
 
@@ -196,32 +202,47 @@ static int copy_late(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capt
 	return r;
 }
 
-static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capture *capture,
-			const struct vmm_hold_hooks *hooks, struct ft_err *err)
+static bool had_faults(const struct qemu *vm, uint64_t before)
 {
-	uint64_t faults = 0;
-	bool whole;
-	int r = save_wait_stopped(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
+	return before == 0 || tracker_faults(vm->tracker) != before;
+}
+
+/* *faults: QEMU's before what was scanned. */
+static int scan(struct qemu *vm, struct ft_bitmap *pending, uint64_t *faults, struct ft_err *err)
+{
+	bool one_piece = vm->save.last;
+	int r = one_piece ? 0 : save_wait_stopped(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
 
 	/* QEMU must not have to wait for what is to be read early. */
 	if (r == 0)
 		r = save_step(&vm->save, vm->process.pid, err);
-	whole = vm->save.begun && vm->save.last; /* nothing is serialised after the scan */
-	if (!whole)
-		faults = tracker_faults(vm->tracker);
+	*faults = tracker_faults(vm->tracker);
 	if (r == 0)
 		r = tracker_scan(vm->tracker, pending, NULL, err);
 	if (r == 0)
 		r = save_wait_begun(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
+	/* After the first byte of one piece nothing is serialised. */
+	if (r == 0 && one_piece && had_faults(vm, *faults))
+		r = tracker_scan(vm->tracker, pending, NULL, err);
+	return r;
+}
+
+static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capture *capture,
+			const struct vmm_hold_hooks *hooks, struct ft_err *err)
+{
+	bool one_piece = vm->save.last;
+	uint64_t faults = 0;
+	int r = scan(vm, pending, &faults, err);
+
 	if (r < 0)
 		return r;
 	hooks->stopped(hooks->ctx);
 	r = save_step(&vm->save, vm->process.pid, err);
-	if (r == 0)
+	if (r == 0 && !capture->no_pages)
 		r = copy_pending(vm, pending, capture, hooks, err);
 	if (r == 0)
 		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
-	if (r == 0 && !whole && (faults == 0 || tracker_faults(vm->tracker) != faults))
+	if (r == 0 && !one_piece && had_faults(vm, faults))
 		r = copy_late(vm, pending, capture, hooks, err);
 	return r;
 }

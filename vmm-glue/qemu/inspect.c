@@ -155,11 +155,16 @@ static int inspect_disks(struct qemu *vm, struct ft_err *err)
  *index=0,type=tap,ifname=... hub 0 \ port0: nic1: index=0,type=nic,... */
 static bool parse_nic(const char *line, struct qemu_nic *nic)
 {
+	const char *how;
 	int end = 0;
 
-	*nic = (struct qemu_nic){0};
-	if (sscanf(line, " \\ %63[^:]: index=%*d,type=%15[^,]", nic->id, nic->type) == 2)
+	*nic = (struct qemu_nic){.fd = -1};
+	if (sscanf(line, " \\ %63[^:]: index=%*d,type=%15[^,]", nic->id, nic->type) == 2) {
+		how = strstr(line, "type=tap,");
+		if (how && sscanf(how, "type=tap,ifname=%15[^,]", nic->ifname) != 1)
+			(void)sscanf(how, "type=tap,fd=%d", &nic->fd);
 		return true;
+	}
 	COPY(nic->type, "hub");
 	return sscanf(line, " \\ %63[^:]: %*[^:]: index=%n", nic->id, &end) == 1 && end > 0;
 }
@@ -167,6 +172,7 @@ static bool parse_nic(const char *line, struct qemu_nic *nic)
 static int inspect_nics(struct qemu *vm, struct ft_err *err)
 {
 	char *info, *save = NULL;
+	bool virtio = false;
 	int r = qmp_human(&vm->qmp, &info, err, "info network");
 
 	if (r < 0)
@@ -176,8 +182,11 @@ static int inspect_nics(struct qemu *vm, struct ft_err *err)
 	     line = strtok_r(NULL, "\r\n", &save)) {
 		struct qemu_nic nic;
 
-		if (!parse_nic(line, &nic))
+		if (!parse_nic(line, &nic)) {
+			virtio = strstr(line, ",type=nic,model=virtio-net");
 			continue;
+		}
+		nic.virtio = virtio;
 		if (vm->nics_n == VMM_NICS_MAX)
 			r = ft_err_set(err, E2BIG, "qemu: more than %d network interfaces",
 				       VMM_NICS_MAX);

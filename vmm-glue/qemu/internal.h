@@ -43,7 +43,10 @@ struct qemu_disk {
 struct qemu_nic {
 	char id[VMM_NAME_MAX]; /* of the netdev */
 	char type[16];	       /* "tap" */
-	bool tapped;
+	bool virtio;	       /* the device is a virtio-net */
+	char ifname[16];       /* tap: the interface, "": given as the descriptor fd */
+	int fd;
+	bool tapped, returns; /* tapped: frames come back through QEMU */
 };
 
 #define QEMU_JOB QEMU_OURS "mirror"
@@ -151,9 +154,11 @@ int qemu_save(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, v
 /* taps.c */
 int qemu_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
 int qemu_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err);
+/* in "": nothing comes back. */
 int nic_tap_in(struct qemu *vm, struct qemu_nic *nic, const char *out, const char *in,
 	       struct ft_err *err);
 int nic_tap_out(struct qemu *vm, struct qemu_nic *nic, struct ft_err *err);
+int qemu_nic_fd(struct vmm *vmm, unsigned i, struct ft_err *err);
 int disk_tap_in(struct qemu *vm, unsigned i, const char *nbd, struct ft_err *err);
 int disk_tap_out(struct qemu *vm, unsigned i, struct ft_err *err);
 /* RUN/NAME.taps says how tapped disks go back; there is none while no disk is tapped. Recall: disks

@@ -6,16 +6,24 @@
 //
 // QEMU writes in pieces of 32 KiB and serialises a piece only when the one before has gone. The
 // last piece is shorter. QEMU must be held in the write of the last piece: only then is everything
-// serialised, and nothing can touch RAM any more. So the pipe has room for just the pieces before
-// the last, as the state before this one had them (they hardly ever differ in length), and QEMU
-// runs through to the last piece without waiting for us:
+// serialised, and nothing can touch RAM any more. So until then there is room for just the pieces
+// before the last, as the state before this one had them (they hardly ever differ in length), and
+// QEMU runs through to the last piece without waiting for us:
 //
 //	one piece    pipe of 4 KiB: blocked at once
 //	more         pipe of 32, 64, ... KiB, and what does not fit is read early
 //
+// Where the last piece is long enough, all pieces before it are read as they come, while the pipe
+// is made narrower: it is empty and has one page when the last piece comes, and that its first
+// bytes are there wakes us up. Otherwise we have to look again and again, for nothing tells when a
+// process blocks.
+//
 // That it is the last piece is not guessed: we ask the kernel which system call QEMU's main thread
 // is blocked in (/proc/PID/syscall, then its iovec). A full piece means that there are more, which
 // are let on one by one. A state of one piece needs no asking; its length proves it in the end.
+//
+// Nowhere do we wait by looking over and over: where CPUs are busy, the one that we would keep is
+// the one that QEMU needs.
 //
 // The command is primed: QMP reads one byte per turn of the main loop, so that a whole command
 // costs QEMU a millisecond before anything happens. All of it but the last `}` is sent
@@ -32,7 +40,6 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -44,10 +51,7 @@
 #define PIPE_MAX     (1u << 20) /* pipe-max-size: what an unprivileged process may have */
 #define IOVECS_MAX   64
 #define DISCARD_MS   1000
-#define LOOK_NS	     500000u /* a primed command takes half of that to stop a guest */
-#define LOOK_GAP_NS  200000u
-#define LOOK_LAST_NS 2000000u /* QEMU serialises 32 KiB in about 0.4 ms */
-#define NAP_NS	     20000
+#define NAP_NS	     20000 /* QEMU serialises 32 KiB in about 0.4 ms */
 
 void save_init(struct save *s)
 {
@@ -130,11 +134,17 @@ int save_setup(struct save *s, struct qmp *q, pid_t pid, struct ft_err *err)
 	return r;
 }
 
+/* Bytes of the pieces before the last. */
+static size_t pieces_before(size_t expected)
+{
+	return expected ? (expected - 1) / PIECE * PIECE : 0;
+}
+
 /* Room for the pieces before the last, as far as a pipe has it; *early: those that have to be read
  * while QEMU serialises. */
 static size_t plan_capacity(size_t expected, size_t *early)
 {
-	size_t before = expected ? (expected - 1) / PIECE : 0, fit = 1;
+	size_t before = pieces_before(expected) / PIECE, fit = 1;
 
 	*early = 0;
 	if (before == 0)
@@ -158,6 +168,13 @@ int save_prime(struct save *s, struct qmp *q, struct ft_err *err)
 	return r;
 }
 
+/* Is the last piece longer than half of one? Then a pipe that a piece just fills leaves room for
+ * reading half of that piece, and never for all of the last. */
+static bool can_narrow(size_t expected)
+{
+	return expected > PIECE && expected - pieces_before(expected) > PIECE / 2;
+}
+
 static int fire(struct save *s, struct qmp *q, struct ft_err *err)
 {
 	assert(s->primed);
@@ -173,54 +190,21 @@ int save_fire(struct save *s, struct qmp *q, uint8_t *state, size_t room, struct
 	s->len = s->write_start = s->write_len = 0;
 	s->begun = false;
 	s->last = s->expected > 0 && s->expected < PIECE;
+	s->narrows = can_narrow(s->expected);
 	return fire(s, q, err);
-}
-
-/* To be woken up takes longer than all else that we do while QEMU is stopped, so at first we look
- * over and over. But not for long, not where QEMU needs this very CPU, and not once somebody else
- * has had it: who spins on a busy machine is out of turn when it counts. */
-struct look {
-	uint64_t until_ns, last_ns;
-};
-
-static struct look look_for(uint64_t ns)
-{
-	uint64_t now_ns = qemu_now_ns();
-
-	return (struct look){get_nprocs() > 1 ? now_ns + ns : 0, now_ns};
-}
-
-static bool may_look(struct look *l)
-{
-	uint64_t now_ns = qemu_now_ns();
-
-	if (now_ns - l->last_ns > LOOK_GAP_NS)
-		l->until_ns = 0;
-	l->last_ns = now_ns;
-	return now_ns < l->until_ns;
-}
-
-static int poll_soon(struct pollfd *p, nfds_t n, struct look *look, int left_ms)
-{
-	int r = 0;
-
-	while (r == 0 && may_look(look))
-		r = poll(p, n, 0);
-	return r ? r : poll(p, n, left_ms);
 }
 
 static int wait_for(struct save *s, struct qmp *q, bool or_stop, unsigned within_ms,
 		    struct ft_err *err)
 {
 	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
-	struct look look = look_for(LOOK_NS);
 
 	while (!s->begun) {
 		struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN},
 				      {.fd = q->fd, .events = POLLIN}};
 		int r;
 
-		if (poll_soon(p, 2, &look, VMM_WAITING_MS) == 0) {
+		if (poll(p, 2, VMM_WAITING_MS) == 0) {
 			if (s->hooks && s->hooks->waiting)
 				s->hooks->waiting(s->hooks->ctx);
 			if (qemu_ms_left(deadline_ns) == 0)
@@ -313,19 +297,49 @@ static int take(struct save *s, size_t most, struct ft_err *err)
 	return 0;
 }
 
+/* Takes what there is of the pieces before the last. Whatever QEMU does meanwhile, its last write
+ * does not fit: what was taken and the pipe together stay below what is expected. */
+static int narrow(struct save *s, size_t *unread, struct ft_err *err)
+{
+	size_t left = pieces_before(s->expected) - s->len;
+	int r = 0, n;
+
+	while (r == 0 && left && *unread) {
+		size_t want = left < *unread ? left : *unread, most, before = s->len;
+
+		for (size_t c = s->capacity / 2;
+		     s->len + want + s->capacity >= s->expected && c >= HOLD_PIPE && c >= *unread;
+		     c /= 2)
+			if (pipe_resize(s, c) < 0)
+				break;
+		most = (s->expected - 1 - s->len - s->capacity) / HOLD_PIPE * HOLD_PIPE;
+		r = take(s, want < most ? want : most, err);
+		left -= s->len - before;
+		if (s->len == before || ioctl(s->pipe, FIONREAD, &n) < 0)
+			break;
+		*unread = (size_t)n;
+	}
+	if (left == 0 && *unread == 0 && s->capacity > HOLD_PIPE)
+		pipe_resize(s, HOLD_PIPE);
+	return r;
+}
+
 int save_step(struct save *s, pid_t pid, struct ft_err *err)
 {
-	int unread = 0, r;
-	size_t n;
+	size_t n, unread;
+	int r = 0, k;
 
-	if (s->last || ioctl(s->pipe, FIONREAD, &unread) < 0)
+	if (s->last || ioctl(s->pipe, FIONREAD, &k) < 0)
 		return 0;
-	if (s->early && (size_t)unread >= PIECE) {
+	unread = (size_t)k;
+	if (s->narrows)
+		r = narrow(s, &unread, err);
+	else if (s->early && unread >= PIECE) {
 		s->early--;
 		return take(s, PIECE, err);
 	}
-	if ((size_t)unread < s->capacity)
-		return 0;
+	if (r < 0 || unread < s->capacity)
+		return r;
 	n = blocked_in(s, pid);
 	if (n == 0)
 		return 0;
@@ -334,25 +348,38 @@ int save_step(struct save *s, pid_t pid, struct ft_err *err)
 				  "qemu: save: this QEMU writes its state in pieces of %zu bytes",
 				  n);
 	/* A full pipe holds whole pieces and QEMU is in the next one, but for the small pipe, which
-	 * holds the start of the first. */
-	s->write_start = s->capacity < PIECE ? 0 : s->len + s->capacity;
+	 * holds the start of the first; and pieces that are read as they come end anywhere in it.
+	 */
+	s->write_start = s->narrows	       ? pieces_before(s->expected)
+			 : s->capacity < PIECE ? 0
+					       : s->len + s->capacity;
 	s->write_len = n;
 	s->last = n < PIECE || s->write_start + n == s->expected;
 	if (s->last)
 		return 0;
+	s->narrows = false;
 	if (s->capacity >= PIECE)
 		return take(s, PIECE, err);
 	r = pipe_resize(s, PIECE);
 	return r < 0 ? ft_err_set(err, -r, "qemu: save: F_SETPIPE_SZ: %s", strerror(-r)) : 0;
 }
 
+/* Until there may be something to do. */
+static void wait_more(const struct save *s, const struct qmp *q)
+{
+	struct pollfd p[2] = {{.fd = s->pipe, .events = POLLIN}, {.fd = q->fd, .events = POLLIN}};
+	int unread = 0;
+
+	if (s->narrows && ioctl(s->pipe, FIONREAD, &unread) == 0 && unread == 0)
+		poll(p, 2, VMM_WAITING_MS);
+	else
+		ppoll(NULL, 0, &(struct timespec){.tv_nsec = NAP_NS}, NULL);
+}
+
 int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, struct ft_err *err)
 {
 	uint64_t deadline_ns = qemu_deadline_ns(within_ms);
-	struct look look = look_for(LOOK_LAST_NS);
 
-	/* Nothing tells when another process blocks, and the guest is held. Who sleeps for a moment
-	 * is back sooner than who yields: on a busy machine that means behind everybody else. */
 	for (;;) {
 		int r = save_step(s, pid, err);
 
@@ -365,8 +392,7 @@ int save_to_last(struct save *s, struct qmp *q, pid_t pid, unsigned within_ms, s
 		if (qemu_now_ns() > deadline_ns)
 			return ft_err_set(err, EAGAIN,
 					  "qemu: save: QEMU did not come to the end of its state");
-		if (!may_look(&look))
-			ppoll(NULL, 0, &(struct timespec){.tv_nsec = NAP_NS}, NULL);
+		wait_more(s, q);
 	}
 }
 

@@ -21,7 +21,7 @@ struct save {
 	unsigned long writer_fd; /* QEMU's descriptor of it, once seen; ULONG_MAX: not yet */
 	size_t capacity;	 /* of the pipe */
 	size_t expected;	 /* length of the last state, 0: not known */
-	size_t early;		 /* pieces to read before QEMU is held */
+	size_t early;		 /* pieces to read before QEMU is held, if it does not narrow */
 	char command[160];	 /* all of it; its last byte fires it */
 	size_t command_len;
 	uint64_t id;
@@ -36,6 +36,7 @@ struct save {
 		write_len; /* the write(2) that QEMU is in: its place in the state, its length */
 	bool begun;	   /* the first byte was seen */
 	bool last;	   /* ... is the last one: everything is serialised */
+	bool narrows;	   /* the pieces before the last are read as they come */
 	uint64_t begin_ns, end_ns; /* first and last byte taken */
 };
 

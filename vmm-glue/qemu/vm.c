@@ -39,6 +39,7 @@ static void info(struct vmm *vmm, struct vmm_info *out)
 		snprintf(out->disks[i].id, VMM_NAME_MAX, "%s", vm->disks[i].id);
 		snprintf(out->disks[i].image, VMM_PATH_MAX, "%s", vm->disks[i].image);
 		out->disks[i].bytes = vm->disks[i].bytes;
+		out->disks[i].direct = vm->disks[i].direct;
 	}
 	for (unsigned i = 0; i < vm->nics_n; i++)
 		snprintf(out->nics[i].id, VMM_NAME_MAX, "%s", vm->nics[i].id);
@@ -285,6 +286,7 @@ static const struct vmm_ops ops = {
 	.check = qemu_check,
 	.taps_in = qemu_taps_in,
 	.taps_out = qemu_taps_out,
+	.nic_fd = qemu_nic_fd,
 	.track_start = qemu_track_start,
 	.track_stop = qemu_track_stop,
 	.harvest = qemu_harvest,

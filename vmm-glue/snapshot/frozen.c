@@ -8,7 +8,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -17,12 +16,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "ft/bitmap.h"
 #include "vmm-glue/inject.h"
+#include "vmm-glue/snapshot/ram_read.h"
 #include "vmm-glue/uffd.h"
 #include "vmm-glue/uffd_abi.h"
 
@@ -162,14 +161,8 @@ static int take_uffd(struct frozen *f, struct ft_err *err)
 
 static int own_descriptors(struct frozen *f, struct ft_err *err)
 {
-	int fd = f->ram.fd, pidfd = f->ram.pidfd;
-
-	f->ram.fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	f->ram.pidfd = pidfd < 0 ? -1 : fcntl(pidfd, F_DUPFD_CLOEXEC, 3);
 	f->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if ((fd >= 0 && f->ram.fd < 0) || (pidfd >= 0 && f->ram.pidfd < 0) || f->stop_fd < 0)
-		return ft_err_set(err, EMFILE, "no descriptors");
-	return 0;
+	return ram_keep(&f->ram) || f->stop_fd < 0 ? ft_err_set(err, EMFILE, "no descriptors") : 0;
 }
 
 int frozen_open(const struct vmm_ram *ram, const struct frozen_ops *ops, struct frozen **out,
@@ -229,43 +222,9 @@ int frozen_moment(struct frozen *f, struct ft_err *err)
 	return rc;
 }
 
-static int read_foreign(const struct frozen *f, uint64_t address, uint8_t *to, size_t bytes)
-{
-	while (bytes) {
-		struct iovec local = {to, bytes}, remote = {(void *)(uintptr_t)address, bytes};
-		ssize_t n = process_vm_readv(f->ram.pid, &local, 1, &remote, 1, 0);
-
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		to += n;
-		address += (uint64_t)n;
-		bytes -= (size_t)n;
-	}
-	return 0;
-}
-
 int frozen_read(const struct frozen *f, uint64_t pfn, size_t n, uint8_t *to)
 {
-	off_t at = (off_t)(f->ram.offset + pfn * VMM_PAGE_BYTES), data;
-	size_t bytes = n * VMM_PAGE_BYTES;
-
-	assert(pfn + n <= f->ram.bytes / VMM_PAGE_BYTES);
-	if (f->ram.fd < 0)
-		return read_foreign(f, address_of(f, pfn), to, bytes);
-	/* Through the file: to read a hole through a mapping would fill it. */
-	data = lseek(f->ram.fd, at, SEEK_DATA);
-	if ((data < 0 && errno == ENXIO) || data >= at + (off_t)bytes)
-		return 1;
-	while (bytes) {
-		ssize_t got = pread(f->ram.fd, to, bytes, at);
-
-		if (got <= 0)
-			return got < 0 ? -errno : -EIO;
-		to += got;
-		at += got;
-		bytes -= (size_t)got;
-	}
-	return 0;
+	return ram_read(&f->ram, pfn, n, to);
 }
 
 void frozen_thaw(struct frozen *f)
@@ -294,10 +253,7 @@ void frozen_close(struct frozen *f)
 		close(f->uffd);
 	if (f->stop_fd >= 0)
 		close(f->stop_fd);
-	if (f->ram.fd >= 0)
-		close(f->ram.fd);
-	if (f->ram.pidfd >= 0)
-		close(f->ram.pidfd);
+	ram_drop(&f->ram);
 	ft_bitmap_free(&f->noted);
 	pthread_mutex_destroy(&f->lock);
 	free(f);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two threads: one waits for faults, one goes through the file. They may bring the same page; the
+// Two threads: one waits for faults, and notes in which order they come; one brings what faulted
+// the last time, in that order, and then goes through the file. They may bring the same page; the
 // kernel takes the first.
 #include "vmm-glue/snapshot/lazy.h"
 
@@ -17,10 +18,11 @@
 #include <unistd.h>
 
 #include "vmm-glue/inject.h"
+#include "vmm-glue/snapshot/working_set.h"
 #include "vmm-glue/uffd.h"
 
 #define FAULTS_AT_ONCE	32
-#define AROUND_PAGES	16 /* a fault brings its neighbours along: who reads one reads the next */
+#define AROUND_PAGES	WORKING_SET_PAGES
 #define PIECE_PAGES	64
 #define UNREGISTER_STEP (64ull << 20)
 
@@ -37,6 +39,8 @@ struct lazy {
 	atomic_bool stop;
 	atomic_int failed; /* -errno */
 	_Atomic uint64_t pages, pages_done, faults, fault_ns_max;
+	/* what was touched first the last time: the filler's. What was touched now: the server's */
+	struct working_set ahead, touched;
 };
 
 static uint64_t now_ns(void)
@@ -84,8 +88,12 @@ static int bring(struct lazy *l, uint64_t pfn, uint8_t *buffer)
 
 static void serve(struct lazy *l, uint64_t address, uint8_t *buffer)
 {
-	uint64_t start = now_ns(), took;
-	int rc = bring(l, (address - l->ram.address) / VMM_PAGE_BYTES, buffer);
+	uint64_t start = now_ns(), pfn = (address - l->ram.address) / VMM_PAGE_BYTES, took;
+	int rc = bring(l, pfn, buffer);
+
+	/* What is zeroes needs no reading. */
+	if (source_has(&l->source, pfn))
+		(void)working_set_add(&l->touched, pfn);
 
 	if (rc)
 		fail(l, rc);
@@ -120,6 +128,24 @@ static void *serve_faults(void *ctx)
 
 /* ---- the rest ---- */
 
+static int fill_ahead(struct lazy *l, uint8_t *buffer)
+{
+	uint64_t pages = mapped_ram_pages(l->source.ram);
+	int rc = 0;
+
+	for (uint32_t i = 0; i < l->ahead.n && !rc && !l->stop; i++) {
+		uint64_t first = l->ahead.pfns[i], end = first + AROUND_PAGES;
+
+		end = end < pages ? end : pages;
+		for (uint64_t pfn = first, n; pfn < end && !rc; pfn += n) {
+			n = source_run(&l->source, pfn, end - pfn);
+			if (source_has(&l->source, pfn))
+				rc = fill_run(l, pfn, n, buffer);
+		}
+	}
+	return rc;
+}
+
 static int fill_all(struct lazy *l, uint8_t *buffer)
 {
 	uint64_t pages = mapped_ram_pages(l->source.ram);
@@ -140,8 +166,10 @@ static void *fill(void *ctx)
 {
 	struct lazy *l = ctx;
 	uint8_t *buffer = malloc(PIECE_PAGES * VMM_PAGE_BYTES);
-	int rc = buffer ? fill_all(l, buffer) : -ENOMEM;
+	int rc = buffer ? fill_ahead(l, buffer) : -ENOMEM;
 
+	if (!rc)
+		rc = fill_all(l, buffer);
 	if (rc)
 		fail(l, rc);
 	/* What is missing now is zeroes. */
@@ -187,7 +215,24 @@ static int start_threads(struct lazy *l, struct ft_err *err)
 	return rc ? ft_err_set(err, rc, "a thread: %s", strerror(rc)) : 0;
 }
 
-static void lazy_free(struct lazy *l)
+/* The next restore gets what this one waited for as well. Where that cannot be written it has to
+ * wait again. */
+static void remember(struct lazy *l)
+{
+	const struct working_set *ws = &l->ahead;
+
+	if (l->source.layers || l->touched.n <= l->ahead.n / 8)
+		return;
+	/* A full one is old. */
+	if (l->touched.n > WORKING_SET_MAX - l->ahead.n)
+		ws = &l->touched;
+	else
+		for (uint32_t i = 0; i < l->touched.n; i++)
+			(void)working_set_add(&l->ahead, l->touched.pfns[i]);
+	(void)working_set_save(ws, l->source.path, NULL);
+}
+
+static void stop_threads(struct lazy *l)
 {
 	if (l->filling)
 		pthread_join(l->fill_thread, NULL);
@@ -195,12 +240,32 @@ static void lazy_free(struct lazy *l)
 		eventfd_write(l->stop_fd, 1);
 		pthread_join(l->fault_thread, NULL);
 	}
+	l->filling = l->serving = false;
+}
+
+static void lazy_free(struct lazy *l)
+{
+	stop_threads(l);
+	working_set_free(&l->ahead);
+	working_set_free(&l->touched);
 	source_close(&l->source);
 	if (l->uffd >= 0)
 		close(l->uffd);
 	if (l->stop_fd >= 0)
 		close(l->stop_fd);
 	free(l);
+}
+
+static int recall(struct lazy *l, struct ft_err *err)
+{
+	uint64_t pages = mapped_ram_pages(l->source.ram);
+
+	if (working_set_init(&l->ahead, pages) || working_set_init(&l->touched, pages))
+		return ft_err_set(err, ENOMEM, "out of memory");
+	/* Of a file: a history's layers change. */
+	if (!l->source.layers)
+		(void)working_set_load(&l->ahead, l->source.path, NULL);
+	return 0;
 }
 
 int lazy_begin(struct source *source, const struct vmm_ram *ram, void (*done)(void *ctx), void *ctx,
@@ -223,18 +288,22 @@ int lazy_begin(struct source *source, const struct vmm_ram *ram, void (*done)(vo
 	l->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	rc = l->stop_fd < 0 ? ft_err_set(err, errno, "eventfd: %s", strerror(errno)) : 0;
 	if (!rc)
+		rc = recall(l, err);
+	if (!rc)
 		rc = take_uffd(l, err);
 	if (!rc)
 		rc = start_threads(l, err);
 	if (!rc) {
 		source->fd = -1;
 		source->bitmap = NULL;
+		source->layers = NULL;
 		*out = l;
 		return 0;
 	}
 	/* Still the caller's. */
 	l->source.fd = -1;
 	l->source.bitmap = NULL;
+	l->source.layers = NULL;
 	lazy_free(l);
 	return ft_err_context(err, "lazy restore");
 }
@@ -243,6 +312,7 @@ void lazy_stats(const struct lazy *l, struct lazy_stats *stats)
 {
 	*stats = (struct lazy_stats){.pages = l->pages,
 				     .pages_done = l->pages_done,
+				     .ahead = l->ahead.n,
 				     .faults = l->faults,
 				     .fault_us_max = l->fault_ns_max / 1000};
 }
@@ -257,9 +327,10 @@ int lazy_end(struct lazy *l, struct ft_err *err)
 	char path[sizeof l->source.path];
 	int rc;
 
-	pthread_join(l->fill_thread, NULL);
-	l->filling = false;
+	stop_threads(l);
 	rc = l->failed;
+	if (!rc)
+		remember(l);
 	memcpy(path, l->source.path, sizeof path);
 	lazy_free(l);
 	return rc ? ft_err_set(err, -rc, "snapshot %.200s: RAM cannot be restored: %s", path,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* RAM that comes from a snapshot's file while the guest already runs: a userfaultfd in missing mode
- * makes who touches a page that is not there wait for it, and the rest follows in the background,
- * in the file's order. Pages that the file does not have stay holes until they are touched.
+ * makes who touches a page that is not there wait for it, and the rest follows in the background:
+ * first what was touched the last time (working_set.h), then in the file's order. Pages that the
+ * file does not have stay holes until they are touched.
  *
  * Until all is there nobody may look at this RAM but through the VM's own page tables: reading a
  * hole elsewhere fills it with zeroes. If this process dies before, the VM's process stops at the
@@ -21,6 +22,7 @@ struct lazy;
 struct lazy_stats {
 	uint64_t pages, pages_done; /* of those in the file */
 	uint64_t faults, fault_us_max;
+	uint32_t ahead; /* clusters of pages that were touched first the last time: read ahead */
 };
 
 /* RAM of a VM that waits, with nothing in it (source_empty()). *source is taken over on success.

@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmm-glue/snapshot/file_io.h"
+
 #define HOLES_SLACK (1u << 20) /* what a filesystem may need for an empty file */
 
 static int failed(const struct out_file *o, int code, struct ft_err *err)
@@ -88,21 +90,7 @@ int out_file_open(struct out_file *o, const char *path, uint64_t bytes, bool dir
 int out_file_write(const struct out_file *o, const void *from, size_t bytes, uint64_t at,
 		   bool direct)
 {
-	int fd = direct && o->direct_fd >= 0 ? o->direct_fd : o->fd;
-	const uint8_t *p = from;
-
-	while (bytes) {
-		ssize_t n = pwrite(fd, p, bytes, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		p += n;
-		at += (uint64_t)n;
-		bytes -= (size_t)n;
-	}
-	return 0;
+	return file_write(direct && o->direct_fd >= 0 ? o->direct_fd : o->fd, from, bytes, at);
 }
 
 static void close_all(struct out_file *o)

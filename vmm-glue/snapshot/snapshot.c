@@ -28,10 +28,11 @@
 #include "vmm-glue/snapshot/frame.h"
 #include "vmm-glue/snapshot/frozen.h"
 #include "vmm-glue/snapshot/out_file.h"
+#include "vmm-glue/snapshot/pace.h"
 #include "vmm-glue/snapshot/pool.h"
+#include "vmm-glue/snapshot/update.h"
 
 #define NS_PER_S    1000000000ull
-#define BURST_NS    (NS_PER_S / 10) /* what a limited rate may catch up after a wait */
 #define CHUNK_BYTES (CLAIMS_WORD_PAGES * (size_t)VMM_PAGE_BYTES)
 #define WORKER_NICE 5
 
@@ -47,6 +48,7 @@ struct snapshot {
 	uint8_t *tail;		  /* device state as it stands in the file */
 	size_t tail_len;
 	uint64_t pause_ns, digest;
+	struct pace pace;
 	pthread_t thread;
 	/* counts */
 	_Atomic uint64_t done, written;
@@ -56,8 +58,8 @@ struct snapshot {
 	pthread_cond_t change; /* work, a spare page, the end */
 	pthread_cond_t ended;  /* all is done, or failed */
 	struct pool pool;
-	uint64_t next_write_ns; /* a limited rate: not before */
 	struct ft_err err;
+	bool committing;
 };
 
 static uint64_t now_ns(void)
@@ -77,17 +79,26 @@ static bool wait_until_locked(struct snapshot *s, uint64_t when_ns)
 	return pthread_cond_timedwait(&s->change, &s->lock, &ts) != ETIMEDOUT;
 }
 
-/* The first error is the snapshot's. */
-static void give_up(struct snapshot *s, const struct ft_err *err)
+/* The first error is the snapshot's; none is any more once the file gets its name, but for those of
+ * that itself. */
+static void give_up_unless(struct snapshot *s, bool too_late, const struct ft_err *err)
 {
 	pthread_mutex_lock(&s->lock);
-	if (!s->failed) {
+	too_late = too_late && s->committing;
+	if (!s->failed && !too_late) {
 		s->err = *err;
 		s->failed = true;
 	}
 	pthread_cond_broadcast(&s->change);
 	pthread_cond_broadcast(&s->ended);
 	pthread_mutex_unlock(&s->lock);
+	if (s->config.disks && !too_late)
+		disks_cancel(s->config.disks, err);
+}
+
+static void give_up(struct snapshot *s, const struct ft_err *err)
+{
+	give_up_unless(s, false, err);
 }
 
 static void give_up_for(struct snapshot *s, int code, const char *what)
@@ -175,18 +186,6 @@ static void on_alive(void *ctx)
 
 // ---- workers
 
-static void pay_locked(struct snapshot *s, uint64_t bytes)
-{
-	uint64_t now, rate = s->config.bytes_per_s;
-
-	if (!rate)
-		return;
-	now = now_ns();
-	if (s->next_write_ns + BURST_NS < now)
-		s->next_write_ns = now - BURST_NS;
-	s->next_write_ns += (uint64_t)((unsigned __int128)bytes * NS_PER_S / rate);
-}
-
 static int write_pages(struct snapshot *s, uint64_t pfn, size_t n, const uint8_t *bytes)
 {
 	int rc = out_file_write(&s->file, bytes, n * VMM_PAGE_BYTES,
@@ -207,9 +206,9 @@ static void save_pooled(struct snapshot *s, const struct pool_page *page)
 	rc = write_pages(s, page->pfn, 1, page->bytes);
 	pthread_mutex_lock(&s->lock);
 	pool_give_back_locked(&s->pool, page->bytes);
-	pay_locked(s, VMM_PAGE_BYTES);
 	pthread_cond_broadcast(&s->change);
 	pthread_mutex_unlock(&s->lock);
+	pace_pay(&s->pace, VMM_PAGE_BYTES);
 	if (!rc)
 		count_done(s, 1);
 }
@@ -268,11 +267,7 @@ static bool save_chunk(struct snapshot *s, uint8_t *buffer)
 	if (!full || !write_runs(s, pfn, full, buffer))
 		count_done(s, (unsigned)__builtin_popcountll(mine));
 	atomic_fetch_or(&s->bitmap[word], full);
-	if (full && s->config.bytes_per_s) {
-		pthread_mutex_lock(&s->lock);
-		pay_locked(s, (uint64_t)__builtin_popcountll(full) * VMM_PAGE_BYTES);
-		pthread_mutex_unlock(&s->lock);
-	}
+	pace_pay(&s->pace, (uint64_t)__builtin_popcountll(full) * VMM_PAGE_BYTES);
 	return true;
 }
 
@@ -285,17 +280,17 @@ static enum work next_work(struct snapshot *s, struct pool_page *page)
 
 	pthread_mutex_lock(&s->lock);
 	while (!s->failed && s->done < mapped_ram_pages(s->block)) {
-		uint64_t now = s->config.bytes_per_s ? now_ns() : 0;
+		uint64_t next = pace_next_ns(&s->pace), now = next ? now_ns() : 0;
 		bool may_scan = claims_left(&s->claims);
 
 		if (pool_get_locked(&s->pool, page))
 			work = WORK_POOLED;
-		else if (may_scan && now >= s->next_write_ns)
+		else if (may_scan && now >= next)
 			work = WORK_CHUNK;
 		if (work != WORK_NONE)
 			break;
 		if (may_scan)
-			wait_until_locked(s, s->next_write_ns);
+			wait_until_locked(s, next);
 		else
 			pthread_cond_wait(&s->change, &s->lock);
 	}
@@ -326,14 +321,33 @@ static void *worker(void *ctx)
 
 // ---- the end of the file
 
+static bool may_commit(struct snapshot *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->committing = !s->failed;
+	pthread_mutex_unlock(&s->lock);
+	return s->committing;
+}
+
 static void finish(struct snapshot *s)
 {
 	struct ft_err err = {0};
 
 	if (frame_write(&s->file, &s->layout, s->bitmap, s->tail, s->tail_len, &err) ||
 	    (s->config.verify && frame_verify(&s->file, s->digest, &err)) ||
-	    out_file_commit(&s->file, &err))
+	    (s->config.disks && disks_finish(s->config.disks, &err)) ||
+	    (may_commit(s) && out_file_commit(&s->file, &err)))
 		give_up(s, &err);
+	else if (s->committing && s->config.disks)
+		disks_settle(s->config.disks);
+	if (!s->failed)
+		update_forget(s->config.path);
+}
+
+/* On a thread of a disk's. */
+static void on_disk_failed(void *ctx, const struct ft_err *err)
+{
+	give_up(ctx, err);
 }
 
 /* With all signals blocked, which the workers inherit. */
@@ -381,19 +395,24 @@ static int on_held(void *ctx, struct ft_err *err)
 
 	if (!rc && m->s->config.verify)
 		rc = vmm_ram_digest(m->vmm, &m->s->digest, err);
+	if (!rc && m->s->config.disks)
+		rc = disks_moment(m->s->config.disks, err);
 	return rc;
 }
 
 static int pack_state(struct snapshot *s, struct vmm *vmm, const uint8_t *state, size_t len,
 		      struct ft_err *err)
 {
+	const char *disks = s->config.disks ? disks_description(s->config.disks) : NULL;
 	struct vmm_info info;
 
 	vmm_info(vmm, &info);
-	s->tail = malloc(len + MAPPED_RAM_TAIL_MAX);
+	s->tail = malloc(len + MAPPED_RAM_TAIL_MAX + (disks ? strlen(disks) : 0));
 	if (!s->tail)
 		return ft_err_set(err, ENOMEM, "device state: out of memory");
 	s->tail_len = mapped_ram_pack_state(info.kind, state, len, s->tail);
+	if (disks)
+		s->tail_len = mapped_ram_describe(s->tail, s->tail_len, disks);
 	return 0;
 }
 
@@ -436,8 +455,11 @@ static int make_room(struct snapshot *s, struct ft_err *err)
 static int start(struct snapshot *s, struct ft_err *err)
 {
 	sigset_t all, before;
-	int rc;
+	int rc = s->config.disks ? disks_start(s->config.disks, &s->pace, on_disk_failed, s, err)
+				 : 0;
 
+	if (rc)
+		return rc;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	rc = pthread_create(&s->thread, NULL, run, s);
@@ -461,6 +483,8 @@ static void snapshot_free(struct snapshot *s)
 {
 	if (!s)
 		return;
+	if (s->config.disks)
+		disks_close(s->config.disks);
 	frozen_close(s->frozen);
 	if (s->config.keeper)
 		keeper_serving_end(s->config.keeper);
@@ -470,6 +494,7 @@ static void snapshot_free(struct snapshot *s)
 	pthread_cond_destroy(&s->change);
 	pthread_cond_destroy(&s->ended);
 	pthread_mutex_destroy(&s->lock);
+	pace_destroy(&s->pace);
 	free(s->bitmap);
 	free(s->tail);
 	free(s);
@@ -485,8 +510,10 @@ static int prepare(const struct snapshot_config *config, const struct vmm_ram *r
 	int rc;
 
 	assert(config->jobs > 0 && config->jobs <= SNAPSHOT_JOBS_MAX);
-	if (!s)
+	if (!s) {
+		disks_close(config->disks);
 		return ft_err_set(err, ENOMEM, "out of memory");
+	}
 	s->config = *config;
 	if (!s->config.pool_pages)
 		s->config.pool_pages = SNAPSHOT_POOL_PAGES;
@@ -494,6 +521,7 @@ static int prepare(const struct snapshot_config *config, const struct vmm_ram *r
 		s->config.stall_max_ms = SNAPSHOT_STALL_MAX_MS;
 	s->file = (struct out_file){.fd = -1, .direct_fd = -1, .dir_fd = -1};
 	init_lock(s);
+	pace_init(&s->pace, config->bytes_per_s);
 	make_layout(s, ram);
 	rc = make_room(s, err);
 	if (!rc)
@@ -564,6 +592,8 @@ void snapshot_progress(const struct snapshot *s, struct snapshot_progress *p)
 					.fault_us_max = stats.fault_ns_max / 1000,
 					.pause_us = s->pause_ns / 1000,
 					.digest = s->digest};
+	if (s->config.disks)
+		disks_progress(s->config.disks, &p->disks);
 }
 
 void snapshot_cancel(struct snapshot *s, const char *why)
@@ -571,7 +601,7 @@ void snapshot_cancel(struct snapshot *s, const char *why)
 	struct ft_err err = {0};
 
 	ft_err_set(&err, ECANCELED, "%s", why);
-	give_up(s, &err);
+	give_up_unless(s, true, &err);
 }
 
 int snapshot_end(struct snapshot *s, struct snapshot_progress *p, struct ft_err *err)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A running guest's RAM and device state into a mapped-ram file (ft/snapshot/mapped_ram.h), as they
- * were at one moment; the guest stands still for its device state only (frozen.h).
+ * were at one moment; the guest stands still for its device state only (frozen.h). Its disks of the
+ * same moment go beside it (disks.h).
  *
  *      guest --- writes a page ---> fault thread: copies it to the pool, lets the guest go on
  *                                        |
@@ -20,6 +21,7 @@
 
 #include "ft/err.h"
 #include "vmm-glue/keeper.h"
+#include "vmm-glue/snapshot/disks.h"
 #include "vmm-glue/vmm.h"
 
 #define SNAPSHOT_JOBS_MAX     16
@@ -35,6 +37,8 @@ struct snapshot_config {
 	bool verify;	      /* digest RAM in the pause, which it prolongs, and compare the file */
 	unsigned pool_pages;  /* 0: SNAPSHOT_POOL_PAGES */
 	unsigned stall_max_ms;	 /* 0: SNAPSHOT_STALL_MAX_MS */
+	struct disks *disks;	 /* the guest's, opened; begin() takes them over, also when it
+				    fails. NULL: left out */
 	struct keeper *keeper;	 /* told that we live, for the guest may wait for us; may be NULL */
 	void (*done)(void *ctx); /* once, on a thread of the snapshot's: end() will not block */
 	void *ctx;
@@ -47,6 +51,7 @@ struct snapshot_progress {
 	uint64_t fault_us_max;	/* longest time that we took for one */
 	uint64_t pause_us;
 	uint64_t digest; /* verify: of RAM in the pause */
+	struct disks_progress disks;
 };
 
 struct snapshot;

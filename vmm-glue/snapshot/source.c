@@ -9,38 +9,26 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <endian.h>
+
+#include "vmm-glue/snapshot/file_io.h"
+#include "vmm-glue/snapshot/layers.h"
+#include "vmm-glue/snapshot/update.h"
+
 #if MAPPED_RAM_STATE_MAX > VMM_STATE_BYTES_MAX
 #error "a file's device state must fit a VM's"
 #endif
 
 #define PIECE_PAGES 256 /* read at a time: 1 MiB */
 
-static int read_all(int fd, uint64_t at, void *to, size_t bytes)
-{
-	uint8_t *p = to;
-
-	while (bytes) {
-		ssize_t n = pread(fd, p, bytes, (off_t)at);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		p += n;
-		at += (uint64_t)n;
-		bytes -= (size_t)n;
-	}
-	return 0;
-}
-
 /* mapped_ram_reader.read */
 static int read_frame(void *ctx, uint64_t offset, void *to, size_t len)
 {
-	return read_all(((struct source *)ctx)->fd, offset, to, len);
+	return file_read(((struct source *)ctx)->fd, to, len, offset);
 }
 
 /* What QEMU calls its ROMs: written by nobody, and made anew with every machine. */
@@ -80,7 +68,7 @@ static int load_bitmap(struct source *s, struct ft_err *err)
 	s->bitmap = malloc(words * sizeof *s->bitmap);
 	if (!s->bitmap)
 		return ft_err_set(err, ENOMEM, "out of memory");
-	rc = read_all(s->fd, s->ram->bitmap_offset, s->bitmap, words * sizeof *s->bitmap);
+	rc = file_read(s->fd, s->bitmap, words * sizeof *s->bitmap, s->ram->bitmap_offset);
 	if (rc)
 		return ft_err_set(err, -rc, "read: %s", strerror(-rc));
 	for (uint64_t i = 0; i < words && !rc; i++) {
@@ -121,12 +109,42 @@ int source_open_fd(int fd, const char *path, struct source *s, struct ft_err *er
 	return 0;
 }
 
-int source_open(const char *path, struct source *s, struct ft_err *err)
+/* Completes an update that was interrupted. */
+static int complete(const char *path, struct ft_err *err)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), rc;
+	int fd = update_open(path, err);
+
+	if (fd >= 0)
+		close(fd);
+	return fd < 0 ? fd : 0;
+}
+
+/* The file, and nobody updates it as long as it is open here. */
+static int open_shared(const char *path, struct ft_err *err)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
 		return ft_err_set(err, errno, "snapshot %s: %s", path, strerror(errno));
+	if (!flock(fd, LOCK_SH | LOCK_NB) || errno != EWOULDBLOCK)
+		return fd;
+	close(fd);
+	return ft_err_set(err, EBUSY, "snapshot %s: is being updated", path);
+}
+
+int source_open(const char *path, struct source *s, struct ft_err *err)
+{
+	int fd = open_shared(path, err), rc;
+
+	if (fd >= 0 && update_is_begun(fd)) {
+		close(fd);
+		rc = complete(path, err);
+		if (rc)
+			return ft_err_context(err, "snapshot");
+		fd = open_shared(path, err);
+	}
+	if (fd < 0)
+		return fd;
 	rc = source_open_fd(fd, path, s, err);
 	close(fd);
 	return rc;
@@ -137,6 +155,8 @@ void source_close(struct source *s)
 	if (s->fd >= 0)
 		close(s->fd);
 	free(s->bitmap);
+	layers_free(s->layers);
+	s->layers = NULL;
 	s->bitmap = NULL;
 	s->fd = -1;
 }
@@ -154,17 +174,27 @@ size_t source_run(const struct source *s, uint64_t pfn, size_t n)
 int source_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)
 {
 	assert(pfn + n <= mapped_ram_pages(s->ram));
-	return read_all(s->fd, s->ram->pages_offset + pfn * MAPPED_RAM_PAGE_BYTES, to,
-			n * MAPPED_RAM_PAGE_BYTES);
+	if (s->layers)
+		return layers_read(s, pfn, n, to);
+	return file_read(s->fd, to, n * MAPPED_RAM_PAGE_BYTES,
+			 s->ram->pages_offset + pfn * MAPPED_RAM_PAGE_BYTES);
 }
 
 int source_state(const struct source *s, const char *kind, uint8_t *state, size_t *len,
 		 struct ft_err *err)
 {
-	uint8_t *packed = malloc(s->layout.state_bytes);
-	int rc = packed ? read_all(s->fd, s->layout.state_offset, packed, s->layout.state_bytes)
-			: -ENOMEM;
+	uint8_t *packed;
+	int rc;
 
+	if (s->layers) {
+		size_t bytes;
+		const uint8_t *newest = layers_state(s, &bytes);
+
+		return mapped_ram_unpack_state(kind, newest, bytes, state, len, err);
+	}
+	packed = malloc(s->layout.state_bytes);
+	rc = packed ? file_read(s->fd, packed, s->layout.state_bytes, s->layout.state_offset)
+		    : -ENOMEM;
 	if (rc)
 		ft_err_set(err, -rc, "snapshot %s: device state: %s", s->path, strerror(-rc));
 	else

@@ -15,15 +15,20 @@
 
 #define SOURCE_JOBS_MAX 16
 
+struct layers;
+
 struct source {
 	int fd;
 	char path[4096];
 	struct mapped_ram layout;
 	const struct mapped_ram_block *ram; /* the guest's RAM; the other blocks are ROMs */
 	uint64_t *bitmap;		    /* of its pages */
+	struct layers *layers;		    /* changes over them (layers.h); NULL: none */
 };
 
-/* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. */
+/* -EBADMSG: not such a file. -ENOTSUP: it has memory besides RAM that the guest may write. -EBUSY:
+ * it is being updated; as long as the source is open it will not be. An update that was interrupted
+ * is completed first (update.h), which needs the right to write it. */
 int source_open(const char *path, struct source *s, struct ft_err *err);
 /* The same for a descriptor, which is duplicated; path is for messages. */
 int source_open_fd(int fd, const char *path, struct source *s, struct ft_err *err);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a disk tap knows of the difference between the two copies (changes.h): every write is marked
+// What a disk tap knows of the difference between the two copies (notes.h): every write is marked
 // before it reaches the image, from the tap's first moment to its last, in every mode. While a peer
 // acknowledges, what it surely has is taken off again, not at once but when there is much of it: a
 // block too many costs a sum, an update of the map a system call.
@@ -13,11 +13,11 @@
 #define KEPT_BLOCKS_MAX 1024 // of 64 KiB, marked longer than they have to be ...
 #define KEPT_SHARE	256  // ... or this share of a small disk
 
-_Static_assert(CHANGES_BLOCK_BYTES == DISK_TAP_BLOCK_BYTES, "a bit here is a bit in `behind`");
+_Static_assert(NOTES_BLOCK_BYTES == DISK_TAP_BLOCK_BYTES, "a bit here is a bit in `behind`");
 
 int disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len)
 {
-	return d->shared ? 0 : changes_mark(&d->changes, offset, len);
+	return d->shared ? 0 : notes_mark(&d->notes, offset, len);
 }
 
 static void add(struct ft_bitmap *blocks, uint64_t offset, uint64_t len)
@@ -53,16 +53,16 @@ static int not_with_peer_locked(const struct disk_tap *d, struct ft_bitmap *bloc
 	return 0;
 }
 
-void disk_changes_released(struct disk_tap *d)
+void disk_notes_released(struct disk_tap *d)
 {
 	uint64_t kept = d->behind.bits / KEPT_SHARE;
 	struct ft_bitmap blocks;
-	if (d->shared || !changes_session(&d->changes) ||
-	    d->changes.bits.count <= (kept < KEPT_BLOCKS_MAX ? kept : KEPT_BLOCKS_MAX))
+	if (d->shared || !notes_session(&d->notes) ||
+	    d->notes.bits.count <= (kept < KEPT_BLOCKS_MAX ? kept : KEPT_BLOCKS_MAX))
 		return;
 	pthread_mutex_lock(&d->lock);
 	if (not_with_peer_locked(d, &blocks) == 0) {
-		changes_replace(&d->changes, &blocks);
+		notes_replace(&d->notes, &blocks);
 		ft_bitmap_free(&blocks);
 	}
 	pthread_mutex_unlock(&d->lock);
@@ -76,10 +76,10 @@ void disk_tap_in_sync(struct tap *tap, uint64_t session)
 		return;
 	pthread_mutex_lock(&d->lock);
 	if (not_with_peer_locked(d, &blocks) == 0) {
-		changes_begin(&d->changes, session, &blocks);
+		notes_begin(&d->notes, session, &blocks);
 		ft_bitmap_free(&blocks);
 	} else {
-		(void)changes_end(&d->changes);
+		(void)notes_end(&d->notes);
 	}
 	pthread_mutex_unlock(&d->lock);
 }
@@ -87,7 +87,7 @@ void disk_tap_in_sync(struct tap *tap, uint64_t session)
 uint64_t disk_tap_session(struct tap *tap)
 {
 	struct disk_tap *d = (struct disk_tap *)tap;
-	return d->shared ? 0 : changes_session(&d->changes);
+	return d->shared ? 0 : notes_session(&d->notes);
 }
 
 int disk_tap_unchanged(struct tap *tap, uint64_t offset, uint64_t bytes, uint64_t *alike,
@@ -103,7 +103,7 @@ int disk_tap_unchanged(struct tap *tap, uint64_t offset, uint64_t bytes, uint64_
 	uint64_t before = d->behind.count;
 	for (uint64_t at = offset, len; at < offset + bytes; at += len) {
 		len = offset + bytes - at;
-		if (changes_at(&d->changes, at, &len))
+		if (notes_at(&d->notes, at, &len))
 			continue;
 		uint64_t first = at / DISK_TAP_BLOCK_BYTES;
 		uint64_t end = (at + len + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES;
@@ -119,18 +119,18 @@ void disk_tap_leave(struct tap *tap)
 	struct disk_tap *d = (struct disk_tap *)tap;
 	d->left = true;
 	if (!d->shared)
-		(void)changes_end(&d->changes);
+		(void)notes_end(&d->notes);
 }
 
 void disk_tap_forget(const char *image)
 {
-	changes_forget(image);
+	notes_forget(image);
 }
 
-void disk_changes_seal(struct disk_tap *d)
+void disk_notes_seal(struct disk_tap *d)
 {
-	if (d->image.fd < 0 || d->shared || !changes_session(&d->changes))
+	if (d->image.fd < 0 || d->shared || !notes_session(&d->notes))
 		return;
 	if (image_flush(&d->image) == 0)
-		changes_seal(&d->changes);
+		notes_seal(&d->notes);
 }

@@ -18,8 +18,8 @@
  * Whatever goes wrong ends the map (session 0, the file is removed), and then everything is
  * compared; the caller hears of it only if the file cannot be removed. Writers mark from several
  * threads; all else comes from one thread, marking ones not excluded. */
-#ifndef EVENTTAP_BLOCK_CHANGES_H
-#define EVENTTAP_BLOCK_CHANGES_H
+#ifndef EVENTTAP_BLOCK_NOTES_H
+#define EVENTTAP_BLOCK_NOTES_H
 
 #include <limits.h>
 #include <pthread.h>
@@ -28,10 +28,10 @@
 
 #include "ft/bitmap.h"
 
-#define CHANGES_SUFFIX	    ".kemari-changes"
-#define CHANGES_BLOCK_BYTES 65536u
+#define NOTES_SUFFIX	  ".kemari-changes"
+#define NOTES_BLOCK_BYTES 65536u
 
-struct changes {
+struct notes {
 	char path[PATH_MAX];
 	uint64_t bytes; /* of the disk */
 	pthread_mutex_t lock;
@@ -42,24 +42,24 @@ struct changes {
 
 /* Reads what the host knows about an image; the map is in use from then on. known false: something
  * else may have written to the image, so nothing is known. -ENOMEM only. */
-int changes_open(struct changes *c, const char *image, uint64_t bytes, bool known);
+int notes_open(struct notes *c, const char *image, uint64_t bytes, bool known);
 /* The copies are alike, as of this session: an empty map begins, but for those (NULL: none). */
-void changes_begin(struct changes *c, uint64_t session, const struct ft_bitmap *but);
+void notes_begin(struct notes *c, uint64_t session, const struct ft_bitmap *but);
 /* Before the range is written. -errno: it is not noted, and what the file says cannot be taken
  * back: the range must not be written. */
-int changes_mark(struct changes *c, uint64_t offset, uint64_t len);
+int notes_mark(struct notes *c, uint64_t offset, uint64_t len);
 /* In place of what was marked: those that the peer surely has are left out. */
-void changes_replace(struct changes *c, const struct ft_bitmap *bits);
+void notes_replace(struct notes *c, const struct ft_bitmap *bits);
 /* Nothing is known any more. -errno: the file says otherwise and cannot be removed. */
-int changes_end(struct changes *c);
+int notes_end(struct notes *c);
 /* The image is durable and nobody writes to it any more: so is the map. */
-void changes_seal(struct changes *c);
-uint64_t changes_session(struct changes *c);
+void notes_seal(struct notes *c);
+uint64_t notes_session(struct notes *c);
 /* Whether [offset, offset + *len) begins within the map; *len is cut to what is alike. */
-bool changes_at(struct changes *c, uint64_t offset, uint64_t *len);
+bool notes_at(struct notes *c, uint64_t offset, uint64_t *len);
 /* The file stays as it is. */
-void changes_close(struct changes *c);
+void notes_close(struct notes *c);
 /* The image is about to be written by somebody who marks nothing. */
-void changes_forget(const char *image);
+void notes_forget(const char *image);
 
 #endif

@@ -13,37 +13,37 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "eventtap/block/changes.h"
+#include "eventtap/block/notes.h"
 
 #define BLOCKS 517
-#define BYTES  ((uint64_t)BLOCKS * CHANGES_BLOCK_BYTES - 1000) // its last block is not whole
+#define BYTES  ((uint64_t)BLOCKS * NOTES_BLOCK_BYTES - 1000) // its last block is not whole
 #define HEADER 56
 
 static char dir[64], image[96], file[128];
-static struct changes c;
+static struct notes c;
 
 static int setup(void **state)
 {
 	(void)state;
-	snprintf(dir, sizeof(dir), "/tmp/ft-changes-XXXXXX");
+	snprintf(dir, sizeof(dir), "/tmp/ft-notes-XXXXXX");
 	assert_non_null(mkdtemp(dir));
 	snprintf(image, sizeof(image), "%s/d.img", dir);
-	snprintf(file, sizeof(file), "%s%s", image, CHANGES_SUFFIX);
+	snprintf(file, sizeof(file), "%s%s", image, NOTES_SUFFIX);
 	return 0;
 }
 
 static int teardown(void **state)
 {
 	(void)state;
-	changes_close(&c);
+	notes_close(&c);
 	unlink(file);
 	return rmdir(dir);
 }
 
 static void again(bool known)
 {
-	changes_close(&c);
-	assert_int_equal(changes_open(&c, image, BYTES, known), 0);
+	notes_close(&c);
+	assert_int_equal(notes_open(&c, image, BYTES, known), 0);
 }
 
 static void expect(const bool *model)
@@ -54,8 +54,8 @@ static void expect(const bool *model)
 	uint64_t at = 0, len;
 	for (; at < BYTES; at += len) {
 		len = BYTES - at;
-		bool set = changes_at(&c, at, &len);
-		for (uint64_t b = at / CHANGES_BLOCK_BYTES; b * CHANGES_BLOCK_BYTES < at + len; b++)
+		bool set = notes_at(&c, at, &len);
+		for (uint64_t b = at / NOTES_BLOCK_BYTES; b * NOTES_BLOCK_BYTES < at + len; b++)
 			assert_int_equal(model[b], set);
 	}
 	assert_int_equal(at, BYTES);
@@ -67,19 +67,19 @@ static void test_model(void **state)
 	bool model[BLOCKS] = {0};
 	srand(7);
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
-	changes_mark(&c, 0, BYTES); // nobody to note it for
-	changes_begin(&c, 42, NULL);
+	assert_int_equal(notes_session(&c), 0);
+	notes_mark(&c, 0, BYTES); // nobody to note it for
+	notes_begin(&c, 42, NULL);
 	for (int round = 0; round < 400; round++) {
 		uint64_t offset = (uint64_t)rand() * 977 % BYTES;
 		uint64_t len = (uint64_t)rand() % (round % 50 ? 70000 : 5000000);
 		if (len > BYTES - offset)
 			len = BYTES - offset;
-		changes_mark(&c, offset, len);
+		notes_mark(&c, offset, len);
 		for (uint64_t at = offset; at < offset + len; at++) {
-			model[at / CHANGES_BLOCK_BYTES] = true;
-			if (at + CHANGES_BLOCK_BYTES < offset + len)
-				at += CHANGES_BLOCK_BYTES - 1;
+			model[at / NOTES_BLOCK_BYTES] = true;
+			if (at + NOTES_BLOCK_BYTES < offset + len)
+				at += NOTES_BLOCK_BYTES - 1;
 		}
 		if (round % 37 == 0) // some are with the peer
 			for (uint64_t b = 0; b < BLOCKS; b += 2)
@@ -90,19 +90,19 @@ static void test_model(void **state)
 			for (uint64_t b = 0; b < BLOCKS; b++)
 				if (model[b])
 					ft_bitmap_set(&left, b);
-			changes_replace(&c, &left);
+			notes_replace(&c, &left);
 			ft_bitmap_free(&left);
 		}
 		if (round % 10 == 0) { // the process dies
 			again(true);
-			assert_int_equal(changes_session(&c), 42);
+			assert_int_equal(notes_session(&c), 42);
 			expect(model);
 		}
 	}
-	changes_begin(&c, 43, NULL);
+	notes_begin(&c, 43, NULL);
 	memset(model, 0, sizeof(model));
 	again(true);
-	assert_int_equal(changes_session(&c), 43);
+	assert_int_equal(notes_session(&c), 43);
 	expect(model);
 }
 
@@ -119,8 +119,8 @@ static void flip(off_t at)
 static void begin_marked(void)
 {
 	again(true);
-	changes_begin(&c, 42, NULL);
-	changes_mark(&c, 3 * CHANGES_BLOCK_BYTES, 1);
+	notes_begin(&c, 42, NULL);
+	notes_mark(&c, 3 * NOTES_BLOCK_BYTES, 1);
 }
 
 // Another boot: in use it says nothing, sealed it holds, and once in use again it does not.
@@ -128,20 +128,20 @@ static void test_boots(void **state)
 {
 	(void)state;
 	begin_marked();
-	changes_close(&c);
+	notes_close(&c);
 	flip(24); // the boot identity
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 
 	begin_marked();
-	changes_seal(&c);
+	notes_seal(&c);
 	again(true);
-	assert_int_equal(changes_session(&c), 42);
+	assert_int_equal(notes_session(&c), 42);
 	assert_int_equal(c.bits.count, 1);
-	changes_close(&c);
+	notes_close(&c);
 	flip(24);
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 	assert_int_not_equal(access(file, F_OK), 0);
 }
 
@@ -150,34 +150,34 @@ static void test_damage(void **state)
 	(void)state;
 	for (off_t at = 0; at < HEADER; at++) {
 		begin_marked();
-		changes_seal(&c);
-		changes_close(&c);
+		notes_seal(&c);
+		notes_close(&c);
 		flip(at);
 		again(true);
-		assert_int_equal(changes_session(&c), 0);
+		assert_int_equal(notes_session(&c), 0);
 		assert_int_equal(c.bits.count, 0);
 	}
 	begin_marked();
-	changes_seal(&c);
-	changes_close(&c);
+	notes_seal(&c);
+	notes_close(&c);
 	flip(4096 + 8);
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 	// A bit beyond the disk, a file that was cut, a disk of another size.
 	begin_marked();
-	changes_close(&c);
+	notes_close(&c);
 	flip(4096 + BLOCKS / 8 + 1);
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 	begin_marked();
-	changes_close(&c);
+	notes_close(&c);
 	assert_int_equal(truncate(file, 4096 + 8), 0);
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 	begin_marked();
-	changes_close(&c);
-	assert_int_equal(changes_open(&c, image, BYTES - CHANGES_BLOCK_BYTES, true), 0);
-	assert_int_equal(changes_session(&c), 0);
+	notes_close(&c);
+	assert_int_equal(notes_open(&c, image, BYTES - NOTES_BLOCK_BYTES, true), 0);
+	assert_int_equal(notes_session(&c), 0);
 }
 
 static void test_ends(void **state)
@@ -185,18 +185,18 @@ static void test_ends(void **state)
 	(void)state;
 	begin_marked();
 	again(false); // somebody else may have written
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 	assert_int_not_equal(access(file, F_OK), 0);
 	begin_marked();
-	changes_end(&c);
+	notes_end(&c);
 	assert_int_not_equal(access(file, F_OK), 0);
-	changes_mark(&c, 0, 1);
+	notes_mark(&c, 0, 1);
 	begin_marked();
-	changes_close(&c);
-	changes_forget(image);
-	changes_forget(image);
+	notes_close(&c);
+	notes_forget(image);
+	notes_forget(image);
 	again(true);
-	assert_int_equal(changes_session(&c), 0);
+	assert_int_equal(notes_session(&c), 0);
 }
 
 int main(void)

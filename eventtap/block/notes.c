@@ -2,7 +2,7 @@
 // A crash at any moment leaves a map that has too much, never too little: bits are set in the file
 // before their blocks are written, and a replacement has only bits that were there. What is torn or
 // was interrupted in its making does not bear a valid header.
-#include "eventtap/block/changes.h"
+#include "eventtap/block/notes.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -29,21 +29,21 @@ struct header {
 };
 _Static_assert(sizeof(struct header) == 56, "no holes");
 
-static uint64_t words_of(const struct changes *c)
+static uint64_t words_of(const struct notes *c)
 {
 	return (c->bits.bits + 63) / 64;
 }
 
-static void set_path(struct changes *c, const char *image)
+static void set_path(struct notes *c, const char *image)
 {
-	int n = snprintf(c->path, sizeof(c->path), "%s" CHANGES_SUFFIX, image);
+	int n = snprintf(c->path, sizeof(c->path), "%s" NOTES_SUFFIX, image);
 	if (n >= (int)sizeof(c->path))
 		c->path[0] = '\0';
 }
 
 // A file that can be neither removed nor made invalid would be believed one day: it stays open, and
 // whoever would have noted something tries again.
-static int end_locked(struct changes *c)
+static int end_locked(struct notes *c)
 {
 	static const struct header none;
 	c->session = 0;
@@ -59,7 +59,7 @@ static int end_locked(struct changes *c)
 	return 0;
 }
 
-static int failed_locked(struct changes *c, const char *what, int code)
+static int failed_locked(struct notes *c, const char *what, int code)
 {
 	ft_warn("%s: %s: %s: what changes on this disk is not known from now on", c->path, what,
 		strerror(code));
@@ -67,13 +67,13 @@ static int failed_locked(struct changes *c, const char *what, int code)
 }
 
 // Words [first, end) as they are in the file.
-static void put_words(const struct changes *c, uint64_t first, uint64_t end, uint64_t *out)
+static void put_words(const struct notes *c, uint64_t first, uint64_t end, uint64_t *out)
 {
 	for (uint64_t i = first; i < end; i++)
 		out[i - first] = htole64(c->bits.words[i]);
 }
 
-static int write_words(const struct changes *c, uint64_t first, uint64_t end)
+static int write_words(const struct notes *c, uint64_t first, uint64_t end)
 {
 	uint64_t words[CHUNK / WORD_BYTES];
 	for (uint64_t at = first, next; at < end; at = next) {
@@ -87,7 +87,7 @@ static int write_words(const struct changes *c, uint64_t first, uint64_t end)
 	return 0;
 }
 
-static uint64_t map_sum(const struct changes *c)
+static uint64_t map_sum(const struct notes *c)
 {
 	uint64_t words[CHUNK / WORD_BYTES], sum = 0;
 	for (uint64_t at = 0, next; at < words_of(c); at = next) {
@@ -99,7 +99,7 @@ static uint64_t map_sum(const struct changes *c)
 	return sum;
 }
 
-static int write_header(const struct changes *c, bool sealed)
+static int write_header(const struct notes *c, bool sealed)
 {
 	struct header h = {.magic = MAGIC};
 	_Static_assert(sizeof(MAGIC) == sizeof(h.magic) + 1, "without its end");
@@ -114,7 +114,7 @@ static int write_header(const struct changes *c, bool sealed)
 	return n == sizeof(h) ? 0 : n < 0 ? -errno : -ENOSPC;
 }
 
-static bool read_map(struct changes *c)
+static bool read_map(struct notes *c)
 {
 	uint64_t words[CHUNK / WORD_BYTES];
 	for (uint64_t at = 0, next; at < words_of(c); at = next) {
@@ -135,7 +135,7 @@ static bool read_map(struct changes *c)
 }
 
 // True: c->session and c->bits are what the file says, and it may be believed.
-static bool load(struct changes *c)
+static bool load(struct notes *c)
 {
 	static const uint8_t sealed[16];
 	struct header h;
@@ -156,15 +156,15 @@ static bool load(struct changes *c)
 	return true;
 }
 
-int changes_open(struct changes *c, const char *image, uint64_t bytes, bool known)
+int notes_open(struct notes *c, const char *image, uint64_t bytes, bool known)
 {
-	*c = (struct changes){.bytes = bytes, .fd = -1};
+	*c = (struct notes){.bytes = bytes, .fd = -1};
 	pthread_mutex_init(&c->lock, NULL);
-	if (ft_bitmap_init(&c->bits, (bytes + CHANGES_BLOCK_BYTES - 1) / CHANGES_BLOCK_BYTES) < 0)
+	if (ft_bitmap_init(&c->bits, (bytes + NOTES_BLOCK_BYTES - 1) / NOTES_BLOCK_BYTES) < 0)
 		return -ENOMEM;
 	set_path(c, image);
 	if (!known) {
-		changes_forget(image);
+		notes_forget(image);
 		return 0;
 	}
 	c->fd = open(c->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
@@ -180,7 +180,7 @@ int changes_open(struct changes *c, const char *image, uint64_t bytes, bool know
 }
 
 // The old file goes first: whatever becomes of the new one, it is not taken for that.
-static int make_locked(struct changes *c)
+static int make_locked(struct notes *c)
 {
 	(void)unlink(c->path);
 	c->fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -192,7 +192,7 @@ static int make_locked(struct changes *c)
 	return ret == 0 ? write_header(c, false) : ret;
 }
 
-void changes_begin(struct changes *c, uint64_t session, const struct ft_bitmap *but)
+void notes_begin(struct notes *c, uint64_t session, const struct ft_bitmap *but)
 {
 	assert(session);
 	pthread_mutex_lock(&c->lock);
@@ -209,12 +209,12 @@ void changes_begin(struct changes *c, uint64_t session, const struct ft_bitmap *
 	pthread_mutex_unlock(&c->lock);
 }
 
-int changes_mark(struct changes *c, uint64_t offset, uint64_t len)
+int notes_mark(struct notes *c, uint64_t offset, uint64_t len)
 {
 	if (len == 0)
 		return 0;
-	uint64_t first = offset / CHANGES_BLOCK_BYTES;
-	uint64_t end = (offset + len - 1) / CHANGES_BLOCK_BYTES + 1;
+	uint64_t first = offset / NOTES_BLOCK_BYTES;
+	uint64_t end = (offset + len - 1) / NOTES_BLOCK_BYTES + 1;
 	pthread_mutex_lock(&c->lock);
 	uint64_t before = c->bits.count;
 	int ret = 0;
@@ -231,7 +231,7 @@ int changes_mark(struct changes *c, uint64_t offset, uint64_t len)
 	return ret;
 }
 
-void changes_replace(struct changes *c, const struct ft_bitmap *bits)
+void notes_replace(struct notes *c, const struct ft_bitmap *bits)
 {
 	assert(bits->bits == c->bits.bits);
 	pthread_mutex_lock(&c->lock);
@@ -252,7 +252,7 @@ void changes_replace(struct changes *c, const struct ft_bitmap *bits)
 	pthread_mutex_unlock(&c->lock);
 }
 
-int changes_end(struct changes *c)
+int notes_end(struct notes *c)
 {
 	pthread_mutex_lock(&c->lock);
 	int ret = end_locked(c);
@@ -260,7 +260,7 @@ int changes_end(struct changes *c)
 	return ret;
 }
 
-void changes_seal(struct changes *c)
+void notes_seal(struct notes *c)
 {
 	pthread_mutex_lock(&c->lock);
 	if (c->session) {
@@ -273,7 +273,7 @@ void changes_seal(struct changes *c)
 	pthread_mutex_unlock(&c->lock);
 }
 
-uint64_t changes_session(struct changes *c)
+uint64_t notes_session(struct notes *c)
 {
 	pthread_mutex_lock(&c->lock);
 	uint64_t session = c->session;
@@ -288,19 +288,19 @@ static uint64_t next_clear(const struct ft_bitmap *b, uint64_t from)
 	return from;
 }
 
-bool changes_at(struct changes *c, uint64_t offset, uint64_t *len)
+bool notes_at(struct notes *c, uint64_t offset, uint64_t *len)
 {
-	uint64_t block = offset / CHANGES_BLOCK_BYTES;
+	uint64_t block = offset / NOTES_BLOCK_BYTES;
 	pthread_mutex_lock(&c->lock);
 	bool set = ft_bitmap_test(&c->bits, block);
 	uint64_t end = set ? next_clear(&c->bits, block) : ft_bitmap_next(&c->bits, block);
 	pthread_mutex_unlock(&c->lock);
-	uint64_t alike = end * CHANGES_BLOCK_BYTES - offset;
+	uint64_t alike = end * NOTES_BLOCK_BYTES - offset;
 	*len = alike < *len ? alike : *len;
 	return set;
 }
 
-void changes_close(struct changes *c)
+void notes_close(struct notes *c)
 {
 	if (!c->session && end_locked(c) < 0)
 		ft_error("%s: cannot be removed: remove it before this host is a standby again",
@@ -315,10 +315,10 @@ void changes_close(struct changes *c)
 }
 
 // A seal, if it has one, must not come back with a power cut.
-void changes_forget(const char *image)
+void notes_forget(const char *image)
 {
 	static const struct header none;
-	struct changes c = {.fd = -1};
+	struct notes c = {.fd = -1};
 	set_path(&c, image);
 	int fd = open(c.path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)

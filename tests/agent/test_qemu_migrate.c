@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+/* A Linux guest moves, there and back, under a TCP connection that must not notice more than a
+ * pause. How often: FT_ROUNDS (default 2). */
+#include "tests/agent/harness.h"
+#include "tests/agent/proxy.h"
+
+#define NIC    "nic net0 { mac = \"52:54:00:12:34:56\" attach = \"bridge:br0\" }\n"
+#define ECHOES 20 /* after each move */
+
+static struct host a, b;
+
+static const char *move_uri(const char *name)
+{
+	return unix_uri(name) + strlen("kemari:");
+}
+
+/* One network namespace is both hosts' here, so B's tap needs a name of its own. */
+static void target_b(void)
+{
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--set",
+		   "nic.net0.attach=tap:tapb", "--incoming", move_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+}
+
+static void target_a(void)
+{
+	host_start(&a, at("g.conf"), "--incoming", move_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+}
+
+static unsigned rounds(void)
+{
+	const char *text = getenv("FT_ROUNDS");
+
+	return text ? (unsigned)atoi(text) : 2;
+}
+
+static void figures(struct host *from, const Ctl__Reply *reply, unsigned long ms)
+{
+	printf("%s: moved in %lu ms: %s\n", from->id, ms, reply->status->reason);
+}
+
+/* The client goes on all the while: its exchanges are in between. */
+static void move(struct host *from, struct host *to, const char *listen, bool postcopy,
+		 int connection)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	uint64_t began = now_ms();
+	Ctl__Reply *reply;
+
+	r.command = (char *)"migrate";
+	r.uri = (char *)(uintptr_t)move_uri(listen);
+	r.postcopy = postcopy;
+	reply = ask_any(from, &r);
+	if (reply->error[0])
+		fail_msg("%s: %s", from->id, reply->message);
+	figures(from, reply, now_ms() - began);
+	ctl__reply__free_unpacked(reply, NULL);
+	assert_int_equal(host_reap(from, START_MS), 0);
+	wait_state(to, "solo", GOES_ON_MS);
+	guest_echo(connection, ECHOES);
+	ticks_on(to);
+}
+
+static void there_and_back(bool postcopy)
+{
+	int connection;
+
+	a = host_make("A");
+	b = host_make("B");
+	qemu_conf(at("g.conf"), "ft.dirty=2000:64 ft.write=4:/dev/vda:0", "", NIC);
+	qemu_start(&a, at("g.conf"));
+	connection = guest_connect();
+	guest_echo(connection, ECHOES);
+	for (unsigned i = 0; i < rounds(); i++) {
+		target_b();
+		move(&a, &b, "b.sock", postcopy, connection);
+		target_a();
+		move(&b, &a, "a.sock", postcopy, connection);
+	}
+	close(connection);
+	host_stop(&a);
+	assert_int_equal(children(), 0);
+}
+
+static void precopy(void **state)
+{
+	(void)state;
+	there_and_back(false);
+}
+
+static void postcopy(void **state)
+{
+	(void)state;
+	there_and_back(true);
+}
+
+/* ---- a link that is lost ---- */
+
+static struct proxy *wire;
+
+static void join(void)
+{
+	shell("rm -f %s", at("wire.sock"));
+	wire = proxy_start(at("wire.sock"), at("b.sock"));
+}
+
+static Ctl__Reply *migrate(bool recover, bool demand_only)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+
+	r.command = (char *)"migrate";
+	r.uri = recover ? (char *)"" : (char *)(uintptr_t)move_uri("wire.sock");
+	r.recover = recover;
+	r.postcopy = !recover;
+	r.demand_only = demand_only;
+	reply = ask_any(&a, &r);
+	if (reply->error[0])
+		fail_msg("A: %s", reply->message);
+	return reply;
+}
+
+static void wait_link_lost(struct host *h)
+{
+	uint64_t until = now_ms() + GOES_ON_MS;
+	bool lost = false;
+
+	while (!lost) {
+		Ctl__Reply *reply = status_of(h);
+
+		lost = reply->status->migration && reply->status->migration->cut;
+		ctl__reply__free_unpacked(reply, NULL);
+		breathe(until, "the link's end is noticed");
+	}
+}
+
+static void begin_without_memory(void)
+{
+	a = host_make("A");
+	b = host_make("B");
+	shell("rm -f %s %s", at("*.img"), at("*.kemari"));
+	qemu_conf(at("g.conf"), "ft.dirty=2000:64", "", NIC);
+	qemu_start(&a, at("g.conf"));
+	target_b();
+	join();
+	ctl__reply__free_unpacked(migrate(false, true), NULL);
+	wait_state(&b, "solo", GOES_ON_MS);
+	proxy_stop(wire);
+	wait_link_lost(&a);
+	wait_link_lost(&b);
+}
+
+/* Ticks that the guest counted before it had to wait. */
+static void wait_still(const struct host *h)
+{
+	uint64_t until = now_ms() + GOES_ON_MS;
+	int tick = -2;
+
+	while (tick != last_tick(h)) {
+		tick = last_tick(h);
+		for (uint64_t next = now_ms() + 1000; now_ms() < next;)
+			breathe(until, "the guest stands still");
+	}
+}
+
+static void cut_and_recovered(void **state)
+{
+	int tick, connection;
+
+	(void)state;
+	begin_without_memory();
+	wait_still(&b);
+	tick = last_tick(&b);
+	join();
+	ctl__reply__free_unpacked(migrate(true, false), NULL);
+	assert_int_equal(host_reap(&a, START_MS), 0);
+	wait_tick(&b, tick, GOES_ON_MS);
+	connection = guest_connect();
+	guest_echo(connection, ECHOES);
+	close(connection);
+	proxy_stop(wire);
+	host_stop(&b);
+	assert_int_equal(children(), 0);
+}
+
+static void source_killed(void **state)
+{
+	(void)state;
+	begin_without_memory();
+	host_kill(&a);
+	wait_still(&b);
+	/* It has not crashed on zeroes: it waits, and can be ended. */
+	assert_true(process_alive(vmm_pid(&b)));
+	assert_null(strstr(file_text(at("B.console")), "panic"));
+	host_stop(&b);
+	wait_children(0, 5000);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_teardown(precopy, place_clear),
+		cmocka_unit_test_teardown(postcopy, place_clear),
+		cmocka_unit_test_teardown(cut_and_recovered, place_clear),
+		cmocka_unit_test_teardown(source_killed, place_clear),
+	};
+	int failed;
+
+	need_qemu();
+	place_open();
+	bridge();
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	return place_close() + failed;
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ours: the programs that operators run, asked by the same requests. A new target for each move;
+// the one before has ended.
+#include "mover.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tls.h"
+#include "tools/ctl/ctl.h"
+
+#define GUEST	 "mover"
+#define START_MS 20000
+#define MOVE_MS	 60000
+#define FILL_MS	 60000
+#define PORT	 7100 /* and a new one each time: the one before may be in use for a while */
+
+struct host {
+	unsigned number;
+	char run_dir[BENCH_PATH_MAX], file[BENCH_PATH_MAX], console[BENCH_PATH_MAX + 16],
+		tty[BENCH_PATH_MAX + 16];
+	pid_t agent;
+};
+
+struct mover {
+	struct bench *b;
+	struct host host[2];
+	unsigned active, moves;
+	pid_t frozen;
+};
+
+/* ---- the guest ---- */
+
+static int type(const char *tty, const char *line, struct ft_err *err)
+{
+	struct sockaddr_un to = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = 0;
+
+	snprintf(to.sun_path, sizeof to.sun_path, "%s", tty);
+	if (connect(fd, (struct sockaddr *)&to, sizeof to) ||
+	    dprintf(fd, "%s\n", line) != (int)strlen(line) + 1)
+		rc = ft_err_set(err, errno, "%s: %s", tty, strerror(errno));
+	/* QEMU's end reads it before it sees the close. */
+	shutdown(fd, SHUT_WR);
+	bench_idle_ms(50);
+	close(fd);
+	return rc;
+}
+
+static bool has(const char *path, const char *text)
+{
+	static char all[1 << 20];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, all, sizeof all - 1);
+
+	if (fd >= 0)
+		close(fd);
+	all[n > 0 ? n : 0] = '\0';
+	return strstr(all, text) != NULL;
+}
+
+int mover_load(const char *tty, const char *console, struct ft_err *err)
+{
+	uint64_t start = bench_now_ns();
+	char line[160];
+	int rc = guest_wait_ready(console, err);
+
+	snprintf(line, sizeof line,
+		 "dd if=/dev/urandom of=/fill bs=1M count=%d 2>/dev/null; %s; echo FIL''LED",
+		 MOVER_FILL_MIB, MOVER_LOAD);
+	if (!rc)
+		rc = type(tty, line, err);
+	while (!rc && !has(console, "FILLED")) {
+		if (bench_ms_since(start) > FILL_MS)
+			return ft_err_set(err, ETIMEDOUT, "the guest does not fill its memory");
+		bench_idle_ms(20);
+	}
+	return rc;
+}
+
+/* ---- agents ---- */
+
+static int write_file(struct mover *m, struct host *h, struct ft_err *err)
+{
+	const char *dir = m->b->dir;
+	FILE *f = fopen(h->file, "we");
+
+	if (!f)
+		return ft_err_set(err, errno, "%s: %s", h->file, strerror(errno));
+	fprintf(f,
+		"name = \"" GUEST "\"\nmemory = \"256M\"\nkernel = \"%s\"\ninitrd = \"%s\"\n"
+		"append = \"" GUEST_APPEND "\"\n"
+		"console { log = \"%s\" socket = \"%s\" }\n"
+		"ft { max_downtime_ms = %d }\n"
+		"tls { ca = \"%s/pki/ca.pem\" cert = \"%s/pki/" TLS_NAME
+		".pem\" key = \"%s/pki/" TLS_NAME ".key\" insecure = true }\n",
+		m->b->kernel, m->b->initrd, h->console, h->tty, MOVER_DOWNTIME_MS, dir, dir, dir);
+	fclose(f);
+	return 0;
+}
+
+static void exec_agent(struct mover *m, struct host *h, const char *incoming)
+{
+	char program[BENCH_PATH_MAX + 16], log[BENCH_PATH_MAX + 16], id[12];
+	const char *argv[] = {
+		program,	"--guest",     h->file, "--run-dir",  h->run_dir, "--host-id", id,
+		"--foreground", "--log-level", "info",	"--incoming", incoming,	  NULL};
+	int fd;
+
+	snprintf(program, sizeof program, "%s/ft-agent", m->b->bin);
+	snprintf(log, sizeof log, "%s/agent.log", h->run_dir);
+	snprintf(id, sizeof id, "mover%u", h->number);
+	if (!incoming)
+		argv[10] = NULL;
+	fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	dup2(fd, STDOUT_FILENO);
+	dup2(fd, STDERR_FILENO);
+	execv(program, (char **)(uintptr_t)argv);
+	_exit(127);
+}
+
+static int ask(struct host *h, Ctl__Request *request, Ctl__Reply **reply, unsigned within_ms,
+	       struct ft_err *err)
+{
+	int rc = ctl_ask(h->run_dir, GUEST, request, (int)within_ms, reply, err);
+
+	if (!rc && (*reply)->error[0]) {
+		rc = ft_err_set(err, EIO, "mover%u: %s: %s", h->number, request->command,
+				(*reply)->message);
+		ctl__reply__free_unpacked(*reply, NULL);
+	}
+	return rc;
+}
+
+static int wait_state(struct host *h, const char *state, struct ft_err *err)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	int rc;
+
+	r.command = (char *)"wait";
+	r.state = (char *)(uintptr_t)state;
+	r.timeout_ms = START_MS;
+	rc = ask(h, &r, &reply, START_MS, err);
+	if (!rc)
+		ctl__reply__free_unpacked(reply, NULL);
+	return rc;
+}
+
+static int start_agent(struct mover *m, struct host *h, const char *incoming, struct ft_err *err)
+{
+	uint64_t start = bench_now_ns();
+	char path[BENCH_PATH_MAX + 16];
+	struct stat st;
+
+	snprintf(path, sizeof path, "%s/" GUEST ".sock", h->run_dir);
+	h->agent = fork();
+	if (h->agent == 0)
+		exec_agent(m, h, incoming);
+	while (h->agent > 0 && stat(path, &st)) {
+		if (bench_ms_since(start) > START_MS)
+			return ft_err_set(err, ETIMEDOUT, "mover%u: no agent", h->number);
+		bench_idle_ms(5);
+	}
+	return wait_state(h, incoming ? "standby" : "solo", err);
+}
+
+int mover_start(struct bench *b, struct mover **out, struct ft_err *err)
+{
+	struct mover *m = calloc(1, sizeof *m);
+	int rc = guest_available(b, err);
+
+	assert(m);
+	m->b = b;
+	*out = m;
+	if (!rc)
+		rc = tls_files_make(b, err);
+	for (unsigned i = 0; i < 2 && !rc; i++) {
+		struct host *h = &m->host[i];
+
+		h->number = i;
+		snprintf(h->run_dir, sizeof h->run_dir, "%s/mover%u", b->dir, i);
+		snprintf(h->file, sizeof h->file, "%s/guest.conf", h->run_dir);
+		snprintf(h->console, sizeof h->console, "%s/console", h->run_dir);
+		snprintf(h->tty, sizeof h->tty, "%s/tty", h->run_dir);
+		if (mkdir(h->run_dir, 0700))
+			rc = ft_err_set(err, errno, "%s: %s", h->run_dir, strerror(errno));
+		if (!rc)
+			rc = write_file(m, h, err);
+	}
+	return rc ? rc : start_agent(m, &m->host[0], NULL, err);
+}
+
+int mover_ready(struct mover *m, struct ft_err *err)
+{
+	return mover_load(m->host[0].tty, m->host[0].console, err);
+}
+
+static pid_t vmm_of(struct host *h)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	pid_t pid;
+
+	r.command = (char *)"status";
+	if (ask(h, &r, &reply, START_MS, NULL))
+		return 0;
+	pid = (pid_t)reply->status->vmm->pid;
+	ctl__reply__free_unpacked(reply, NULL);
+	return pid;
+}
+
+void mover_freeze(struct mover *m, bool on)
+{
+	if (on)
+		m->frozen = vmm_of(&m->host[m->active]);
+	if (m->frozen > 0)
+		kill(m->frozen, on ? SIGSTOP : SIGCONT);
+}
+
+/* ---- a move ---- */
+
+static int target_figures(struct host *h, struct move *move, struct ft_err *err)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	int rc;
+
+	r.command = (char *)"status";
+	rc = ask(h, &r, &reply, START_MS, err);
+	if (rc)
+		return rc;
+	if (reply->status->migration && reply->status->migration->fault_us) {
+		const Ctl__Migration *g = reply->status->migration;
+
+		move->fault_p50_us = (double)g->fault_us->p50;
+		move->fault_p99_us = (double)g->fault_us->p99;
+		move->faults = g->faults;
+	}
+	ctl__reply__free_unpacked(reply, NULL);
+	return 0;
+}
+
+int mover_move(struct mover *m, struct move *move, struct ft_err *err)
+{
+	struct host *from = &m->host[m->active], *to = &m->host[!m->active];
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+	uint64_t start;
+	char uri[48];
+	int rc, status;
+
+	snprintf(uri, sizeof uri, "%s:127.0.0.1:%u", move->tls ? "tls" : "tcp", PORT + m->moves++);
+	rc = start_agent(m, to, uri, err);
+	if (rc)
+		return rc;
+	r.command = (char *)"migrate";
+	r.uri = uri;
+	r.postcopy = move->postcopy;
+	start = bench_now_ns();
+	rc = ask(from, &r, &reply, MOVE_MS, err);
+	move->total_ms = bench_ms_since(start);
+	if (rc)
+		return rc;
+	move->downtime_ms = (double)reply->status->migration->downtime_us / 1e3;
+	ctl__reply__free_unpacked(reply, NULL);
+	waitpid(from->agent, &status, 0);
+	from->agent = 0;
+	m->active = !m->active;
+	return target_figures(to, move, err);
+}
+
+void mover_end(struct mover *m)
+{
+	if (!m)
+		return;
+	for (unsigned i = 0; i < 2; i++) {
+		if (m->host[i].agent <= 0)
+			continue;
+		kill(m->host[i].agent, SIGTERM);
+		bench_idle_ms(20);
+		kill(m->host[i].agent, SIGKILL);
+		waitpid(m->host[i].agent, NULL, 0);
+	}
+	free(m);
+}
