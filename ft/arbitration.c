@@ -204,6 +204,13 @@ void arbitrate_in_sync(struct ft_engine *e)
 
 /* ---- solo ---- */
 
+/* What a migration's target was granted, before it said that it could not use it. */
+static bool is_refused_grant(const struct ft_engine *e, const struct ft_grant_record *now)
+{
+	return e->primary.move.on && e->primary.move.refused &&
+	       now->generation == e->generation + 1 && !strcmp(now->holder, e->primary.partner);
+}
+
 static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
 			  const struct ft_grant_record *now, const char *why)
 {
@@ -218,6 +225,11 @@ static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,
 		primary_end(e, e->primary.auto_retry, text);
 		return;
 	case FT_ARBITER_LOST:
+		if (is_refused_grant(e, now)) {
+			e->generation = now->generation;
+			arbitrate_primary_lost_peer(e);
+			return;
+		}
 		snprintf(text, sizeof text,
 			 "the standby has the guest: host %s holds generation %llu", now->holder,
 			 (unsigned long long)now->generation);

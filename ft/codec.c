@@ -47,6 +47,7 @@ struct ft_codec {
 	uint64_t pages_total;
 	struct ft_codec_stats stats;
 	void *lz4_state;
+	bool pack;
 	unsigned lz4_failures; /* whole pages in a row that could not be packed */
 	struct base_cache bases;
 };
@@ -116,6 +117,7 @@ struct ft_codec *ft_codec_new(uint64_t pages_total, size_t base_bytes_max)
 	if (!c)
 		return NULL;
 	c->pages_total = pages_total;
+	c->pack = true;
 	c->lz4_state = malloc((size_t)LZ4_sizeofState());
 	if (!c->lz4_state || base_cache_init(&c->bases, pages_total, base_bytes_max) < 0) {
 		ft_codec_free(c);
@@ -146,6 +148,11 @@ void ft_codec_abort(struct ft_codec *c)
 void ft_codec_reset(struct ft_codec *c)
 {
 	base_cache_reset(&c->bases);
+}
+
+void ft_codec_pack(struct ft_codec *c, bool on)
+{
+	c->pack = on;
 }
 
 const struct ft_codec_stats *ft_codec_stats(const struct ft_codec *c)
@@ -204,6 +211,8 @@ static unsigned lz4_write(struct ft_codec *c, const uint8_t *page, uint8_t *out,
 	bool whole = best == FT_PAGE_BYTES;
 	int len;
 
+	if (!c->pack)
+		return 0;
 	if (whole && c->lz4_failures >= LZ4_GIVE_UP && looks_packed(page) &&
 	    ++c->lz4_failures % LZ4_TRY_EVERY)
 		return 0;

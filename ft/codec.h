@@ -18,6 +18,7 @@
 #ifndef FT_CODEC_H
 #define FT_CODEC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,6 +55,9 @@ size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const u
  * needed. */
 size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out);
 
+/* on: LZ4 is tried (the default). */
+void ft_codec_pack(struct ft_codec *c, bool on);
+
 /* The standby holds everything up to `epoch`. */
 void ft_codec_commit(struct ft_codec *c, uint64_t epoch);
 /* Uncommitted epochs never reached the standby: forget the bases they left. O(slots touched since
@@ -76,6 +80,9 @@ struct ft_page_record {
  * length, malformed runs. Input is hostile. */
 int ft_page_record_parse(const uint8_t *buf, size_t len, uint64_t pages_total,
 			 struct ft_page_record *rec, struct ft_err *err);
+/* The page of a raw record, verified, in the parsed buffer; NULL: another kind, or -EPROTO in *err.
+ */
+const uint8_t *ft_page_record_raw(const struct ft_page_record *rec, struct ft_err *err);
 /* Turns `page` (the image's copy, the base of a delta) into the new page. 0, or -EPROTO when the
  * data does not decode or the result has another hash; then the page is undefined. Safe against
  * hostile data. A zero record onto a page that is zero already does not write (so that an untouched

@@ -143,8 +143,10 @@ struct ft_env_ops {
 	 */
 	int (*pages_open)(void *ctx, uint64_t session, struct ft_err *err);
 	/* Source: the guest stands still, and the target, which lacks these pages, is about to have
-	 * it. */
-	void (*pages_give)(void *ctx, const struct ft_bitmap *missing, bool background);
+	 * it: what it asks for it gets. */
+	void (*pages_give)(void *ctx, const struct ft_bitmap *missing);
+	/* Source: pages go without being asked for, too; or they do not. */
+	void (*pages_push)(void *ctx, bool on);
 	/* Target: what is armed may be run without its memory. */
 	int (*pages_prepare)(void *ctx, uint64_t generation, struct ft_err *err);
 	/* Target: a connection for pages; takes the link, on which both said HELLO. */
@@ -289,6 +291,8 @@ struct ft_engine_status {
 	/* postcopy: this side has pages that the target lacks / lacks pages; and the link is lost
 	 */
 	bool pages_given, pages_missing, pages_cut;
+	bool moved; /* FT_STOPPED: the guest runs elsewhere, and what is left of it here is to be
+		       ended */
 	/* of the initial copy: what the standby had already, how much of that both hosts knew
 	 * without reading it, and what was sent */
 	uint64_t disk_bytes_alike, disk_bytes_known, disk_bytes_copied;

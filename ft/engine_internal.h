@@ -103,9 +103,11 @@ struct ft_move {
 	bool on;
 	struct ft_migrate how;
 	struct ft_throttle throttle;
+	bool refused; /* by a target that may have been granted the guest, and does not run it */
+	bool asked, applied;   /* the target about the end of the round; it has answered */
 	uint64_t pages_before; /* left after the round before */
 	uint64_t bytes_per_s;  /* best that was measured */
-	uint64_t stopped_ns;
+	uint64_t stopped_ns, captured_ns, sent_ns, acked_ns; /* of the switch */
 };
 
 struct ft_primary {
@@ -267,7 +269,7 @@ struct ft_engine {
 	struct ft_overhead overhead;
 	uint64_t bytes_raw, bytes_sent, checkpoints, checkpoints_failed;
 	char last_error[FT_ERR_TEXT_MAX];
-	bool stopped;
+	bool stopped, moved;
 };
 
 static inline bool engine_is_standby(const struct ft_engine *e)
@@ -383,9 +385,15 @@ void migrate_acked(struct ft_engine *e);
 void migrate_granted(struct ft_engine *e);
 /* The target runs it. */
 void migrate_handed(struct ft_engine *e, uint64_t generation);
+/* The target was given the guest and does not take it. */
+void migrate_refused(struct ft_engine *e, const struct ft_err *why);
 /* The guest runs on here. */
 void migrate_failed(struct ft_engine *e, const struct ft_err *why);
 
+/* All of a round is sent. False: the target has not applied it yet. */
+bool migrate_round_over(struct ft_engine *e);
+/* It has. */
+void migrate_applied(struct ft_engine *e);
 /* Rounds send no pages any more: they follow the guest. */
 bool migrate_pages_stay(const struct ft_engine *e);
 /* Nothing is left to do before the switch but to wait for the connections for pages. */

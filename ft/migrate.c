@@ -26,6 +26,7 @@
 #include "ft/engine_internal.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "ft/log.h"
@@ -36,6 +37,10 @@
 #define MEASURE_BYTES_MIN (1u << 20)
 /* Rounds before the first verdict that they do not converge. */
 #define PATIENT_ROUNDS 3
+/* So many rounds are made although less would do, as long as each leaves less than half of what the
+ * one before left: a short round costs the guest nothing, and what it sends needs no downtime. */
+#define SHRINK_ROUNDS 6
+#define FEW_PAGES     64
 
 int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done_fn *done,
 		      void *ctx, struct ft_err *err)
@@ -45,7 +50,7 @@ int ft_engine_migrate(struct ft_engine *e, const struct ft_migrate *how, ft_done
 
 	if (how->postcopy && !e->env->pages_open)
 		return ft_err_set(err, ENOTSUP, "migrate: postcopy is not to be had here");
-	e->primary.move = (struct ft_move){.on = true, .how = *how};
+	e->primary.move = (struct ft_move){.on = true, .how = *how, .pages_before = UINT64_MAX};
 	rc = primary_begin(e, "migrate", done, ctx, err);
 	if (rc)
 		e->primary.move = before;
@@ -97,6 +102,29 @@ static bool fits(const struct ft_engine *e)
 	return ft_policy_switch_to_target(&e->config.policy, &p->round, p->move.bytes_per_s);
 }
 
+bool migrate_round_over(struct ft_engine *e)
+{
+	struct ft_move *m = &e->primary.move;
+
+	if (!m->on)
+		return true;
+	/* What fills the link's buffers says nothing about what the target can take; and all of it
+	 * would be in front of the last checkpoint. */
+	if (!m->asked)
+		m->asked = engine_send(e, FT_MSG_ROUND, 0, NULL, NULL, 0) == 0;
+	return m->applied;
+}
+
+void migrate_applied(struct ft_engine *e)
+{
+	struct ft_move *m = &e->primary.move;
+
+	if (e->primary.phase != PRIMARY_ROUNDS || !m->asked)
+		return;
+	m->applied = true;
+	primary_writable(e);
+}
+
 bool migrate_pages_stay(const struct ft_engine *e)
 {
 	const struct ft_move *m = &e->primary.move;
@@ -124,10 +152,11 @@ bool migrate_round(struct ft_engine *e)
 {
 	struct ft_primary *p = &e->primary;
 	struct ft_move *m = &p->move;
-	bool slower =
-		p->round.rounds > PATIENT_ROUNDS && p->round.dirty_pages > m->pages_before / 2;
+	bool shrinks = p->round.dirty_pages < m->pages_before / 2;
+	bool slower = p->round.rounds > PATIENT_ROUNDS && !shrinks;
 	struct ft_err err = {0};
 
+	m->asked = m->applied = false;
 	if (m->how.postcopy)
 		return postcopy_round(e);
 	if (p->round.bytes >= MEASURE_BYTES_MIN || !m->bytes_per_s)
@@ -137,7 +166,8 @@ bool migrate_round(struct ft_engine *e)
 		m->bytes_per_s = BYTES_PER_S_UNKNOWN;
 	m->pages_before = p->round.dirty_pages;
 	if (fits(e))
-		return true;
+		return !shrinks || p->round.dirty_pages <= FEW_PAGES ||
+		       p->round.rounds >= SHRINK_ROUNDS;
 	if (p->round.rounds >= FT_ROUNDS_MAX) {
 		ft_err_set(&err, ETIMEDOUT,
 			   "migrate: the guest writes faster than it can be sent: after %u rounds "
@@ -168,14 +198,17 @@ void migrate_sent(struct ft_engine *e)
 	/* Before HANDOVER it must be durable that this host is no place to start the guest from:
 	 * while the target is busy with what it got, which is when the guest stands still anyway.
 	 */
+	e->primary.move.captured_ns = e->primary.resumed_ns;
 	engine_ask_patience(e, FT_GUARD_MAX_MS);
 	(void)e->env->guard(e->env_ctx, true, &e->primary.ship.refused);
 	engine_ask_patience(e, 0);
+	e->primary.move.sent_ns = engine_now(e);
 }
 
 void migrate_acked(struct ft_engine *e)
 {
 	/* From here on the target may have it. */
+	e->primary.move.acked_ns = engine_now(e);
 	e->primary.sync_claimed = true;
 	arbitrate_in_sync(e);
 }
@@ -185,7 +218,7 @@ void migrate_granted(struct ft_engine *e)
 	struct ft_primary *p = &e->primary;
 
 	if (p->move.how.postcopy)
-		e->env->pages_give(e->env_ctx, &p->pending, !p->move.how.demand_only);
+		e->env->pages_give(e->env_ctx, &p->pending);
 	switch_acked(e);
 }
 
@@ -194,6 +227,12 @@ void migrate_handed(struct ft_engine *e, uint64_t generation)
 	struct ft_primary *p = &e->primary;
 
 	e->downtime_us = (engine_now(e) - p->move.stopped_ns) / 1000;
+	ft_debug("%s: downtime %llu us: captured after %llu, sent after %llu, acknowledged after "
+		 "%llu",
+		 e->config.name, (unsigned long long)e->downtime_us,
+		 (unsigned long long)(p->move.captured_ns - p->move.stopped_ns) / 1000,
+		 (unsigned long long)(p->move.sent_ns - p->move.stopped_ns) / 1000,
+		 (unsigned long long)(p->move.acked_ns - p->move.stopped_ns) / 1000);
 	e->situation++;
 	tap_chain_discard(&e->chain);
 	engine_hang_up(e);
@@ -209,11 +248,36 @@ void migrate_handed(struct ft_engine *e, uint64_t generation)
 		return;
 	}
 	p->session = 0;
-	e->env->vm_end(e->env_ctx);
+	/* Who asked is told first; the VM that stands still here ends with this agent. */
+	e->moved = true;
 	engine_set_state(e, FT_STOPPED, "moved to %s: downtime %llu.%llu ms after %u rounds",
 			 e->peer_host, (unsigned long long)e->downtime_us / 1000,
 			 (unsigned long long)e->downtime_us % 1000 / 100, p->round.rounds);
 	done_call(&p->protect_done, NULL, e->downtime_us);
+}
+
+/* The target's word is good for whether it runs, but its grant may be in the record, or may come to
+ * be there yet: before the guest goes on here the record must say that it is here. */
+void migrate_refused(struct ft_engine *e, const struct ft_err *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err copy = *why;
+
+	if (!strcmp(e->arbiter->ops->type, "none")) {
+		migrate_failed(e, why);
+		return;
+	}
+	engine_note_error(e, &copy);
+	p->move.refused = true;
+	p->gave_away = false;
+	snprintf(p->why, sizeof p->why, "%.200s", copy.text);
+	p->phase = PRIMARY_LOST;
+	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	e->situation++;
+	engine_hang_up(e);
+	engine_set_state(e, e->state.now, "%.160s: waiting for the arbiter's word that it is here",
+			 p->why);
+	arbitrate_primary_lost_peer(e);
 }
 
 void migrate_failed(struct ft_engine *e, const struct ft_err *why)

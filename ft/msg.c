@@ -11,7 +11,7 @@ static const char *const names[FT_MSG_TYPE_MAX] = {
 	[FT_MSG_END] = "END",		[FT_MSG_ACK] = "ACK",	    [FT_MSG_DIGEST] = "DIGEST",
 	[FT_MSG_HANDOVER] = "HANDOVER", [FT_MSG_HANDED] = "HANDED", [FT_MSG_BYE] = "BYE",
 	[FT_MSG_BEAT] = "BEAT",		[FT_MSG_SUMS] = "SUMS",	    [FT_MSG_MISSING] = "MISSING",
-	[FT_MSG_ASK] = "ASK",		[FT_MSG_ALL] = "ALL",
+	[FT_MSG_ASK] = "ASK",		[FT_MSG_ALL] = "ALL",	    [FT_MSG_ROUND] = "ROUND",
 };
 
 const char *ft_msg_name(unsigned type)

@@ -131,6 +131,20 @@ static bool data_apply(const struct ft_page_record *rec, uint8_t *page)
 	return false;
 }
 
+const uint8_t *ft_page_record_raw(const struct ft_page_record *rec, struct ft_err *err)
+{
+	uint32_t hash;
+
+	if (rec->kind != FT_PAGE_RAW)
+		return NULL;
+	hash = page_hash(rec->data);
+	if (hash == rec->hash)
+		return rec->data;
+	ft_err_set(err, EPROTO, "page record: page %llu: hash is %08x, the sender's is %08x",
+		   (unsigned long long)rec->pfn, hash, rec->hash);
+	return NULL;
+}
+
 int ft_page_record_apply(const struct ft_page_record *rec, uint8_t *page, struct ft_err *err)
 {
 	uint32_t hash;

@@ -49,7 +49,7 @@ void pages_close(struct ft_engine *e)
 static void given(struct ft_engine *e)
 {
 	pages_close(e);
-	e->env->vm_end(e->env_ctx);
+	e->moved = true;
 	engine_set_state(e, FT_STOPPED,
 			 "moved to %s: downtime %llu.%llu ms, and its memory has followed",
 			 e->peer_host, (unsigned long long)e->downtime_us / 1000,
@@ -76,6 +76,8 @@ void pages_handed(struct ft_engine *e)
 	struct ft_err lost = {.code = ENOTCONN, .text = "the connections for pages are gone"};
 
 	e->pages.giving = true;
+	/* Not before: the target has had enough to do with the guest itself. */
+	e->env->pages_push(e->env_ctx, !e->primary.move.how.demand_only);
 	engine_set_state(e, FT_FENCED, "runs on %s: downtime %llu.%llu ms; its memory follows",
 			 e->peer_host, (unsigned long long)e->downtime_us / 1000,
 			 (unsigned long long)e->downtime_us % 1000 / 100);
@@ -98,6 +100,8 @@ static void source_news(struct ft_engine *e, enum ft_pages_news news, const stru
 			engine_set_state(e, FT_FENCED, "runs on %s: its memory follows again",
 					 e->peer_host);
 		e->pages.cut = false;
+		if (e->pages.giving)
+			e->env->pages_push(e->env_ctx, !e->primary.move.how.demand_only);
 		if (e->pages.giving && e->primary.move.how.demand_only)
 			done_call(&e->primary.protect_done, NULL, e->downtime_us);
 		primary_writable(e);

@@ -177,7 +177,9 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 
 	vmm_info(e->vmm, &info);
 	free_session(e);
-	p->codec = ft_codec_new(info.ram_bytes / VMM_PAGE_BYTES, e->config.delta_base_bytes);
+	/* A guest that moves is sent (nearly) once: bases would only be copies. */
+	p->codec = ft_codec_new(info.ram_bytes / VMM_PAGE_BYTES,
+				p->move.on ? 0 : e->config.delta_base_bytes);
 	if (!p->codec || ft_bitmap_init(&p->pending, info.ram_bytes / VMM_PAGE_BYTES) ||
 	    ft_bitmap_init(&p->overflow, info.ram_bytes / VMM_PAGE_BYTES))
 		return ft_err_set(err, ENOMEM, "protect: out of memory");
@@ -206,6 +208,8 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 		return ft_err_context(err, "tracker");
 	p->tracking = true;
 	ft_bitmap_set_all(&p->pending);
+	if (p->move.on)
+		ft_codec_pack(p->codec, false);
 	p->first_commit_done = p->sync_claimed = false;
 	p->failures = 0;
 	memset(&p->round, 0, sizeof p->round);
@@ -328,6 +332,9 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		break;
 	case FT_MSG_DIGEST:
 		on_digest(e, msg);
+		break;
+	case FT_MSG_ROUND:
+		migrate_applied(e);
 		break;
 	case FT_MSG_SUMS: {
 		struct ft_err err = {0};

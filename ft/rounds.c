@@ -163,7 +163,7 @@ static void continue_rounds(struct ft_engine *e)
 			break;
 		if (rc == 0)
 			rc = send_disk(e, &err);
-		if (rc == 0 && migrate_waits(e))
+		if (rc == 0 && (!migrate_round_over(e) || migrate_waits(e)))
 			break;
 		if (rc == 0) {
 			rc = next_round(e, &err);

@@ -17,60 +17,20 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define APPLY_BEAT_RECORDS 256
 
 /* ---- pages ---- */
-
-/* Pages of the image that nobody has touched: they are zeroes in a file without them, and looking
- * at one through the mapping would give it memory. */
-struct hole {
-	int fd; /* -1: not known */
-	uint64_t offset, first, end;
-};
-
-static bool in_hole(struct hole *h, uint64_t pfn)
-{
-	off_t data;
-
-	if (pfn >= h->first && pfn < h->end)
-		return true;
-	if (h->fd < 0)
-		return false;
-	data = lseek(h->fd, (off_t)(h->offset + pfn * VMM_PAGE_BYTES), SEEK_DATA);
-	if (data < 0 && errno != ENXIO)
-		return false;
-	h->first = pfn;
-	h->end = data < 0 ? UINT64_MAX : ((uint64_t)data - h->offset) / VMM_PAGE_BYTES;
-	return pfn < h->end;
-}
-
-static int apply_page(uint8_t *image, struct hole *h, const struct ft_page_record *rec,
-		      struct ft_err *err)
-{
-	static uint8_t zeroes[VMM_PAGE_BYTES]; /* never written: that is what it is there for */
-
-	if (rec->kind == FT_PAGE_ZERO && in_hole(h, rec->pfn))
-		return ft_page_record_apply(rec, zeroes, err);
-	if (rec->pfn >= h->first && rec->pfn < h->end)
-		h->end = rec->pfn;
-	return ft_page_record_apply(rec, image + rec->pfn * VMM_PAGE_BYTES, err);
-}
 
 /* Hands every record of buf to the image. */
 static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size_t *used,
 		       struct ft_err *err)
 {
 	struct vmm_info info;
-	struct vmm_ram ram;
 	uint8_t *image = vmm_image(e->vmm);
 	size_t at = 0, records = 0;
 
 	vmm_info(e->vmm, &info);
-	vmm_ram(e->vmm, &ram);
-	struct hole hole = {.fd = ram.fd, .offset = ram.offset};
-
 	while (at < len) {
 		struct ft_page_record rec;
 		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
@@ -85,13 +45,91 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 			return n;
 		if (n == 0)
 			break;
-		rc = apply_page(image, &hole, &rec, err);
+		rc = ft_page_record_apply(&rec, image + rec.pfn * VMM_PAGE_BYTES, err);
 		if (rc)
 			return rc;
 		at += (size_t)n;
 	}
 	*used = at;
 	return 0;
+}
+
+/* ---- async pages: many, and most of them to where nothing is yet ---- */
+
+struct run {
+	uint64_t pfn, n;
+	bool zero;
+	struct iovec iov[VMM_IMAGE_RUN];
+};
+
+static int run_end(struct ft_engine *e, struct run *run, struct ft_err *err)
+{
+	uint64_t n = run->n;
+
+	run->n = 0;
+	if (!n)
+		return 0;
+	return run->zero ? vmm_image_empty(e->vmm, run->pfn, n, err)
+			 : vmm_image_write(e->vmm, run->pfn, run->iov, (unsigned)n, err);
+}
+
+static int run_add(struct ft_engine *e, struct run *run, uint64_t pfn, const uint8_t *page,
+		   struct ft_err *err)
+{
+	bool zero = !page, joins = run->n && pfn == run->pfn + run->n && zero == run->zero;
+	int rc = 0;
+
+	if (!joins || (!zero && run->n == VMM_IMAGE_RUN))
+		rc = run_end(e, run, err);
+	if (rc)
+		return rc;
+	if (!run->n)
+		run->pfn = pfn;
+	run->zero = zero;
+	if (!zero)
+		run->iov[run->n] = (struct iovec){(void *)(uintptr_t)page, VMM_PAGE_BYTES};
+	run->n++;
+	return 0;
+}
+
+static int apply_record(struct ft_engine *e, struct run *run, const struct ft_page_record *rec,
+			struct ft_err *err)
+{
+	const uint8_t *raw = ft_page_record_raw(rec, err);
+	int rc;
+
+	if (rec->kind == FT_PAGE_RAW && !raw)
+		return -EPROTO;
+	if (rec->kind == FT_PAGE_RAW || rec->kind == FT_PAGE_ZERO)
+		return run_add(e, run, rec->pfn, raw, err);
+	rc = run_end(e, run, err);
+	return rc ? rc
+		  : ft_page_record_apply(rec, vmm_image(e->vmm) + rec->pfn * VMM_PAGE_BYTES, err);
+}
+
+static int apply_async(struct ft_engine *e, const uint8_t *buf, size_t len, struct ft_err *err)
+{
+	struct run run = {0};
+	struct vmm_info info;
+	size_t at = 0, records = 0;
+	int rc = 0;
+
+	vmm_info(e->vmm, &info);
+	while (at < len && !rc) {
+		struct ft_page_record rec;
+		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
+					     &rec, err);
+
+		if (n <= 0)
+			return n < 0 ? n
+				     : ft_err_set(err, EPROTO,
+						  "PAGES: a record is cut by the end of its frame");
+		if (++records % APPLY_BEAT_RECORDS == 0)
+			engine_beat(e);
+		rc = apply_record(e, &run, &rec, err);
+		at += (size_t)n;
+	}
+	return rc ? rc : run_end(e, &run, err);
 }
 
 static int check_pages(struct ft_engine *e, const uint8_t *buf, size_t len, struct ft_err *err)
@@ -117,17 +155,12 @@ static int check_pages(struct ft_engine *e, const uint8_t *buf, size_t len, stru
 int stage_pages(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
 {
 	struct ft_standby *s = &e->standby;
-	size_t used;
 	int rc;
 
 	if (msg->epoch == 0) {
 		if (s->committed)
 			return ft_err_set(err, EPROTO, "PAGES: async pages onto a committed image");
-		rc = apply_pages(e, msg->payload, msg->payload_len, &used, err);
-		if (!rc && used != msg->payload_len)
-			rc = ft_err_set(err, EPROTO,
-					"PAGES: a record is cut by the end of its frame");
-		return rc;
+		return apply_async(e, msg->payload, msg->payload_len, err);
 	}
 	if (msg->epoch != s->stage.epoch)
 		return ft_err_set(err, EPROTO, "PAGES: epoch %llu while %llu is staged",

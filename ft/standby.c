@@ -363,6 +363,13 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 		case FT_MSG_END:
 			rc = stage_end(e, msg, &err);
 			break;
+		case FT_MSG_ROUND:
+			/* What came before it has been applied. */
+			if (e->standby.moving)
+				(void)engine_send(e, FT_MSG_ROUND, 0, NULL, NULL, 0);
+			else
+				rc = ft_err_set(&err, EPROTO, "ROUND: not of a migration");
+			break;
 		case FT_MSG_BYE:
 			on_bye(e);
 			break;

@@ -371,7 +371,7 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 	struct ft_err err = {0};
 
 	if (p->move.on) {
-		migrate_failed(e, why);
+		migrate_refused(e, why);
 		return;
 	}
 	p->stopped = p->gave_away = false;

@@ -26,7 +26,8 @@ static const char usage[] =
 	"is a standby and waits for a primary.\n"
 	"\n"
 	"  --guest FILE       what the guest is: kemari-guest(5)\n"
-	"  --incoming URI     kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT or kemari:unix:PATH\n"
+	"  --incoming URI     kemari:tls:HOST:PORT, kemari:tcp:HOST:PORT or kemari:unix:PATH;\n"
+	"                     without kemari: it waits for a guest that moves here\n"
 	"  --restore URI      file:PATH of a snapshot (ftctl snapshot, or QEMU 9 and later with\n"
 	"                     the capability mapped-ram): the guest goes on from it. Its disks\n"
 	"                     must be as they were then. A guest that runs here already stays\n"
@@ -88,7 +89,8 @@ static int check(const struct options *o)
 	else if (o->restore.uri && uri_parse(o->restore.uri, &uri, &err))
 		fprintf(stderr, "ft-agent: --restore: %s\n", err.text);
 	else if (o->restore.uri && uri.scheme != URI_FILE)
-		fprintf(stderr, "ft-agent: --restore %s: neither file:PATH nor history:WHICH\n", o->restore.uri);
+		fprintf(stderr, "ft-agent: --restore %s: neither file:PATH nor history:WHICH\n",
+			o->restore.uri);
 	else
 		return 0;
 	return -1;

@@ -10,11 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "transport/channel.h"
 #include "transport/frame.h"
 #include "transport/link.h"
+
+#define RECORD_BYTES (16u << 10) /* of one TLS record */
 
 struct wire {
 	struct ft_wire base;
@@ -23,6 +26,7 @@ struct wire {
 	atomic_bool cut;
 	size_t early_at; /* of rest.early: what was read is taken first */
 	uint8_t *in;	 /* FRAME_MAX */
+	uint8_t record[RECORD_BYTES];
 	size_t have;
 	struct frame_header
 		header; /* of the frame that begins at in[0], once have >= FRAME_HEADER */
@@ -72,6 +76,7 @@ static int wire_send(struct ft_wire *base, const struct ft_msg *msg, struct ft_e
 			       {(void *)(uintptr_t)msg->body, msg->body_len},
 			       {(void *)(uintptr_t)msg->payload, msg->payload_len}};
 	struct iovec *at = iov;
+	size_t total = FRAME_HEADER + (size_t)msg->body_len + msg->payload_len;
 	int left = 1, rc = 0;
 
 	memcpy(h.uuid, w->rest.uuid, sizeof h.uuid);
@@ -79,6 +84,17 @@ static int wire_send(struct ft_wire *base, const struct ft_msg *msg, struct ft_e
 	for (int i = 1; i < 3; i++)
 		if (iov[i].iov_len)
 			iov[left++] = iov[i];
+	/* One record of TLS, and one wake-up of the peer, for who waits for a page. */
+	if (total <= RECORD_BYTES) {
+		size_t n = 0;
+
+		for (int i = 0; i < left; i++) {
+			memcpy(w->record + n, iov[i].iov_base, iov[i].iov_len);
+			n += iov[i].iov_len;
+		}
+		iov[0] = (struct iovec){w->record, n};
+		left = 1;
+	}
 	while (left && rc >= 0) {
 		struct ft_err why = {0};
 		size_t done = 0;
@@ -194,6 +210,8 @@ static void wire_cut(struct ft_wire *base)
 
 	w->cut = true;
 	eventfd_write(w->cut_fd, 1);
+	/* The peer hears of it now, not when the owner comes to close it. */
+	shutdown(w->rest.channel->ops->fd(w->rest.channel), SHUT_RDWR);
 }
 
 static void wire_close(struct ft_wire *base)

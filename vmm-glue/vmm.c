@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include <xxhash.h>
 
@@ -153,6 +154,29 @@ int vmm_ram_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err)
 uint8_t *vmm_image(struct vmm *vmm)
 {
 	return vmm->ops->image(vmm);
+}
+
+int vmm_image_write(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
+		    struct ft_err *err)
+{
+	uint8_t *image;
+
+	assert(n > 0 && n <= VMM_IMAGE_RUN);
+	if (vmm->ops->image_write)
+		return vmm->ops->image_write(vmm, pfn, iov, n, err);
+	image = vmm->ops->image(vmm);
+	for (unsigned i = 0; i < n; i++)
+		memcpy(image + (pfn + i) * VMM_PAGE_BYTES, iov[i].iov_base, VMM_PAGE_BYTES);
+	return 0;
+}
+
+int vmm_image_empty(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err)
+{
+	assert(n > 0);
+	if (vmm->ops->image_empty)
+		return vmm->ops->image_empty(vmm, pfn, n, err);
+	memset(vmm->ops->image(vmm) + pfn * VMM_PAGE_BYTES, 0, n * VMM_PAGE_BYTES);
+	return 0;
 }
 
 int vmm_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include "ft/bitmap.h"
 #include "ft/err.h"
@@ -192,6 +193,12 @@ struct vmm_ops {
 	/* The image of the guest's RAM: ram_bytes, shared with the waiting VM; written by the
 	 * engine until resume(). */
 	uint8_t *(*image)(struct vmm *vmm);
+	/* Many pages of the image at once, sooner than through image(): n whole ones, one an iovec,
+	 * from pfn on (iov is used up; n <= VMM_IMAGE_RUN); or n that are zeroes. May be NULL,
+	 * both. */
+	int (*image_write)(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
+			   struct ft_err *err);
+	int (*image_empty)(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err);
 	/* Proves that the image and this state make a VM that loads: throw-away VM, private
 	 * mapping, connected to nothing. The error is the VMM's own message. <= 10 s */
 	int (*trial)(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
@@ -215,7 +222,8 @@ struct vmm {
 
 /* ---- what the engine calls ----
  * One for each op, same contract; they assert what holds for every VMM. All ops are required but
- * poll_fd and poll (of a VMM that has nothing to poll), nic_fd (of one whose NICs have none) and
+ * image_write and image_empty, poll_fd and poll (of a VMM that has nothing to poll), nic_fd (of one
+ * whose NICs have none) and
  * checkpoint_prepare (of one whose checkpoints need none). */
 void vmm_info(struct vmm *vmm, struct vmm_info *info);
 /* Valid as long as the VM is; its descriptors are the VM's. */
@@ -243,6 +251,10 @@ int vmm_cont(struct vmm *vmm, struct ft_err *err);
 void vmm_quit(struct vmm *vmm, bool orderly, unsigned within_ms);
 int vmm_ram_digest(struct vmm *vmm, uint64_t *digest, struct ft_err *err);
 uint8_t *vmm_image(struct vmm *vmm);
+#define VMM_IMAGE_RUN 64
+int vmm_image_write(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
+		    struct ft_err *err);
+int vmm_image_empty(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err);
 int vmm_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 int vmm_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 /* Accepts NULL. */

@@ -9,7 +9,7 @@
  *   pair.h      two hosts, two ft-agents, a client     tls.h    bare TLS connections
  *
  * One file per group of figures: harvest pause growth ship commit wire progress echo takeover taps
- * snapshot migrate (mover.h: our side and QEMU's).
+ * snapshot migrate postcopy (mover.h: our side and QEMU's).
  * A figure and its floor are measured in turn, so that what else the machine does hits both. */
 #ifndef BENCH_H
 #define BENCH_H
@@ -31,6 +31,9 @@ struct bench {
 	struct direct *pc, *q35, *ten; /* direct.c: made at first use */
 	struct pair *pair;	       /* pair.c: likewise */
 	unsigned pairs;		       /* made so far */
+	struct mover *mover;	       /* mover.h */
+	struct rival *rival;
+	bool movers_ready;
 	double load_ms;	  /* QEMU's own time to load a state and resume, 0: not measured */
 	double answer_ms; /* and to its guest's first answer, with no agent about */
 };
@@ -42,7 +45,7 @@ struct bench {
 typedef int bench_group_fn(struct bench *b, struct ft_err *err);
 bench_group_fn bench_harvest, bench_pause, bench_growth, bench_ship, bench_commit, bench_wire,
 	bench_progress, bench_echo, bench_takeover, bench_silence, bench_taps, bench_snapshot,
-	bench_migrate, bench_fault, bench_mapped_ram, bench_restore;
+	bench_migrate, bench_postcopy, bench_fault, bench_mapped_ram, bench_restore;
 
 /* ---- samples.c ---- */
 
@@ -120,6 +123,12 @@ int net_first_answer(int fd, uint64_t since_ns, unsigned within_ms, double *ms, 
 #define GUEST_UDP_ECHO 9
 #define GUEST_HTTP     80
 #define GUEST_SPIN     99
+
+/* ---- migrate.c ---- */
+
+/* The guests that move boot; groups wait for them. */
+int bench_movers_begin(struct bench *b, struct ft_err *err);
+void bench_movers_end(struct bench *b);
 
 /* ---- guest.c ---- */
 

@@ -18,7 +18,7 @@
 #include "ft/log.h"
 #include "pair.h"
 
-enum { PC = 1, Q35 = 2, PAIR = 4, TEN = 8, LONG = 16 }; /* guests; LONG: not with --quick */
+enum { PC = 1, Q35 = 2, PAIR = 4, TEN = 8, MOVERS = 16, LONG = 32 }; /* guests; LONG: not with --quick */
 
 static const struct {
 	const char *name;
@@ -36,7 +36,8 @@ static const struct {
 	{"mapped-ram", bench_mapped_ram, "snapshot to a file, beside QEMU 10's mapped-ram",
 	 TEN | LONG},
 	{"restore", bench_restore, "lazy restore of 1 GiB, beside QEMU 10's eager one", LONG},
-	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", 0},
+	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", MOVERS},
+	{"postcopy", bench_postcopy, "likewise, with its memory behind it", MOVERS},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},
@@ -103,6 +104,8 @@ static void boot(struct bench *b, char *const *names)
 		direct_begin(b, DIRECT_Q35);
 	if (needs & TEN)
 		direct_begin(b, DIRECT_TEN);
+	if (needs & MOVERS && !guest_available(b, &err))
+		bench_movers_begin(b, &err);
 	if (needs & PAIR) {
 		pair_begin(b);
 		pair_up(b, &err);
@@ -157,6 +160,7 @@ static int measure(struct bench *b, bool json, char *const *names)
 			bench_report_failed(groups[i].name, err.text);
 	}
 	pair_end(b->pair);
+	bench_movers_end(b);
 	direct_end(b->pc);
 	direct_end(b->q35);
 	direct_end(b->ten);

@@ -101,7 +101,7 @@ static int precopy(struct bench *b, struct mover *m, struct rival *r, const stru
 		   const char *const names[2], const char *what, struct ft_err *err)
 {
 	struct pair_of_sides s = {0};
-	int rc = measure(m, r, how, b->quick ? 2 : 7, &s, err);
+	int rc = measure(m, r, how, b->quick ? 1 : 7, &s, err);
 
 	if (!rc) {
 		bench_report_samples(names[0], "ms", &s.ours.total, &s.qemus.total, BENCH_AT_MOST,
@@ -162,7 +162,7 @@ static int postcopy(struct bench *b, struct mover *m, struct rival *r, struct ft
 	int rc = floor_us(b, &floor, err);
 
 	if (!rc)
-		rc = measure(m, r, &how, b->quick ? 2 : 7, &s, err);
+		rc = measure(m, r, &how, b->quick ? 1 : 7, &s, err);
 	if (!rc && (!s.ours.p50.n || !s.qemus.p50.n))
 		rc = ft_err_set(err, ENODATA, "postcopy: no page was demanded");
 	if (!rc) {
@@ -181,31 +181,59 @@ static int postcopy(struct bench *b, struct mover *m, struct rival *r, struct ft
 	return rc;
 }
 
+/* ---- both groups ---- */
+
+int bench_movers_begin(struct bench *b, struct ft_err *err)
+{
+	int rc;
+
+	if (b->mover)
+		return 0;
+	rc = mover_start(b, &b->mover, err);
+	return rc ? rc : rival_start(b, &b->rival, err);
+}
+
+static int ready(struct bench *b, struct ft_err *err)
+{
+	int rc = guest_available(b, err);
+
+	if (!rc)
+		rc = bench_movers_begin(b, err);
+	if (rc || b->movers_ready)
+		return rc;
+	rc = mover_ready(b->mover, err);
+	if (!rc)
+		rc = rival_ready(b->rival, err);
+	b->movers_ready = !rc;
+	return rc;
+}
+
+void bench_movers_end(struct bench *b)
+{
+	mover_end(b->mover);
+	rival_end(b->rival);
+}
+
 int bench_migrate(struct bench *b, struct ft_err *err)
 {
 	static const char *const plain[] = {"precopy", "precopy-down"},
 				 *const tls[] = {"precopy-tls", "precopy-tls-down"},
 				 *const multifd[] = {"precopy-multi", "precopy-mu-down"};
-	struct rival *r = NULL;
-	struct mover *m = NULL;
-	int rc = mover_start(b, &m, err);
+	int rc = ready(b, err);
 
 	if (!rc)
-		rc = rival_start(b, &r, err);
+		rc = precopy(b, b->mover, b->rival, &(struct move){0}, plain, "plain TCP", err);
 	if (!rc)
-		rc = mover_ready(m, err);
-	if (!rc)
-		rc = rival_ready(r, err);
-	if (!rc)
-		rc = precopy(b, m, r, &(struct move){0}, plain, "plain TCP", err);
-	if (!rc)
-		rc = precopy(b, m, r, &(struct move){.tls = true}, tls, "TLS", err);
-	if (!rc)
-		rc = precopy(b, m, r, &(struct move){.multifd = true}, multifd,
+		rc = precopy(b, b->mover, b->rival, &(struct move){.tls = true}, tls, "TLS", err);
+	if (!rc && !b->quick)
+		rc = precopy(b, b->mover, b->rival, &(struct move){.multifd = true}, multifd,
 			     "plain TCP; QEMU: 2 channels", err);
-	if (!rc)
-		rc = postcopy(b, m, r, err);
-	mover_end(m);
-	rival_end(r);
 	return rc;
+}
+
+int bench_postcopy(struct bench *b, struct ft_err *err)
+{
+	int rc = ready(b, err);
+
+	return rc ? rc : postcopy(b, b->mover, b->rival, err);
 }

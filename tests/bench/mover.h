@@ -7,7 +7,7 @@
 #include "bench.h"
 
 #define MOVER_LOAD	  "payload dirty 1000 64" /* one word in each of so many pages a second */
-#define MOVER_FILL_MIB	  120			  /* of memory that nothing can pack */
+#define MOVER_FILL_MIB	  80			  /* of memory that nothing can pack */
 #define MOVER_DOWNTIME_MS 30			  /* what either may plan with */
 
 struct move {

@@ -65,6 +65,7 @@ static int launch(struct rival *r, bool waits, struct end **out, struct ft_err *
 				     .kernel = r->b->kernel,
 				     .initrd = r->b->initrd,
 				     .append = GUEST_APPEND};
+	static const char *const args[] = {"-msg", "timestamp=on", NULL}; /* in its traces, too */
 	struct argv argv = {0};
 	int rc, fd;
 
@@ -76,6 +77,7 @@ static int launch(struct rival *r, bool waits, struct end **out, struct ft_err *
 	snprintf(e->log, sizeof e->log, "%s/rival%u.log", r->b->dir, r->ends);
 	snprintf(e->qmp_path, sizeof e->qmp_path, "%s/rival%u.qmp", r->b->dir, r->ends);
 	r->ends++;
+	config.args = args;
 	config.console = e->tty;
 	config.console_log = e->console;
 	rc = qemu_config_argv(&config, waits ? QEMU_WAIT : QEMU_RUN, &argv, err);

@@ -344,6 +344,7 @@ struct ft_env_ops node_env(void)
 {
 	struct ft_env_ops e = own;
 
+	pages_env(&e);
 	e.firing = disk_env.firing;
 	e.disks_all_behind = disk_env.disks_all_behind;
 	e.disk_next = disk_env.disk_next;

@@ -62,6 +62,9 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_CLAIMED_TWICE] = "claimed-twice",
 	[MUTANT_NEIGHBOUR_LET_GO] = "neighbour-let-go",
 	[MUTANT_LET_GO_EARLY] = "let-go-early",
+	[MUTANT_STALE_PAGE] = "stale-page",
+	[MUTANT_PAGE_TWICE] = "page-twice",
+	[MUTANT_SOURCE_RESUMES] = "source-resumes",
 	[MUTANT_QUEUE_UNBOUNDED] = "queue-unbounded",
 };
 

@@ -321,6 +321,8 @@ void node_crash(struct node *n, bool powerless)
 	}
 	/* A dead process writes nothing: only its memory is given back. */
 	node_taps_free(n);
+	pages_free(n);
+	n->done_session = 0;
 	ft_engine_free(n->engine);
 	n->engine = NULL;
 	if (n->none)

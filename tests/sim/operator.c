@@ -185,6 +185,9 @@ static void look_after(struct world *w, struct node *n, struct node *o)
 	if (n->frozen)
 		return;
 	check_standby(n);
+	if (pages_look_after(n, o))
+		return;
+	w->moves += state == FT_STOPPED && n->engine->moved;
 	if (state == FT_FENCED || state == FT_FAILED || state == FT_STOPPED) {
 		node_crash(n, false);
 		return;
@@ -195,6 +198,9 @@ static void look_after(struct world *w, struct node *n, struct node *o)
 		(void)node_start(o, AS_STANDBY_BY_FORCE);
 	}
 	n->knows_peer |= state == FT_SOLO && is_standby(o);
+	if (state == FT_SOLO && is_standby(o) && w->options.migrations && !w->faults_over &&
+	    world_chance(w, 30) && pages_migrate(n))
+		return;
 	if (state == FT_SOLO && is_standby(o) && !ft_engine_protect(n->engine, NULL, NULL, &err))
 		world_log(w, "%s: protect", n->name);
 	if (!n->crashed && state == FT_PROTECTED && world_chance(w, 5))

@@ -62,6 +62,9 @@ static void draw_options(struct world *w, uint64_t seed)
 	/* Not drawn from the world's numbers, so that older seeds meet what they met before. */
 	o->track = own & 1;
 	o->bitmaps = own / 2 % 5 < 2;
+	/* Not drawn: the other seeds' worlds stay what they were. */
+	o->migrations = seed % 8 == 5 ||
+			(w->mutant >= MUTANT_STALE_PAGE && w->mutant <= MUTANT_SOURCE_RESUMES);
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -277,11 +280,12 @@ static void sum_up(struct world *w)
 	const struct run *r = w->run;
 
 	printf("seed %llu%s%s: %s: %llu answers, %llu twice, %u takeovers, %u planned switches, %u "
-	       "boots%s%s\n",
+	       "moves, %u followed by their memory, %u boots%s%s\n",
 	       (unsigned long long)r->seed, r->mutant ? ", mutant " : "",
 	       r->mutant ? mutant_name(r->mutant) : "", w->violated ? "VIOLATION" : "ok",
 	       (unsigned long long)w->answers, (unsigned long long)w->duplicates, w->takeovers,
-	       w->switches, w->boots - 1, w->violated ? ": " : "", w->violation);
+	       w->switches, w->moves, w->followed, w->boots - 1, w->violated ? ": " : "",
+	       w->violation);
 }
 
 bool simulate(struct run *r)

@@ -15,6 +15,7 @@
  *   frozen.c    snapshots of RAM: writes against scans
  *   inode.c     a file's bytes, in a page cache and durable
  *   tap.c       its NIC: production's queue of outputs by epoch
+ *   pages.c     memory that follows a guest (postcopy)
  *   faults.c    what goes wrong, drawn from the seed
  *   operator.c  the people: protect, restart, decide
  *   check.c     the promises, checked at every output and at the end
@@ -36,6 +37,9 @@
 #include "eventtap/block/nbd_server.h"
 #include "eventtap/store.h"
 #include "ft/engine.h"
+#include "ft/postcopy/giver.h"
+#include "ft/postcopy/missing.h"
+#include "ft/postcopy/taker.h"
 #include "tests/sim/files.h"
 
 #define US 1000ull
@@ -117,6 +121,8 @@ struct machine {
 	bool page_stale[SIM_PAGES], block_stale[SIM_DISKS][SIM_BLOCKS];
 	uint32_t written[SIM_DISKS]; /* blocks, since the bitmap is there */
 	bool tracking, running, armed, dead;
+	bool missing[SIM_PAGES]; /* not here yet */
+	unsigned waits;		 /* for this page + 1; 0: for none */
 	struct machine_state state;
 };
 struct machine *machine_new(struct node *node, bool armed);
@@ -233,6 +239,11 @@ struct node {
 	bool checkpoint_fails, trial_fails, arm_fails, overflow_fails;
 	uint64_t incarnation; /* of the process: events of an older one are dropped */
 	struct overflow overflow[3];
+	/* Postcopy: the source's half, the target's, and the connection, 0 = none. */
+	struct ft_giver giver;
+	bool giving, background;
+	struct ft_taker taker;
+	uint64_t line, done_session;
 	uint64_t wake_seq;
 	/* The agent's memory: outlives the process, not the host's power. */
 	uint64_t remembered_generation;
@@ -308,9 +319,10 @@ struct options {
 	uint64_t disk_log_bytes;
 	bool durable; /* durability = "disk" */
 	uint64_t journal_bytes;
-	bool compare; /* a standby tells what its disks have */
-	bool track;   /* replicated disks keep their taps when the guest is solo */
-	bool bitmaps; /* each disk has a named dirty bitmap, and keeps its tap */
+	bool migrations; /* guests move, too */
+	bool compare;	 /* a standby tells what its disks have */
+	bool track;	 /* replicated disks keep their taps when the guest is solo */
+	bool bitmaps;	 /* each disk has a named dirty bitmap, and keeps its tap */
 	bool arbiter_file, takeover_manual;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
@@ -382,6 +394,11 @@ enum mutant {
 	MUTANT_NEIGHBOUR_LET_GO, /* who scans lets the writer of a page go that another has claimed
 				  */
 	MUTANT_LET_GO_EARLY,	 /* ... or of his own, before he has read it */
+	/* migration */
+	MUTANT_STALE_PAGE,     /* a page is served from an old copy */
+	MUTANT_PAGE_TWICE,     /* a page that comes again is placed again */
+	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
+				*/
 	/* bounds */
 	MUTANT_HOME_FORGOTTEN,	/* a restarted agent forgets where its guest belongs */
 	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */
@@ -442,6 +459,7 @@ struct world {
 	bool faults_over;
 	bool torn; /* a takeover was cut short in the middle of a shared disk */
 	uint64_t last_answer_ns;
+	unsigned moves, followed; /* guests that moved; and whose memory was not there at once */
 	unsigned takeovers, switches, injected, boots, refused_starts;
 	uint64_t nobody_since_ns; /* no guest anywhere, 0 = there is one */
 	unsigned shared_owner;	  /* node that has the shared disk */
@@ -500,6 +518,16 @@ void operator_wants_home(struct world *w);
 bool operator_is_home(struct world *w);
 void operator_checks_home(struct world *w);
 struct node *world_runner(struct world *w);
+
+/* ---- pages.c ---- */
+void pages_env(struct ft_env_ops *e);
+void pages_free(struct node *n);
+/* The guest touches a page. False: it is not there, and the guest waits. */
+bool pages_touch(struct machine *m, unsigned page);
+bool pages_waits(struct machine *m);
+/* People: a guest moves; and what there is to do while its memory does. */
+bool pages_migrate(struct node *n);
+bool pages_look_after(struct node *n, struct node *o);
 
 /* ---- mutants.c: what goes wrong with messages. False: the message is lost. ---- */
 bool mutate_message(struct world *w, struct node *to, struct ft_msg *msg, struct ft_msg *answer);

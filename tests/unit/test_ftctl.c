@@ -38,7 +38,13 @@ static struct {
 	unsigned requests, cancelled;
 	struct ctl_call *call;
 	char command[64], uri[256];
+	bool postcopy, demand_only, throttle, recover;
+	unsigned rounds;
 } agent;
+
+#define MIGRATE_USAGE                                                                              \
+	"usage: ftctl migrate [-p [-n] [--postcopy-after N] | --auto-throttle] NAME URI | "        \
+	"--recover [-n] NAME [URI]\n"
 
 static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *request)
 {
@@ -47,6 +53,11 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 	agent.call = call;
 	snprintf(agent.command, sizeof agent.command, "%s", request->command);
 	snprintf(agent.uri, sizeof agent.uri, "%s", request->uri);
+	agent.postcopy = request->postcopy;
+	agent.demand_only = request->demand_only;
+	agent.throttle = request->throttle;
+	agent.recover = request->recover;
+	agent.rounds = request->rounds;
 	if (agent.reply)
 		ctl_reply(call, agent.reply);
 }
@@ -234,7 +245,7 @@ static Ctl__Status full_status(void)
 	s.arbiter = &arbiter, s.vmm = &vmm, s.disks = disks, s.n_disks = 1;
 	s.last_error = (char *)"link: reset by peer", s.rounds = 5;
 	s.disk_alike = 1 << 30, s.disk_known = 1 << 29, s.disk_copied = 1 << 20,
-	s.home = (char *)"hostA";
+	s.home = (char *)"hostA", s.mode = (char *)"ft";
 	return s;
 }
 
@@ -256,7 +267,8 @@ static Ctl__Status full_status(void)
 	"\"bytes_behind\": 4096}],"                                                                \
 	" \"deciding\": false, \"rounds\": 5, \"resync\": {\"alike\": 1073741824, \"noted\": "     \
 	"536870912, \"copied\": "                                                                  \
-	"1048576}, \"home\": \"hostA\", \"last_error\": \"link: reset by peer\"}"
+	"1048576}, \"home\": \"hostA\", \"mode\": \"ft\", \"last_error\": \"link: reset by "       \
+	"peer\"}"
 
 static void test_status(void **state)
 {
@@ -329,7 +341,7 @@ static void test_status_odd(void **state)
 		    " \"vmm\": {\"kind\": \"\", \"pid\": 0, \"status\": \"\"}, \"disks\": [],"
 		    " \"deciding\": false, \"rounds\": 0, \"resync\": {\"alike\": 0, \"noted\": 0, "
 		    "\"copied\": "
-		    "0}, \"home\": null, \"last_error\": null}");
+		    "0}, \"home\": null, \"mode\": null, \"last_error\": null}");
 	ftctl("status web1");
 	assert_non_null(strstr(run.out_text, "reason       ?[2Jcaf\xe9\n"));
 	reply.status = NULL;
@@ -395,6 +407,64 @@ static void test_status_all(void **state)
 }
 
 /* ---- commands that ask ---- */
+
+/* What of the command line reaches the agent. */
+static void test_migrate(void **state)
+{
+	static Ctl__Reply reply = CTL__REPLY__INIT;
+
+	(void)state;
+	agent.reply = &reply;
+	ftctl("migrate web1 tls:h:1");
+	expect_text(0, "web1: done\n", "");
+	assert_string_equal(agent.uri, "tls:h:1");
+	assert_false(agent.postcopy || agent.demand_only || agent.throttle || agent.recover);
+	ftctl("migrate --auto-throttle web1 tls:h:1");
+	assert_true(agent.throttle && !agent.postcopy);
+	ftctl("migrate -p web1 tls:h:1");
+	assert_true(agent.postcopy && !agent.demand_only && agent.rounds == 0);
+	ftctl("migrate -p -n web1 unix:/x");
+	assert_true(agent.postcopy && agent.demand_only);
+	ftctl("migrate --postcopy-after 3 web1 tls:h:1");
+	assert_true(agent.postcopy && agent.rounds == 3);
+	ftctl("migrate --recover web1");
+	assert_true(agent.recover && !agent.demand_only);
+	assert_string_equal(agent.uri, "");
+	ftctl("migrate --recover -n web1 tls:h:2");
+	assert_true(agent.recover && agent.demand_only);
+	assert_string_equal(agent.uri, "tls:h:2");
+}
+
+/* What people and programs see of one. */
+static void test_migration_status(void **state)
+{
+	static uint64_t histogram[] = {0, 0, 0, 0, 0, 12, 3};
+	static Ctl__Reply reply = CTL__REPLY__INIT;
+	static Ctl__Migration m = CTL__MIGRATION__INIT;
+	static Ctl__Figures f = CTL__FIGURES__INIT;
+	static Ctl__Status s;
+
+	(void)state;
+	s = full_status();
+	s.mode = m.mode = (char *)"postcopy";
+	s.migration = &m;
+	m.rounds = 2, m.remaining = 4096, m.downtime_us = 12300;
+	m.bytes_total = 1 << 20, m.bytes_done = 1 << 19, m.faults = 15, m.cut = true;
+	f.last = 40, f.p50 = 50, f.p99 = 90, f.max = 99;
+	m.fault_us = &f;
+	m.fault_histogram = histogram, m.n_fault_histogram = 7;
+	m.bytes_per_s = 1e6, m.faults_per_s = 10;
+	reply.status = &s;
+	agent.reply = &reply;
+	ftctl("status web1");
+	assert_non_null(strstr(run.out_text, "postcopy, 2 rounds, 4.0K left, downtime 12.3 ms"));
+	assert_non_null(strstr(run.out_text, "15 pages were waited for; the link is lost"));
+	assert_non_null(strstr(run.out_text, "32 us: 12, 64 us: 3,"));
+	ftctl("status --json web1");
+	assert_non_null(strstr(run.out_text, "\"mode\": \"postcopy\""));
+	assert_non_null(strstr(run.out_text, "\"fault_histogram\": [0, 0, 0, 0, 0, 12, 3]"));
+	assert_non_null(strstr(run.out_text, "\"link_lost\": true"));
+}
 
 static void test_outcomes(void **state)
 {
@@ -517,24 +587,24 @@ static void test_command_line(void **state)
 		{"wait web1 solo --timeout soon", 2,
 		 "ftctl: --timeout: 'soon' is not a number of seconds up to a day\n"
 		 "usage: ftctl wait NAME STATE [--timeout SECONDS]\n"},
-		{"migrate web1", 2,
-		 "ftctl: migrate takes a name and a URI\nusage: ftctl migrate [-p [-n]] NAME "
-		 "URI\n"},
+		{"migrate web1", 2, "ftctl: migrate takes a name and a URI\n" MIGRATE_USAGE},
 		{"migrate -n web1 tls:h:1", 2,
-		 "ftctl: -n is only for postcopy, -p\nusage: ftctl migrate [-p [-n]] NAME URI\n"},
-		{"migrate -x web1 tls:h:1", 2,
-		 "ftctl: migrate: unknown option -x\nusage: ftctl migrate [-p [-n]] NAME URI\n"},
-		{"migrate web1 tls:h:1", 1,
-		 "ftctl: live migration is not available in this version; protection is: ftctl "
-		 "migrate web1 "
-		 "kemari:tls:h:1\n"},
-		{"migrate -p web1 tls:h:1", 1,
-		 "ftctl: postcopy is not available in this version; protection is: ftctl migrate "
-		 "web1 "
-		 "kemari:tls:h:1\n"},
+		 "ftctl: -n is only for postcopy, -p\n" MIGRATE_USAGE},
+		{"migrate -x web1 tls:h:1", 2, "ftctl: migrate: unknown option -x\n" MIGRATE_USAGE},
+		{"migrate web1 tls:h:1 --postcopy-after", 2,
+		 "ftctl: migrate: --postcopy-after: needs a value\n" MIGRATE_USAGE},
+		{"migrate web1 tls:h:1 --postcopy-after 31", 2,
+		 "ftctl: --postcopy-after 31: 0 to 30 rounds\n" MIGRATE_USAGE},
+		{"migrate -p web1 kemari:tls:h:1", 2,
+		 "ftctl: the options are for live migration: a URI without "
+		 "kemari:\n" MIGRATE_USAGE},
+		{"migrate -p --auto-throttle web1 tls:h:1", 2,
+		 "ftctl: --auto-throttle: postcopy has no rounds that must "
+		 "converge\n" MIGRATE_USAGE},
+		{"migrate --recover -p web1", 2,
+		 "ftctl: --recover goes on with what was begun: -n only\n" MIGRATE_USAGE},
 		{"migrate web1 file:/x", 2,
-		 "ftctl: to save a guest to a file: ftctl snapshot web1 file:/x\n"
-		 "usage: ftctl migrate [-p [-n]] NAME URI\n"},
+		 "ftctl: to save a guest to a file: ftctl snapshot web1 file:/x\n" MIGRATE_USAGE},
 		{"snapshot web1 tls:h:1", 2,
 		 "ftctl: snapshot tls:h:1: not file:PATH\n"
 		 "usage: ftctl snapshot NAME file:PATH [--incremental] [--direct] [--jobs N] "
@@ -576,10 +646,6 @@ static void test_command_line(void **state)
 	ftctl("migrate web1 kemari:tls:host:0");
 	assert_int_equal(run.code, 2);
 	assert_non_null(strstr(run.err_text, "port"));
-	ftctl("--json migrate web1 tls:h:1");
-	expect_json(1, "{\"error\": {\"code\": \"not-available\", \"message\": \"live migration is "
-		       "not available in this"
-		       " version; protection is: ftctl migrate web1 kemari:tls:h:1\"}}");
 	ftctl("frob --json");
 	expect_json(2,
 		    "{\"error\": {\"code\": \"usage\", \"message\": \"unknown command 'frob'\"}}");
@@ -765,6 +831,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_status, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_status_odd, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_status_all, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_migrate, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_migration_status, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_outcomes, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_wait, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_interrupted, setup, teardown),

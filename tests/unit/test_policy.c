@@ -233,6 +233,31 @@ static void test_switch(void **state)
 	assert_false(ft_policy_switch_to_sync(&on_output, &r));
 }
 
+/* Until a guest that moves runs again, what is left is copied, sent and applied. */
+static void test_switch_to_target(void **state)
+{
+	struct ft_round r = {.dirty_pages = 0};
+
+	(void)state;
+	assert_true(ft_policy_switch_to_target(&on_output, &r, 1));
+	/* 30 ms at 1 Gbit/s are 3.9 MB. */
+	r = (struct ft_round){.dirty_pages = 800, .bytes_per_page = 4096};
+	assert_true(ft_policy_switch_to_target(&on_output, &r, 125u << 20));
+	r.dirty_pages = 1000;
+	assert_false(ft_policy_switch_to_target(&on_output, &r, 125u << 20));
+	/* Pages that pack well are sooner there. */
+	r.bytes_per_page = 1000;
+	assert_true(ft_policy_switch_to_target(&on_output, &r, 125u << 20));
+	/* A fast link does not make copying free. */
+	r = (struct ft_round){.dirty_pages = 20000, .bytes_per_page = 1};
+	assert_false(ft_policy_switch_to_target(&on_output, &r, UINT64_MAX));
+	/* No bound of rounds makes it fit. */
+	r = (struct ft_round){.dirty_pages = 100000, .rounds = FT_ROUNDS_MAX};
+	assert_false(ft_policy_switch_to_target(&on_output, &r, 125u << 20));
+	r = (struct ft_round){.disk_bytes_behind = 16u << 20};
+	assert_false(ft_policy_switch_to_target(&on_output, &r, 125u << 20));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -240,7 +265,7 @@ int main(void)
 		cmocka_unit_test(test_interval),  cmocka_unit_test(test_budget),
 		cmocka_unit_test(test_in_flight), cmocka_unit_test(test_reasons_of_the_caller),
 		cmocka_unit_test(test_extremes),  cmocka_unit_test(test_life),
-		cmocka_unit_test(test_switch),
+		cmocka_unit_test(test_switch),	  cmocka_unit_test(test_switch_to_target),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

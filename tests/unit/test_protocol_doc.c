@@ -106,10 +106,10 @@ static const char *type_name(const ProtobufCFieldDescriptor *field)
 static void test_bodies(void **state)
 {
 	static const ProtobufCMessageDescriptor *const bodies[] = {
-		&ft__hello__descriptor, &ft__refuse__descriptor, &ft__setup__descriptor,
-		&ft__disk__descriptor,	&ft__ready__descriptor,	 &ft__disk_chunk__descriptor,
-		&ft__end__descriptor,	&ft__digest__descriptor, &ft__beat__descriptor,
-		&ft__sums__descriptor,
+		&ft__hello__descriptor, &ft__refuse__descriptor,  &ft__setup__descriptor,
+		&ft__disk__descriptor,	&ft__ready__descriptor,	  &ft__disk_chunk__descriptor,
+		&ft__end__descriptor,	&ft__digest__descriptor,  &ft__beat__descriptor,
+		&ft__sums__descriptor,	&ft__missing__descriptor,
 	};
 	const size_t bodies_n = sizeof bodies / sizeof *bodies;
 	char *proto = read_file("proto/ft.proto");

@@ -185,6 +185,8 @@ static int start_role(struct agent *a, struct ft_err *err)
 	/* A journal knows a newer one than the disks that it brought up to date. */
 	ft_engine_remember(a->engine, known_generation(a));
 	if (rc == -ENOENT && a->incoming) {
+		if (a->target)
+			guest_arm_ahead(a);
 		ft_engine_start_standby(a->engine);
 		return 0;
 	}
@@ -344,9 +346,25 @@ void agent_left(struct agent *a)
 	requests_answer(&a->cancel_call, s.state != FT_SOLO ? &err : NULL);
 }
 
+/* The guest runs elsewhere; who asked for that need not wait until its VM here has gone. */
+static void end_moved(struct agent *a)
+{
+	struct ft_engine_status s;
+
+	if (!a->engine || !a->vmm)
+		return;
+	ft_engine_status(a->engine, &s);
+	if (!s.moved)
+		return;
+	ctl_server_flush(a->ctl);
+	guest_end(a);
+}
+
 void agent_free(struct agent *a)
 {
 	history_stop(a);
+	end_moved(a);
+	guest_drop_spare(a);
 	peer_hang_up(a);
 	fence_close(a);
 	listener_close(a->listener);

@@ -158,6 +158,7 @@ struct agent {
 	struct ft_arbiter *arbiter;
 	struct ft_engine *engine;
 	struct vmm *vmm;
+	struct vmm *spare; /* target of a migration: an armed QEMU, started ahead */
 	bool vm_ours;  /* we, or an agent before us, started it: stop ends it. Attached guests run
 			  on. */
 	bool vm_found; /* it ran before this agent did, so a failed start leaves it alone */
@@ -233,6 +234,10 @@ uint64_t agent_now_ns(void);
 int guest_start(struct agent *a, struct ft_err *err);
 /* Takes over a QEMU that a former agent of this guest left running. -ENOENT: there is none. */
 int guest_find_again(struct agent *a, struct ft_err *err);
+/* Target of a migration: starts the QEMU ahead that guest_arm() will use, where the guest file says
+ * all about it. Costs nothing but time to do without. */
+void guest_arm_ahead(struct agent *a);
+void guest_drop_spare(struct agent *a);
 int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
 /* Makes the VM of the guest file, waiting for its state; it dies with this agent. */
 int guest_make_waiting(struct agent *a, struct vmm **out, struct ft_err *err);
@@ -344,7 +349,7 @@ bool migrate_fill_status(struct agent *a, const struct ft_engine_status *s,
 /* follow.c: the engine's environment for postcopy, env->pages_* */
 int follow_listen(struct agent *a, struct ft_err *err);
 int follow_open(struct agent *a, struct ft_err *err);
-void follow_give(struct agent *a, const struct ft_bitmap *missing, bool background);
+void follow_give(struct agent *a, const struct ft_bitmap *missing);
 int follow_prepare(struct agent *a, uint64_t generation, struct ft_err *err);
 void follow_link(struct agent *a, struct ft_link *link, bool urgent);
 int follow_begin(struct agent *a, const struct ft_bitmap *missing, struct ft_err *err);

@@ -461,9 +461,22 @@ static void send_rest(struct ctl_call *call)
 	struct evbuffer *out = bufferevent_get_output(call->bev);
 	size_t len = evbuffer_get_length(out);
 	const uint8_t *rest = evbuffer_pullup(out, -1);
+	ssize_t n = len && rest ? send(bufferevent_getfd(call->bev), rest, len,
+				       MSG_DONTWAIT | MSG_NOSIGNAL)
+				: 0;
 
-	if (len && rest)
-		(void)!send(bufferevent_getfd(call->bev), rest, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n <= 0)
+		return;
+	evbuffer_unfreeze(out, 1);
+	evbuffer_drain(out, (size_t)n);
+	evbuffer_freeze(out, 1);
+}
+
+void ctl_server_flush(struct ctl_server *server)
+{
+	for (unsigned i = 0; i < CTL_CLIENTS_MAX; i++)
+		if (server->calls[i].server)
+			send_rest(&server->calls[i]);
 }
 
 void ctl_server_free(struct ctl_server *server)

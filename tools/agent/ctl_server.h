@@ -58,6 +58,8 @@ void ctl_server_state_changed(struct ctl_server *server, enum ft_state now, cons
 
 /* Cancels what is under way, sends what is already answered as far as it can be without waiting,
  * closes and removes the socket. Accepts NULL. */
+/* Answers go out as far as they can at once: something that takes long comes next. */
+void ctl_server_flush(struct ctl_server *server);
 void ctl_server_free(struct ctl_server *server);
 
 #endif

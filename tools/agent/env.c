@@ -458,9 +458,14 @@ static int env_pages_open(void *ctx, uint64_t session, struct ft_err *err)
 	return follow_open(ctx, err);
 }
 
-static void env_pages_give(void *ctx, const struct ft_bitmap *missing, bool background)
+static void env_pages_give(void *ctx, const struct ft_bitmap *missing)
 {
-	follow_give(ctx, missing, background);
+	follow_give(ctx, missing);
+}
+
+static void env_pages_push(void *ctx, bool on)
+{
+	follow_background(ctx, on);
 }
 
 static int env_pages_prepare(void *ctx, uint64_t generation, struct ft_err *err)
@@ -566,6 +571,7 @@ const struct ft_env_ops agent_env = {
 	.store_outdate = env_store_outdate,
 	.pages_open = env_pages_open,
 	.pages_give = env_pages_give,
+	.pages_push = env_pages_push,
 	.pages_prepare = env_pages_prepare,
 	.pages_link = env_pages_link,
 	.pages_begin = env_pages_begin,

@@ -157,9 +157,9 @@ int follow_open(struct agent *a, struct ft_err *err)
 	return rc;
 }
 
-void follow_give(struct agent *a, const struct ft_bitmap *missing, bool background)
+void follow_give(struct agent *a, const struct ft_bitmap *missing)
 {
-	page_server_give(a->pages.server, missing, background);
+	page_server_give(a->pages.server, missing, false);
 }
 
 /* ---- target ---- */

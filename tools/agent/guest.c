@@ -514,6 +514,54 @@ static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *e
 	return durable_begin(a, err);
 }
 
+static bool has_images(const struct agent *a)
+{
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		if (access(a->config.disks[i].image, F_OK))
+			return false;
+	return true;
+}
+
+void guest_arm_ahead(struct agent *a)
+{
+	struct ft_err err = {0};
+	struct qemu_strings s;
+	struct qemu_config q;
+
+	if (a->config.vmm != CONFIG_VMM_QEMU || a->config.source != CONFIG_LAUNCH || !has_images(a))
+		return;
+	if (qemu_config_fill(a, &q, &s, &err) || qemu_arm(&q, &a->spare, &err)) {
+		ft_warn("%s: not armed ahead: %s", a->config.name, err.text);
+		return;
+	}
+	keeper_set_protected(a->keeper, true);
+}
+
+void guest_drop_spare(struct agent *a)
+{
+	if (!a->spare)
+		return;
+	vmm_quit(a->spare, false, 0);
+	vmm_free(a->spare);
+	a->spare = NULL;
+}
+
+/* One that died meanwhile is none. */
+static struct vmm *take_spare(struct agent *a)
+{
+	struct vmm *vmm = a->spare;
+
+	if (!vmm)
+		return NULL;
+	vmm_poll(vmm);
+	if (!strcmp(vmm_status(vmm), "lost")) {
+		guest_drop_spare(a);
+		return NULL;
+	}
+	a->spare = NULL;
+	return vmm;
+}
+
 static int arm_qemu(struct agent *a, const Ft__Setup *setup, struct vmm **vmm, struct ft_err *err)
 {
 	struct qemu_strings s;
@@ -522,6 +570,9 @@ static int arm_qemu(struct agent *a, const Ft__Setup *setup, struct vmm **vmm, s
 	if (a->config.source == CONFIG_LAUNCH) {
 		struct qemu_config q;
 
+		*vmm = take_spare(a);
+		if (*vmm)
+			return 0;
 		rc = qemu_config_fill(a, &q, &s, err);
 		return rc ? rc : qemu_arm(&q, vmm, err);
 	} else {

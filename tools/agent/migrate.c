@@ -51,9 +51,7 @@ static void recover(struct agent *a, struct ctl_call *call, const Ctl__Request *
 	if (ft_engine_recover(a->engine, request->demand_only, requests_done, c, &err)) {
 		c->used = false;
 		requests_fail(call, &err);
-		return;
 	}
-	follow_background(a, !request->demand_only);
 }
 
 void migrate_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request)

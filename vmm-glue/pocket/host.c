@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "vmm-glue/pocket/sock.h"
+#include "vmm-glue/ram_file.h"
 
 #if defined(__SANITIZE_THREAD__)
 #define TSAN 1
@@ -442,6 +443,21 @@ static uint8_t *pocket_image(struct vmm *vmm)
 	return p->phase == PHASE_ARMED ? p->ram : NULL;
 }
 
+static int pocket_image_write(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
+			      struct ft_err *err)
+{
+	int rc = ram_file_write(pocket_of(vmm)->memfd, pfn * VMM_PAGE_BYTES, iov, n);
+
+	return rc ? ft_err_set(err, -rc, "pocket: image: %s", strerror(-rc)) : 0;
+}
+
+static int pocket_image_empty(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err)
+{
+	int rc = ram_file_empty(pocket_of(vmm)->memfd, pfn * VMM_PAGE_BYTES, n * VMM_PAGE_BYTES);
+
+	return rc ? ft_err_set(err, -rc, "pocket: image: %s", strerror(-rc)) : 0;
+}
+
 static int pocket_trial(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err)
 {
 	struct pocket *p = pocket_of(vmm);
@@ -519,6 +535,8 @@ const struct vmm_ops pocket_ops = {
 	.quit = pocket_quit,
 	.ram_digest = pocket_ram_digest,
 	.image = pocket_image,
+	.image_write = pocket_image_write,
+	.image_empty = pocket_image_empty,
 	.trial = pocket_trial,
 	.resume = pocket_resume,
 	.free = pocket_free,

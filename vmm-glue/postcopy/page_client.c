@@ -28,6 +28,7 @@
 #define WAITING_MAX	64 /* whose times are kept; more are only not measured */
 #define RUN_PAGES	16 /* placed by one call */
 #define UNREGISTER_STEP (64ull << 20)
+#define LINGER_NS	(2000ull * 1000000)
 
 struct page_client {
 	/* set at the start */
@@ -396,6 +397,32 @@ static bool on_wake(struct page_client *c)
 	return !leaving;
 }
 
+/* Who closes with something unread takes back what it sent last: so the source, which closes when
+ * it has heard ALL, does it first. */
+static void linger(struct page_client *c)
+{
+	uint64_t until = now_ns() + LINGER_NS;
+	struct ft_err err = {0};
+	struct ft_msg msg;
+	bool over = false;
+
+	while (c->line && !over && now_ns() < until) {
+		struct pollfd p[2] = {{.fd = c->line->ops->fd(c->line), .events = POLLIN},
+				      {.fd = c->wake_fd, .events = POLLIN}};
+
+		(void)poll(p, 2, (int)((until - now_ns()) / 1000000) + 1);
+		if (p[1].revents && !on_wake(c))
+			return;
+		while (c->line && !over) {
+			int rc = c->line->ops->receive(c->line, &msg, false, &err);
+
+			over = rc < 0;
+			if (rc == 0)
+				break;
+		}
+	}
+}
+
 static void finish(struct page_client *c)
 {
 	struct ft_msg msg = {.type = FT_MSG_ALL};
@@ -408,6 +435,7 @@ static void finish(struct page_client *c)
 		uffd_unregister(c->uffd, c->ram.address + at,
 				c->ram.bytes - at < UNREGISTER_STEP ? c->ram.bytes - at
 								    : UNREGISTER_STEP);
+	linger(c);
 	set_state(c, PAGES_DONE, NULL);
 }
 

@@ -17,6 +17,8 @@
 // from the moment they were pinned. Nothing is allocated between fire and the end.
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "vmm-glue/qemu/clock.h"
@@ -247,6 +249,29 @@ static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_c
 	return r;
 }
 
+/* The guest stops, and QEMU has the command by the time it says so: one wait for both. */
+static int stop_and_prime(struct qemu *vm, struct ft_err *err)
+{
+	uint64_t id;
+	char stop[64];
+	int r = qemu_ready(vm, err);
+
+	if (r == 0)
+		r = save_setup(&vm->save, &vm->qmp, vm->process.pid, err);
+	if (r < 0)
+		return r;
+	id = vm->qmp.next_id++;
+	snprintf(stop, sizeof stop, "{\"execute\":\"stop\",\"id\":%" PRIu64 "}", id);
+	r = qmp_send(&vm->qmp, stop, strlen(stop), err);
+	if (r == 0)
+		r = save_prime(&vm->save, &vm->qmp, err);
+	if (r == 0)
+		r = qmp_reply(&vm->qmp, id, "stop", NULL, QMP_CALL_MS, err);
+	if (r < 0)
+		vm->vmm.ops->cont(&vm->vmm, NULL);
+	return r;
+}
+
 int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 		    const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err)
 {
@@ -256,9 +281,7 @@ int qemu_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_captu
 	assert(vm->tracker && !vm->armed);
 	assert(pending->bits == vm->ram.bytes / VMM_PAGE_BYTES);
 	capture->pages_n = capture->state_len = 0;
-	r = keep_stopped ? vmm->ops->stop(vmm, err) : 0;
-	if (r == 0)
-		r = qemu_checkpoint_prepare(vmm, err);
+	r = keep_stopped ? stop_and_prime(vm, err) : qemu_checkpoint_prepare(vmm, err);
 	if (r < 0)
 		return r;
 	if (vm->keeper)

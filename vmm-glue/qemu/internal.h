@@ -127,6 +127,9 @@ int qemu_launch(struct process *p, struct qmp *q, const struct argv *argv, const
 int qemu_arm_argv(struct qemu *vm, const struct argv *argv, struct argv *trial_argv,
 		  uint64_t memory_bytes, struct ft_err *err);
 uint8_t *qemu_image(struct vmm *vmm);
+int qemu_image_write(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
+		     struct ft_err *err);
+int qemu_image_empty(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err);
 int qemu_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft_err *err);
 /* Starts the incoming migration of a QEMU with -incoming defer on a socketpair; *ours is to be
  * written to. */

@@ -20,6 +20,7 @@
 
 #include "vmm-glue/qemu/clock.h"
 #include "vmm-glue/qemu/internal.h"
+#include "vmm-glue/ram_file.h"
 
 #define RESUME_MS      5000
 #define LOOK_MS	       250
@@ -31,6 +32,21 @@ uint8_t *qemu_image(struct vmm *vmm)
 {
 	assert(qemu_of(vmm)->armed);
 	return qemu_of(vmm)->ram.map;
+}
+
+int qemu_image_write(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
+		     struct ft_err *err)
+{
+	int r = ram_file_write(qemu_of(vmm)->image_fd, pfn * VMM_PAGE_BYTES, iov, n);
+
+	return r ? ft_err_set(err, -r, "qemu: image: %s", strerror(-r)) : 0;
+}
+
+int qemu_image_empty(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err)
+{
+	int r = ram_file_empty(qemu_of(vmm)->image_fd, pfn * VMM_PAGE_BYTES, n * VMM_PAGE_BYTES);
+
+	return r ? ft_err_set(err, -r, "qemu: image: %s", strerror(-r)) : 0;
 }
 
 int qemu_incoming(struct qmp *q, int *ours, struct ft_err *err)
