@@ -204,6 +204,7 @@ static void chain_across_a_takeover(void **state)
 
 	host_kill(&a);
 	wait_state(&b, "solo", GOES_ON_MS);
+	ticks_on(&b);
 	guest_writes(&b, 9000, 5);
 	assert_false(bad);
 	assert_int_equal(dirty_of(&b, "daily", &bad), 35 * 4096);
@@ -225,6 +226,7 @@ static void chain_across_a_takeover(void **state)
 	guest_writes(&b, 50, 2);
 	ask_ok(&b, "failback", NULL);
 	wait_state(&a, "protected", PROTECT_MS);
+	ticks_on(&a); /* it hears what is typed */
 	guest_writes(&a, 60, 1);
 	bytes = incremental_backup(&a, "daily", "backup.img");
 	assert_int_equal(bytes, 5 * 4096);

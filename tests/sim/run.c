@@ -60,11 +60,10 @@ static void draw_options(struct world *w, uint64_t seed)
 	o->journal_bytes = world_chance(w, 50) ? 8192 : 1u << 20;
 	o->compare = world_chance(w, 75);
 	/* Not drawn: the other seeds' worlds stay what they were. */
-	o->migrations = seed % 8 == 5 ||
-			(w->mutant >= MUTANT_STALE_PAGE && w->mutant <= MUTANT_SOURCE_RESUMES);
-	/* Not drawn from the world's numbers, so that older seeds meet what they met before. */
 	o->track = own & 1;
 	o->bitmaps = own / 2 % 5 < 2;
+	o->migrations = seed % 8 == 5 ||
+			(w->mutant >= MUTANT_STALE_PAGE && w->mutant <= MUTANT_SOURCE_RESUMES);
 }
 
 /* ---- the client, who asks whoever runs ---- */

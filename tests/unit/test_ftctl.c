@@ -245,8 +245,7 @@ static Ctl__Status full_status(void)
 	s.arbiter = &arbiter, s.vmm = &vmm, s.disks = disks, s.n_disks = 1;
 	s.last_error = (char *)"link: reset by peer", s.rounds = 5;
 	s.disk_alike = 1 << 30, s.disk_known = 1 << 29, s.disk_copied = 1 << 20,
-	s.home = (char *)"hostA";
-	s.mode = (char *)"ft";
+	s.home = (char *)"hostA", s.mode = (char *)"ft";
 	return s;
 }
 
