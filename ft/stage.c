@@ -17,60 +17,20 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define APPLY_BEAT_RECORDS 256
 
 /* ---- pages ---- */
-
-/* Pages of the image that nobody has touched: they are zeroes in a file without them, and looking
- * at one through the mapping would give it memory. */
-struct hole {
-	int fd; /* -1: not known */
-	uint64_t offset, first, end;
-};
-
-static bool in_hole(struct hole *h, uint64_t pfn)
-{
-	off_t data;
-
-	if (pfn >= h->first && pfn < h->end)
-		return true;
-	if (h->fd < 0)
-		return false;
-	data = lseek(h->fd, (off_t)(h->offset + pfn * VMM_PAGE_BYTES), SEEK_DATA);
-	if (data < 0 && errno != ENXIO)
-		return false;
-	h->first = pfn;
-	h->end = data < 0 ? UINT64_MAX : ((uint64_t)data - h->offset) / VMM_PAGE_BYTES;
-	return pfn < h->end;
-}
-
-static int apply_page(uint8_t *image, struct hole *h, const struct ft_page_record *rec,
-		      struct ft_err *err)
-{
-	static uint8_t zeroes[VMM_PAGE_BYTES]; /* never written: that is what it is there for */
-
-	if (rec->kind == FT_PAGE_ZERO && in_hole(h, rec->pfn))
-		return ft_page_record_apply(rec, zeroes, err);
-	if (rec->pfn >= h->first && rec->pfn < h->end)
-		h->end = rec->pfn;
-	return ft_page_record_apply(rec, image + rec->pfn * VMM_PAGE_BYTES, err);
-}
 
 /* Hands every record of buf to the image. */
 static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size_t *used,
 		       struct ft_err *err)
 {
 	struct vmm_info info;
-	struct vmm_ram ram;
 	uint8_t *image = vmm_image(e->vmm);
 	size_t at = 0, records = 0;
 
 	vmm_info(e->vmm, &info);
-	vmm_ram(e->vmm, &ram);
-	struct hole hole = {.fd = ram.fd, .offset = ram.offset};
-
 	while (at < len) {
 		struct ft_page_record rec;
 		int n = ft_page_record_parse(buf + at, len - at, info.ram_bytes / VMM_PAGE_BYTES,
@@ -85,7 +45,7 @@ static int apply_pages(struct ft_engine *e, const uint8_t *buf, size_t len, size
 			return n;
 		if (n == 0)
 			break;
-		rc = apply_page(image, &hole, &rec, err);
+		rc = ft_page_record_apply(&rec, image + rec.pfn * VMM_PAGE_BYTES, err);
 		if (rc)
 			return rc;
 		at += (size_t)n;

@@ -89,7 +89,8 @@ static int check(const struct options *o)
 	else if (o->restore.uri && uri_parse(o->restore.uri, &uri, &err))
 		fprintf(stderr, "ft-agent: --restore: %s\n", err.text);
 	else if (o->restore.uri && uri.scheme != URI_FILE)
-		fprintf(stderr, "ft-agent: --restore %s: neither file:PATH nor history:WHICH\n", o->restore.uri);
+		fprintf(stderr, "ft-agent: --restore %s: neither file:PATH nor history:WHICH\n",
+			o->restore.uri);
 	else
 		return 0;
 	return -1;

@@ -613,6 +613,7 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 {
 	struct net_tap *t = calloc(1, sizeof *t);
 	const struct pump_source none = {.fd = -1, .ready = ready, .ctx = t};
+	const bool direct = !config->in_path || !*config->in_path;
 	int rc;
 
 	if (!t)
@@ -621,7 +622,7 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 	t->tap.device = config->device;
 	snprintf(t->tap.id, sizeof t->tap.id, "%s", config->id);
 	t->out = t->in = t->out_listener = t->in_listener = none;
-	t->direct = !config->in_path || !*config->in_path;
+	t->direct = direct;
 	pthread_mutex_init(&t->lock, NULL);
 	rc = config->held_bytes_max < NET_TAP_HELD_BYTES_MIN
 		     ? ft_err_set(err, EINVAL, "queue: %zu bytes: at least %u",
@@ -635,11 +636,11 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 	// The thread runs already, so that a client finds the tap complete.
 	pthread_mutex_lock(&t->lock);
 	rc = listen_on(t, &t->out_listener, t->out_path, config->out_path, err);
-	if (!rc && t->direct)
+	if (!rc && direct)
 		rc = host_tap_init(&t->host, config->host_fd, err);
 	else if (!rc)
 		rc = listen_on(t, &t->in_listener, t->in_path, config->in_path, err);
-	if (!rc && t->direct)
+	if (!rc && direct)
 		t->in.fd = config->host_fd;
 	pthread_mutex_unlock(&t->lock);
 	if (rc) {

@@ -11,15 +11,15 @@
 #include "ft/page.h"
 #include "ft/snapshot/mapped_ram_format.h"
 
-#define CHANGES_MAGIC	"KEMARISC"
 #define CHANGES_VERSION 1u
-#define MARK		"KFTU"
-#define NAME_BYTES	8 /* of the magic */
 #define NUMBERS_AT	16
 #define NUMBERS_N	12
 #define SUM_AT		(CHANGES_HEAD_BYTES - 8)
 
 _Static_assert(NUMBERS_AT + NUMBERS_N * 8 <= SUM_AT, "the head has room");
+
+static const uint8_t magic[] = {'K', 'E', 'M', 'A', 'R', 'I', 'S', 'C'};
+static const uint8_t mark[] = {'K', 'F', 'T', 'U'};
 
 /* In the order of the file. */
 static uint64_t *number(struct changes_head *h, unsigned i)
@@ -49,7 +49,7 @@ void changes_head_pack(const struct changes_head *h, uint8_t out[CHANGES_HEAD_BY
 
 	assert(h->id);
 	memset(out, 0, CHANGES_HEAD_BYTES);
-	memcpy(out, CHANGES_MAGIC, NAME_BYTES);
+	memcpy(out, magic, sizeof magic);
 	put32(out + 8, CHANGES_VERSION);
 	put32(out + 12, h->id);
 	for (unsigned i = 0; i < NUMBERS_N; i++)
@@ -82,7 +82,7 @@ int changes_head_parse(const uint8_t in[CHANGES_HEAD_BYTES], uint64_t file_bytes
 	uint64_t pages;
 
 	memset(h, 0, sizeof *h);
-	if (file_bytes < CHANGES_HEAD_BYTES || memcmp(in, CHANGES_MAGIC, NAME_BYTES) != 0)
+	if (file_bytes < CHANGES_HEAD_BYTES || memcmp(in, magic, sizeof magic) != 0)
 		return bad(err, "no head");
 	if (get32(in + 8) != CHANGES_VERSION)
 		return bad(err, "of another version");
@@ -148,18 +148,20 @@ uint64_t changes_page_hash(const uint8_t *page)
 void changes_mark(uint32_t id, uint8_t out[CHANGES_MARK_BYTES])
 {
 	assert(id);
-	memcpy(out, MARK, 4);
+	memcpy(out, mark, sizeof mark);
 	put32(out + 4, id);
 }
 
 uint32_t changes_marked(const uint8_t in[CHANGES_MARK_BYTES])
 {
-	return memcmp(in, MARK, 4) ? 0 : get32(in + 4);
+	return memcmp(in, mark, sizeof mark) ? 0 : get32(in + 4);
 }
 
 void changes_opening(uint8_t out[CHANGES_MARK_BYTES])
 {
-	_Static_assert(OPENING_BYTES == CHANGES_MARK_BYTES, "one stands for the other");
-	memcpy(out, MAGIC, MAGIC_BYTES);
-	memcpy(out + MAGIC_BYTES, (const uint8_t[4]){0, 0, 0, VERSION}, 4);
+	static const uint8_t opening[] = {'Q', 'E', 'V', 'M', 0, 0, 0, VERSION};
+
+	_Static_assert(sizeof opening == CHANGES_MARK_BYTES && OPENING_BYTES == CHANGES_MARK_BYTES,
+		       "one stands for the other");
+	memcpy(out, opening, sizeof opening);
 }

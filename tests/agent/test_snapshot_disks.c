@@ -178,6 +178,10 @@ static void into_an_image_in_use(void **state)
 	host_stop(&a);
 	assert_int_equal(host_try(&a, at("g.conf"), "--restore", file_uri("s"), NULL), 2);
 	host_one_error(&a, "holds something else than the snapshot's disk");
+	assert_int_equal(host_try(&a, at("g.conf"), "--set", "disk.root.size=16M", "--restore",
+				  file_uri("s"), "--force", NULL),
+			 2);
+	host_one_error(&a, "size: 16777216 bytes here, 8388608 in the snapshot");
 	assert_int_equal(stat(at("A.img"), &before), 0);
 	host_start(&a, at("g.conf"), "--restore", file_uri("s"), "--force", NULL);
 	wait_state(&a, "solo", START_MS);

@@ -31,7 +31,7 @@ struct bench {
 	struct direct *pc, *q35, *ten; /* direct.c: made at first use */
 	struct pair *pair;	       /* pair.c: likewise */
 	unsigned pairs;		       /* made so far */
-	struct mover *mover;	 /* mover.h */
+	struct mover *mover;	       /* mover.h */
 	struct rival *rival;
 	bool movers_ready;
 	double load_ms;	  /* QEMU's own time to load a state and resume, 0: not measured */

@@ -52,15 +52,15 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_START_UNASKED] = "start-unasked",
 	[MUTANT_RELEASE_FENCED] = "release-fenced",
 	[MUTANT_GUARD_FORGOTTEN] = "guard-forgotten",
-	[MUTANT_STALE_PAGE] = "stale-page",
-	[MUTANT_PAGE_TWICE] = "page-twice",
-	[MUTANT_SOURCE_RESUMES] = "source-resumes",
 	[MUTANT_HOME_FORGOTTEN] = "home-forgotten",
 	[MUTANT_COW_FORGETS] = "cow-forgets",
 	[MUTANT_COW_LATE] = "cow-late",
 	[MUTANT_CLAIMED_TWICE] = "claimed-twice",
 	[MUTANT_NEIGHBOUR_LET_GO] = "neighbour-let-go",
 	[MUTANT_LET_GO_EARLY] = "let-go-early",
+	[MUTANT_STALE_PAGE] = "stale-page",
+	[MUTANT_PAGE_TWICE] = "page-twice",
+	[MUTANT_SOURCE_RESUMES] = "source-resumes",
 	[MUTANT_QUEUE_UNBOUNDED] = "queue-unbounded",
 };
 

@@ -370,11 +370,6 @@ enum mutant {
 	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */
 	MUTANT_GUARD_FORGOTTEN, /* a host is not told that its guest may be elsewhere */
-	/* migration */
-	MUTANT_STALE_PAGE,     /* a page is served from an old copy */
-	MUTANT_PAGE_TWICE,     /* a page that comes again is placed again */
-	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
-				*/
 	/* snapshots */
 	MUTANT_COW_FORGETS,	 /* a copy is not told of a change */
 	MUTANT_COW_LATE,	 /* ... or after it */
@@ -382,6 +377,11 @@ enum mutant {
 	MUTANT_NEIGHBOUR_LET_GO, /* who scans lets the writer of a page go that another has claimed
 				  */
 	MUTANT_LET_GO_EARLY,	 /* ... or of his own, before he has read it */
+	/* migration */
+	MUTANT_STALE_PAGE,     /* a page is served from an old copy */
+	MUTANT_PAGE_TWICE,     /* a page that comes again is placed again */
+	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
+				*/
 	/* bounds */
 	MUTANT_HOME_FORGOTTEN,	/* a restarted agent forgets where its guest belongs */
 	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */

@@ -240,34 +240,40 @@ static void put_into_images(void **state)
 
 	(void)state;
 	/* None yet; one that is it already; an empty one. */
-	assert_ok(companions_put(&disk, fixture_path(image), false, err));
+	assert_ok(companions_put(&disk, fixture_path(image), COMPANIONS_REFUSE, err));
 	assert_image(image);
-	assert_ok(companions_put(&disk, fixture_path(image), false, err));
+	assert_ok(companions_put(&disk, fixture_path(image), COMPANIONS_REFUSE, err));
 	assert_ok(metadata_read(fixture_path(image), &record, err));
 	assert_int_equal(record.state, STORE_UP_TO_DATE);
 	touch("empty.img");
-	assert_ok(companions_put(&disk, fixture_path("empty.img"), false, err));
+	assert_ok(companions_put(&disk, fixture_path("empty.img"), COMPANIONS_REFUSE, err));
 	assert_image("empty.img");
 	/* Another content, another size: not unasked. */
 	scribble(image, BYTES);
-	assert_int_equal(companions_put(&disk, fixture_path(image), false, &error), -EEXIST);
+	assert_int_equal(companions_put(&disk, fixture_path(image), COMPANIONS_REFUSE, &error),
+			 -EEXIST);
 	assert_non_null(strstr(error.text, "--force"));
 	assert_precious(image, BYTES);
-	assert_ok(companions_put(&disk, fixture_path(image), true, err));
+	assert_ok(companions_put(&disk, fixture_path(image), COMPANIONS_SPARE, err));
+	assert_precious(image, BYTES);
+	assert_ok(companions_put(&disk, fixture_path(image), COMPANIONS_OVERWRITE, err));
 	assert_image(image);
 	scribble("long.img", 2 * BYTES);
-	assert_int_equal(companions_put(&disk, fixture_path("long.img"), false, &error), -EEXIST);
+	assert_int_equal(companions_put(&disk, fixture_path("long.img"), COMPANIONS_REFUSE, &error),
+			 -EEXIST);
 	assert_precious("long.img", 2 * BYTES);
 	assert_false(there("long.img.kemari"));
-	assert_ok(companions_put(&disk, fixture_path("long.img"), true, err));
+	assert_ok(companions_put(&disk, fixture_path("long.img"), COMPANIONS_OVERWRITE, err));
 	assert_image("long.img");
 	/* Somebody has it: an agent, a QEMU. Whatever is forced. */
 	assert_ok(metadata_open(fixture_path(image), &meta, err));
-	assert_int_equal(companions_put(&disk, fixture_path(image), true, &error), -EBUSY);
+	assert_int_equal(companions_put(&disk, fixture_path(image), COMPANIONS_OVERWRITE, &error),
+			 -EBUSY);
 	metadata_close(&meta);
 	fd = open(fixture_path(image), O_RDWR | O_CLOEXEC);
 	assert_int_equal(fcntl(fd, F_OFD_SETLK, &lock), 0);
-	assert_int_equal(companions_put(&disk, fixture_path(image), true, &error), -EBUSY);
+	assert_int_equal(companions_put(&disk, fixture_path(image), COMPANIONS_SPARE, &error),
+			 -EBUSY);
 	assert_non_null(strstr(error.text, "a QEMU has it open"));
 	close(fd);
 	/* What was cut short is not started, nor put over unasked. */
@@ -276,10 +282,13 @@ static void put_into_images(void **state)
 	assert_ok(metadata_write(&meta, &record, err));
 	metadata_close(&meta);
 	scribble(image, BYTES);
-	assert_int_equal(companions_put(&disk, fixture_path(image), false, &error), -ESTALE);
-	assert_ok(companions_put(&disk, fixture_path(image), true, err));
+	assert_int_equal(companions_put(&disk, fixture_path(image), COMPANIONS_REFUSE, &error),
+			 -ESTALE);
+	assert_ok(companions_put(&disk, fixture_path(image), COMPANIONS_OVERWRITE, err));
 	assert_image(image);
-	assert_int_equal(companions_put(&disk, fixture_path("no/x.img"), true, &error), -ENOENT);
+	assert_int_equal(
+		companions_put(&disk, fixture_path("no/x.img"), COMPANIONS_OVERWRITE, &error),
+		-ENOENT);
 	close(disk.fd);
 }
 
@@ -292,8 +301,9 @@ static void full_filesystem(void **state)
 	(void)state;
 	if (!fixture_small("512k"))
 		skip();
-	assert_int_equal(companions_put(&disk, fixture_path("small/x.img"), false, &error),
-			 -ENOSPC);
+	assert_int_equal(
+		companions_put(&disk, fixture_path("small/x.img"), COMPANIONS_REFUSE, &error),
+		-ENOSPC);
 	assert_non_null(strstr(error.text, "No space left"));
 	/* Nobody takes the half of it for a disk. */
 	assert_ok(metadata_read(fixture_path("small/x.img"), &record, err));

@@ -30,6 +30,7 @@
 #include "vmm-glue/keeper.h"
 #include "vmm-glue/postcopy/page_client.h"
 #include "vmm-glue/qemu/spawn.h"
+#include "vmm-glue/snapshot/companions.h"
 #include "vmm-glue/snapshot/history.h"
 #include "vmm-glue/snapshot/increment.h"
 #include "vmm-glue/snapshot/lazy.h"
@@ -81,6 +82,7 @@ struct fence {
 
 /* What to restore from; uri NULL: nothing. */
 struct agent_restore {
+	struct companions disks; /* open while it is being done */
 	const char *uri;
 	bool lazy;
 	unsigned jobs;
@@ -363,8 +365,11 @@ int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *requ
  * is tried again by snapshot_disks_look(). */
 void snapshot_disks_end(struct agent *a);
 void snapshot_disks_look(struct agent *a);
-/* Start-up: the guest's images become what they were. */
+/* Start-up: the guest's images become what they were; those with other content, which the operator
+ * gives up, not before all else is known to fit: then overwrite(). */
 int snapshot_disks_restore(struct agent *a, const struct source *s, struct ft_err *err);
+int snapshot_disks_overwrite(struct agent *a, struct ft_err *err);
+
 /* increment.c: one into a file that is there */
 /* Can this guest's snapshots be updated as it is asked for? */
 int increment_check(struct agent *a, bool standby, const Ctl__Request *request, struct ft_err *err);

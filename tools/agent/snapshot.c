@@ -337,6 +337,8 @@ static int run_from(struct agent *a, struct source *s, struct ft_err *err)
 	if (!rc)
 		rc = fill(a, vmm, s, err);
 	if (!rc)
+		rc = snapshot_disks_overwrite(a, err);
+	if (!rc)
 		rc = vmm_resume(vmm, state, len, err);
 	free(state);
 	if (rc) {
@@ -381,6 +383,7 @@ int snapshot_restore(struct agent *a, struct ft_err *err)
 		rc = snapshot_disks_restore(a, &source, err);
 	if (!rc)
 		rc = run_from(a, &source, err);
+	companions_close(&a->restore.disks);
 	source_close(&source);
 	if (!rc)
 		ft_info("%s: goes on from snapshot %s", a->config.name, a->snapshot.path);

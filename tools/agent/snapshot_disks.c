@@ -80,42 +80,60 @@ void snapshot_disks_look(struct agent *a)
 
 /* ---- out of them ---- */
 
-static int put(struct agent *a, const struct companions *c, unsigned i, struct ft_err *err)
+static int check_fit(struct agent *a, struct ft_err *err)
 {
-	const struct config_disk *to = &a->config.disks[i];
-	const struct companion *from = companions_find(c, to->id);
-	int rc;
+	const struct companions *c = &a->restore.disks;
 
-	if (!from)
-		return ft_err_set(err, EINVAL, "restore: disk %s: is not in the snapshot", to->id);
-	if (to->size && to->size != from->bytes)
-		return ft_err_set(err, EINVAL,
-				  "restore: disk %s: size: %llu bytes here, %llu in the snapshot",
-				  to->id, (unsigned long long)to->size,
-				  (unsigned long long)from->bytes);
-	rc = companions_put(from, to->image, a->force, err);
-	if (rc)
-		return ft_err_context(err, "restore");
-	ft_info("%s: disk %s: %s is as it was in %s", a->config.name, to->id, to->image,
-		from->file);
+	if (c->n && c->n != a->config.disks_n)
+		return ft_err_set(err, EINVAL, "restore: disks: %u here, %u in the snapshot",
+				  a->config.disks_n, c->n);
+	for (unsigned i = 0; i < c->n; i++) {
+		const struct config_disk *to = &a->config.disks[i];
+		const struct companion *from = companions_find(c, to->id);
+
+		if (!from)
+			return ft_err_set(err, EINVAL, "restore: disk %s: is not in the snapshot",
+					  to->id);
+		if (to->size && to->size != from->bytes)
+			return ft_err_set(
+				err, EINVAL,
+				"restore: disk %s: size: %llu bytes here, %llu in the snapshot",
+				to->id, (unsigned long long)to->size,
+				(unsigned long long)from->bytes);
+	}
 	return 0;
+}
+
+static int put_all(struct agent *a, enum companions_how how, struct ft_err *err)
+{
+	const struct companions *c = &a->restore.disks;
+	int rc = 0;
+
+	for (unsigned i = 0; i < c->n && !rc; i++)
+		rc = companions_put(companions_find(c, a->config.disks[i].id),
+				    a->config.disks[i].image, how, err);
+	return rc ? ft_err_context(err, "restore") : 0;
 }
 
 int snapshot_disks_restore(struct agent *a, const struct source *s, struct ft_err *err)
 {
-	struct companions c;
-	int rc = companions_open(s, &c, err);
+	int rc = companions_open(s, &a->restore.disks, err);
 
-	if (rc)
-		return rc;
-	if (c.n && c.n != a->config.disks_n)
-		rc = ft_err_set(err, EINVAL, "restore: disks: %u here, %u in the snapshot",
-				a->config.disks_n, c.n);
-	for (unsigned i = 0; i < a->config.disks_n && c.n && !rc; i++)
-		rc = put(a, &c, i, err);
-	if (!rc && !c.n && a->config.disks_n)
+	if (!rc)
+		rc = check_fit(a, err);
+	return rc ? rc : put_all(a, a->force ? COMPANIONS_SPARE : COMPANIONS_REFUSE, err);
+}
+
+int snapshot_disks_overwrite(struct agent *a, struct ft_err *err)
+{
+	int rc = a->force ? put_all(a, COMPANIONS_OVERWRITE, err) : 0;
+
+	for (unsigned i = 0; i < a->restore.disks.n && !rc; i++)
+		ft_info("%s: disk %s: %s is what %s is", a->config.name, a->config.disks[i].id,
+			a->config.disks[i].image,
+			companions_find(&a->restore.disks, a->config.disks[i].id)->file);
+	if (!rc && !a->restore.disks.n && a->config.disks_n)
 		ft_info("%s: the snapshot has no disks: they have to be what they were",
 			a->config.name);
-	companions_close(&c);
 	return rc;
 }

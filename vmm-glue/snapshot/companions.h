@@ -39,11 +39,18 @@ int companions_open(const struct source *s, struct companions *c, struct ft_err 
 void companions_close(struct companions *c);
 /* The disk with this id; NULL: there is none. */
 const struct companion *companions_find(const struct companions *c, const char *id);
+/* What becomes of an image that has other content. */
+enum companions_how {
+	COMPANIONS_REFUSE, /* -EEXIST */
+	COMPANIONS_SPARE,  /* nothing for now, unless its size is another: OVERWRITE follows */
+	COMPANIONS_OVERWRITE
+};
 /* Makes `image` what the disk was, holes included: a copy, so any number of guests may be restored
  * from one file. A file that is not there is made. Nothing is done to one that is so already.
- * -EEXIST: it has other content, and `force` is not set. -EBUSY: an agent or a QEMU has it open.
- * While it is written it is Inconsistent (eventtap/store.h): one that was cut short does not start.
- */
-int companions_put(const struct companion *disk, const char *image, bool force, struct ft_err *err);
+ * -EBUSY: an agent has it open, or a QEMU, which OVERWRITE does not look for: it may be the one
+ * that waits for this. While it is written it is Inconsistent (eventtap/store.h): one that was cut
+ * short does not start. */
+int companions_put(const struct companion *disk, const char *image, enum companions_how how,
+		   struct ft_err *err);
 
 #endif

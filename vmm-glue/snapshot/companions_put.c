@@ -102,15 +102,13 @@ static int fill(struct put *p)
 }
 
 /* An image of another size is another disk; an empty file is none yet. */
-static int fit(struct put *p, bool force, struct ft_err *err)
+static int fit(struct put *p, bool may, struct ft_err *err)
 {
 	struct stat st;
 
 	if (fstat(p->to.fd, &st))
 		return ft_err_set(err, errno, "%s", strerror(errno));
-	if (p->to.bytes == p->from.bytes)
-		return 0;
-	if (!S_ISREG(st.st_mode) || !force)
+	if (!S_ISREG(st.st_mode) || !may)
 		return ft_err_set(err, S_ISREG(st.st_mode) ? EEXIST : EFBIG,
 				  "has %" PRIu64 " bytes, the disk in the snapshot has %" PRIu64
 				  "%s",
@@ -150,36 +148,43 @@ static int overwrite(struct put *p, struct metadata *meta, struct ft_err *err)
 	return metadata_write(meta, &record, err);
 }
 
-static int put_into(struct put *p, const struct companion *disk, const char *image, bool force,
-		    struct metadata *meta, struct ft_err *err)
+static int open_image(struct put *p, const char *image, struct ft_err *err)
 {
-	bool blank = false, same = false;
-	int rc = image_open_or_create(image, true, disk->bytes, &p->to, NULL);
+	int rc = image_open_or_create(image, true, p->from.bytes, &p->to, NULL);
 
 	if (rc == -EFBIG)
 		rc = image_open(image, true, &p->to, NULL);
-	if (rc)
-		return ft_err_set(err, -rc, "%s", strerror(-rc));
-	rc = check_unused(p, err);
-	if (!rc)
-		rc = fit(p, force, err);
-	if (rc)
-		return rc;
+	return rc ? ft_err_set(err, -rc, "%s", strerror(-rc)) : 0;
+}
+
+/* The image is open, and nobody else's. */
+static int fill_if_it_may_be(struct put *p, const char *image, enum companions_how how,
+			     struct metadata *meta, struct ft_err *err)
+{
+	bool blank = false, same = false;
+	int rc;
+
+	if (p->to.bytes != p->from.bytes) {
+		rc = fit(p, how != COMPANIONS_REFUSE, err);
+		return rc ? rc : overwrite(p, meta, err);
+	}
 	rc = look(p, &blank, &same);
 	if (rc)
 		return ft_err_set(err, -rc, "read: %s", strerror(-rc));
 	if (same && meta->record.state == STORE_UP_TO_DATE)
 		return 0;
-	if (!force && (rc = metadata_startable(image, &meta->record, err)))
-		return rc;
-	if (!blank && !same && !force)
-		return ft_err_set(err, EEXIST,
-				  "holds something else than the snapshot's disk: name another "
-				  "image, or --force overwrites it");
-	return overwrite(p, meta, err);
+	if (how == COMPANIONS_SPARE && !blank)
+		return 0;
+	rc = how == COMPANIONS_REFUSE ? metadata_startable(image, &meta->record, err) : 0;
+	if (!rc && how == COMPANIONS_REFUSE && !blank && !same)
+		rc = ft_err_set(err, EEXIST,
+				"holds something else than the snapshot's disk: name another "
+				"image, or --force overwrites it");
+	return rc ? rc : overwrite(p, meta, err);
 }
 
-int companions_put(const struct companion *disk, const char *image, bool force, struct ft_err *err)
+int companions_put(const struct companion *disk, const char *image, enum companions_how how,
+		   struct ft_err *err)
 {
 	struct put p = {.from = {.fd = disk->fd, .bytes = disk->bytes},
 			.to = {.fd = -1},
@@ -190,7 +195,11 @@ int companions_put(const struct companion *disk, const char *image, bool force, 
 			    : ft_err_set(err, ENOMEM, "out of memory");
 
 	if (!rc) {
-		rc = put_into(&p, disk, image, force, &meta, err);
+		rc = open_image(&p, image, err);
+		if (!rc && how != COMPANIONS_OVERWRITE)
+			rc = check_unused(&p, err);
+		if (!rc)
+			rc = fill_if_it_may_be(&p, image, how, &meta, err);
 		if (rc && meta.fresh && meta.record.state == STORE_UP_TO_DATE)
 			(void)unlink(meta.path);
 		metadata_close(&meta);

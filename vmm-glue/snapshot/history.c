@@ -238,7 +238,7 @@ static int lock(struct history *h, struct ft_err *err)
 static int complete_for_reader(struct history *h, struct ft_err *err)
 {
 	char base[CHANGES_PATH_MAX], journal[CHANGES_PATH_MAX];
-	struct history *writer;
+	struct history *writer = NULL;
 	int rc;
 
 	if (h->write || !is_interrupted(h, base, journal))

@@ -326,7 +326,7 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
 		increment_free(inc);
 		return ft_err_context(err, config->link ? "history" : "snapshot");
 	}
-	if (inc->is_link)
+	if (config->link)
 		take_over(config->link->from);
 	*out = inc;
 	return 0;

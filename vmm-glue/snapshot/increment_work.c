@@ -316,9 +316,9 @@ static void finish(struct increment *inc)
 	struct ft_err err = {0};
 	int rc = changes_seal(&inc->journal, inc->tail, inc->tail_len, &err);
 
+	if (!rc && begin_applying(inc))
+		rc = inc->is_link ? add(inc, &err) : apply(inc, &err);
 	if (rc)
-		increment_give_up(inc, &err);
-	else if (begin_applying(inc) && (inc->is_link ? add(inc, &err) : apply(inc, &err)))
 		increment_give_up(inc, &err);
 }
 

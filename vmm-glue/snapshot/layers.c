@@ -56,26 +56,29 @@ static void put_over(struct source *s, const struct changes *c)
 	}
 }
 
-int layers_add(struct source *s, struct changes *c, struct ft_err *err)
+static int add(struct source *s, struct changes *c, struct ft_err *err)
 {
 	struct layers *l = layers_of(s);
 	struct changes *all = l ? realloc(l->all, (l->n + 1) * sizeof *all) : NULL;
-	int rc = 0;
 
-	if (all)
-		l->all = all;
-	else
-		rc = ft_err_set(err, ENOMEM, "%s: out of memory", c->path);
-	if (!rc && (!is_of(s, &c->head) || c->head.state_bytes <= DESCRIPTION_BYTES ||
-		    c->head.state_bytes - DESCRIPTION_BYTES > MAPPED_RAM_STATE_MAX))
-		rc = ft_err_set(err, EBADMSG, "%s: is of another snapshot", c->path);
-	if (rc) {
-		changes_end(c);
-		return rc;
-	}
+	if (!all)
+		return ft_err_set(err, ENOMEM, "%s: out of memory", c->path);
+	l->all = all;
+	if (!is_of(s, &c->head) || c->head.state_bytes <= DESCRIPTION_BYTES ||
+	    c->head.state_bytes - DESCRIPTION_BYTES > MAPPED_RAM_STATE_MAX)
+		return ft_err_set(err, EBADMSG, "%s: is of another snapshot", c->path);
 	l->all[l->n++] = *c;
 	put_over(s, c);
 	return 0;
+}
+
+int layers_add(struct source *s, struct changes *c, struct ft_err *err)
+{
+	int rc = add(s, c, err);
+
+	if (rc)
+		changes_end(c);
+	return rc;
 }
 
 int layers_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)

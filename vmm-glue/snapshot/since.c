@@ -72,16 +72,16 @@ int since_new(const struct vmm_ram *ram, struct since **out, struct ft_err *err)
 {
 	struct tracker_region region = {.start = ram->address, .bytes = ram->bytes};
 	struct since *s = calloc(1, sizeof *s);
-	int rc = s && !ft_bitmap_init(&s->found, ram->bytes / VMM_PAGE_BYTES)
-			 ? 0
-			 : ft_err_set(err, ENOMEM, "out of memory");
+	int rc;
 
-	if (!rc) {
-		s->pid = ram->pid;
-		s->address = ram->address;
-		s->bytes = ram->bytes;
-		rc = tracker_open(ram->pid, ram->pidfd, &region, 1, &s->tracker, err);
-	}
+	if (!s)
+		return ft_err_set(err, ENOMEM, "out of memory");
+	s->pid = ram->pid;
+	s->address = ram->address;
+	s->bytes = ram->bytes;
+	rc = ft_bitmap_init(&s->found, ram->bytes / VMM_PAGE_BYTES)
+		     ? ft_err_set(err, ENOMEM, "out of memory")
+		     : tracker_open(ram->pid, ram->pidfd, &region, 1, &s->tracker, err);
 	if (rc)
 		since_free(s);
 	else

@@ -510,8 +510,10 @@ static int prepare(const struct snapshot_config *config, const struct vmm_ram *r
 	int rc;
 
 	assert(config->jobs > 0 && config->jobs <= SNAPSHOT_JOBS_MAX);
-	if (!s)
+	if (!s) {
+		disks_close(config->disks);
 		return ft_err_set(err, ENOMEM, "out of memory");
+	}
 	s->config = *config;
 	if (!s->config.pool_pages)
 		s->config.pool_pages = SNAPSHOT_POOL_PAGES;

@@ -85,28 +85,35 @@ static int take(struct working_set *ws, const uint8_t *bytes, size_t len, const 
 	return 0;
 }
 
+static int load(struct working_set *ws, int fd, const char *path, struct ft_err *err)
+{
+	struct stat st;
+	uint8_t *bytes;
+	int rc;
+
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < HEAD_BYTES + SUM_BYTES ||
+	    st.st_size > BYTES_MAX)
+		return bad(err, path, "length");
+	bytes = malloc((size_t)st.st_size);
+	if (!bytes)
+		return ft_err_set(err, ENOMEM, "%s" WORKING_SET_SUFFIX ": out of memory", path);
+	rc = file_read(fd, bytes, (size_t)st.st_size, 0)
+		     ? bad(err, path, "cannot be read")
+		     : take(ws, bytes, (size_t)st.st_size, path, err);
+	free(bytes);
+	return rc;
+}
+
 int working_set_load(struct working_set *ws, const char *path, struct ft_err *err)
 {
 	char name[PATH_ROOM];
-	uint8_t *bytes = NULL;
-	struct stat st = {0};
-	int fd, rc = 0;
+	int fd, rc;
 
 	snprintf(name, sizeof name, "%s" WORKING_SET_SUFFIX, path);
 	fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
 	if (fd < 0)
 		return ft_err_set(err, errno, "%s: %s", name, strerror(errno));
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < HEAD_BYTES + SUM_BYTES ||
-	    st.st_size > BYTES_MAX)
-		rc = bad(err, path, "length");
-	if (!rc) {
-		bytes = malloc((size_t)st.st_size);
-		if (!bytes || file_read(fd, bytes, (size_t)st.st_size, 0))
-			rc = bad(err, path, "cannot be read");
-	}
-	if (!rc)
-		rc = take(ws, bytes, (size_t)st.st_size, path, err);
-	free(bytes);
+	rc = load(ws, fd, path, err);
 	close(fd);
 	return rc;
 }
