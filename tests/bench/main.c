@@ -18,7 +18,14 @@
 #include "ft/log.h"
 #include "pair.h"
 
-enum { PC = 1, Q35 = 2, PAIR = 4, TEN = 8, MOVERS = 16, LONG = 32 }; /* guests; LONG: not with --quick */
+enum {
+	PC = 1,
+	Q35 = 2,
+	PAIR = 4,
+	TEN = 8,
+	MOVERS = 16,
+	LONG = 32
+}; /* guests; LONG: not with --quick */
 
 static const struct {
 	const char *name;
