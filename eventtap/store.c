@@ -10,7 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
+#include "eventtap/block/notes.h"
 #include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_sums.h"
@@ -33,6 +36,9 @@ struct store {
 	uint64_t generation, epoch; // committed
 	struct image image;
 	struct metadata meta;	 // replicated: open; shared: only within store_activate()
+	struct notes notes;	 // replicated
+	struct bitmaps bitmaps;	 // of the last epoch
+	uint64_t session;	 // 0: of nobody who could know what changed
 	bool broken;		 // a write failed: what the image holds is not known
 	bool partial;		 // records of an epoch that is not committed yet
 	bool flush;		 // one of them was a FLUSH
@@ -58,6 +64,29 @@ static int make_durable(void *ctx)
 	return image_flush(&((struct store *)ctx)->image);
 }
 
+// The image is about to change under the bitmaps that are beside it.
+static void spoil_bitmaps(const struct store *s)
+{
+	struct bitmaps old;
+	struct ft_err err;
+	if (!bitmaps_exist(s->path))
+		return;
+	bitmaps_init(&old, s->path, s->image.bytes);
+	bitmaps_load(&old, true);
+	if (bitmaps_save(&old, true, &err) < 0)
+		ft_error("disk %s: %s", s->id, err.text);
+	bitmaps_free(&old);
+}
+
+static void keep_bitmaps(struct store *s)
+{
+	struct ft_err err;
+	if (bitmaps_save(&s->bitmaps, false, &err) == 0)
+		return;
+	ft_error("disk %s: %s: they are gone", s->id, err.text);
+	(void)unlink(s->bitmaps.path);
+}
+
 static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 {
 	// Locked before the image is touched. Its size says enough about its format: only the raw
@@ -73,6 +102,9 @@ static int open_replicated(struct store *s, uint64_t bytes, struct ft_err *err)
 			s->path, owner, s->uuid);
 	s->generation = s->meta.record.generation;
 	s->epoch = s->meta.record.epoch;
+	if (notes_open(&s->notes, s->path, s->image.bytes, true) < 0)
+		return ft_err_set(err, ENOMEM, "out of memory");
+	spoil_bitmaps(s);
 	ret = write_metadata(s, STORE_INCONSISTENT, err);
 	if (ret == 0 && (ret = worker_start(&s->syncer)) < 0)
 		ft_err_set(err, -ret, "thread: %s", strerror(-ret));
@@ -94,6 +126,8 @@ static void destroy(struct store *s)
 	cow_unref(s->cow);
 	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
+	notes_close(&s->notes);
+	bitmaps_free(&s->bitmaps);
 	image_close(&s->image);
 	metadata_close(&s->meta);
 	free(s);
@@ -117,7 +151,8 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
 	snprintf(s->uuid, sizeof(s->uuid), "%s", uuid ? uuid : "");
 	s->mode = mode;
 	s->state = STORE_INCONSISTENT;
-	s->image.fd = s->meta.fd = -1;
+	s->image.fd = s->meta.fd = s->notes.fd = -1;
+	bitmaps_init(&s->bitmaps, s->path, bytes);
 	worker_init(&s->syncer, make_durable, s);
 	disk_log_init(&s->pending, STORE_PENDING_BYTES, s->folder);
 	int ret = mode == STORE_REPLICATED ? open_replicated(s, bytes, err)
@@ -136,6 +171,8 @@ static int failed(struct store *s, int ret, const char *what, struct ft_err *err
 {
 	s->state = STORE_INCONSISTENT;
 	s->broken = true;
+	if (s->mode == STORE_REPLICATED)
+		(void)notes_end(&s->notes);
 	return ft_err_set(err, -ret, "disk %s: %s: %s", s->id, what, strerror(-ret));
 }
 
@@ -146,6 +183,10 @@ static int begin_change(struct store *s, struct ft_err *err)
 		return ft_err_set(err, EIO, "disk %s: broken by an earlier error", s->id);
 	if (s->state != STORE_OUTDATED)
 		return 0;
+	// It was sealed.
+	int ret = s->mode == STORE_REPLICATED ? notes_end(&s->notes) : 0;
+	if (ret < 0)
+		return failed(s, ret, "notes of changes", err);
 	if (s->mode == STORE_REPLICATED && write_metadata(s, STORE_INCONSISTENT, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
 	s->state = STORE_INCONSISTENT;
@@ -161,7 +202,9 @@ static void before_change(struct store *s, uint64_t offset, uint64_t len)
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err)
 {
-	assert(s->mode == STORE_REPLICATED);
+	if (s->mode != STORE_REPLICATED)
+		return ft_err_set(err, EPROTO,
+				  "disk %s: copy: it is shared, there is nothing to copy", s->id);
 	if (len == 0 || len > s->image.bytes || offset > s->image.bytes - len)
 		return ft_err_set(err, EPROTO, "disk %s: copy: %u bytes at %llu are not within it",
 				  s->id, len, (unsigned long long)offset);
@@ -182,16 +225,36 @@ int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint
 	return 0;
 }
 
-int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
-	       bool *zero, uint8_t *sums, struct ft_err *err)
+int store_join(struct store *s, uint64_t session, uint64_t since, struct ft_err *err)
+{
+	if (s->mode != STORE_REPLICATED)
+		return 0;
+	// Another history is going to be written here.
+	int ret = since && since == notes_session(&s->notes) ? 0 : notes_end(&s->notes);
+	s->session = session;
+	return ret < 0 ? failed(s, ret, "notes of changes", err) : 0;
+}
+
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max,
+	       struct store_sums_range *range, uint8_t *sums, struct ft_err *err)
 {
 	if (s->mode != STORE_REPLICATED || *at >= s->image.bytes)
 		return 0;
-	int ret = disk_sums_next(&s->image, seed, *at, max, bytes, zero, sums);
-	if (ret < 0)
-		return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
-				  strerror(-ret));
-	*at += *bytes;
+	uint64_t limit = s->image.bytes - *at;
+	range->zero = false;
+	range->unchanged = notes_session(&s->notes) && !notes_at(&s->notes, *at, &limit);
+	if (range->unchanged) {
+		range->bytes = limit;
+	} else {
+		uint64_t blocks = (limit + DISK_SUM_BLOCK_BYTES - 1) / DISK_SUM_BLOCK_BYTES;
+		int ret = disk_sums_next(&s->image, seed, *at, limit,
+					 blocks < max ? (unsigned)blocks : max, &range->bytes,
+					 &range->zero, sums);
+		if (ret < 0)
+			return ft_err_set(err, -ret, "disk %s: read for comparison: %s", s->id,
+					  strerror(-ret));
+	}
+	*at += range->bytes;
 	return 1;
 }
 
@@ -224,6 +287,12 @@ int store_apply(struct store *s, const struct tap_record *rec, struct ft_err *er
 	if (ret < 0)
 		return ret;
 	s->partial = true;
+	if (rec->kind == TAP_DISK_BITMAP) {
+		ret = bitmaps_apply(&s->bitmaps, rec);
+		return ret < 0 ? ft_err_set(err, -ret, "disk %s: bitmaps: %s", s->id,
+					    strerror(-ret))
+			       : 0;
+	}
 	if (rec->kind == TAP_DISK_FLUSH)
 		s->flush = true;
 	if (s->mode == STORE_REPLICATED)
@@ -253,6 +322,8 @@ int store_commit(struct store *s, uint64_t generation, uint64_t epoch, struct ft
 	s->epoch = epoch;
 	if (s->state != STORE_UP_TO_DATE) {
 		s->state = STORE_UP_TO_DATE;
+		if (s->session)
+			notes_begin(&s->notes, s->session, NULL);
 		ft_info("disk %s: in sync at generation %llu epoch %llu", s->id,
 			(unsigned long long)generation, (unsigned long long)epoch);
 	}
@@ -353,7 +424,9 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 	s->epoch = epoch;
 	if (write_metadata(s, STORE_UP_TO_DATE, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
+	keep_bitmaps(s);
 	disk_log_clear(&s->pending);
+	notes_close(&s->notes);
 	image_close(&s->image);
 	metadata_close(&s->meta);
 	s->active = true;
@@ -376,7 +449,14 @@ int store_outdate(struct store *s, struct ft_err *err)
 		return failed(s, ret, "flush", err);
 	if (write_metadata(s, STORE_OUTDATED, err) < 0)
 		return ft_err_context(err, "disk %s", s->id);
+	keep_bitmaps(s);
+	notes_seal(&s->notes);
 	return 0;
+}
+
+struct bitmaps *store_bitmaps(struct store *s)
+{
+	return &s->bitmaps;
 }
 
 int store_watch(struct store *s, struct cow *cow, struct ft_err *err)

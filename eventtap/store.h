@@ -60,11 +60,20 @@ int store_open(const char *id, const char *image, enum store_mode mode, uint64_t
  * zeroes. */
 int store_sync_write(struct store *s, uint64_t offset, const uint8_t *data, uint32_t len, bool zero,
 		     struct ft_err *err);
+/* A session begins: it has this number, and its primary's copy and this one were alike in session
+ * `since`, with all changes there noted since then (0: nobody knows). Before store_sums(). -errno:
+ * what was noted here cannot be taken back. */
+int store_join(struct store *s, uint64_t session, uint64_t since, struct ft_err *err);
 /* What the image has, for the primary to compare (replicated only; before anything is written): the
- * next range from *at on, which moves on. 1, with *bytes, and *zero or at most `max` sums; 0: that
- * was all; -errno. */
-int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max, uint64_t *bytes,
-	       bool *zero, uint8_t *sums, struct ft_err *err);
+ * next range from *at on, which moves on. 1, and at most `max` sums unless it is zero or unchanged;
+ * 0: that was all; -errno. */
+struct store_sums_range {
+	uint64_t bytes;
+	bool zero;
+	bool unchanged; /* here since both copies were alike: nothing was read */
+};
+int store_sums(struct store *s, uint64_t seed, uint64_t *at, unsigned max,
+	       struct store_sums_range *range, uint8_t *sums, struct ft_err *err);
 /* One TAP_DISK_* record of a committed epoch: replicated: written to the image (page cache).
  * shared: kept until store_drop_pending(), because the primary writes it itself. -EPROTO: no disk
  * record, or not within the disk. After any other error, here or elsewhere, the disk is
@@ -88,6 +97,9 @@ int store_activate(struct store *s, uint64_t generation, uint64_t epoch, bool se
 /* The peer goes on without us (solo grant, cancel): marks Outdated, so that nobody starts a guest
  * from it. Nothing to do for a shared disk. */
 int store_outdate(struct store *s, struct ft_err *err);
+/* Its named bitmaps as of the last epoch. */
+struct bitmaps;
+struct bitmaps *store_bitmaps(struct store *s);
 enum store_state store_state(const struct store *s);
 /* A copy of a replicated disk as it is now, at its last committed epoch, is told before what comes
  * later is applied (block/cow.h), until unwatch(). -EAGAIN: the disk is between two epochs.

@@ -19,6 +19,7 @@ static const struct {
 	[TAP_DISK_ZERO] = {8, 8},
 	[TAP_DISK_TRIM] = {8, 8},
 	[TAP_DISK_FLUSH] = {0, 0},
+	[TAP_DISK_BITMAP] = {2, TAP_BITMAP_DATA_MAX},
 	[TAP_PIO] = {1, 8},
 	[TAP_MMIO] = {1, 8},
 };
@@ -27,7 +28,7 @@ _Static_assert(TAP_NET_FRAME_MAX <= TAP_RECORD_DATA_MAX, "a frame is a record");
 static const char *const kind_of_record[TAP_KIND_MAX] = {
 	[TAP_NET] = "net",	  [TAP_CONSOLE] = "console", [TAP_DISK_WRITE] = "disk",
 	[TAP_DISK_ZERO] = "disk", [TAP_DISK_TRIM] = "disk",  [TAP_DISK_FLUSH] = "disk",
-	[TAP_PIO] = "pio",	  [TAP_MMIO] = "pio",
+	[TAP_PIO] = "pio",	  [TAP_MMIO] = "pio",	     [TAP_DISK_BITMAP] = "disk",
 };
 
 static bool valid(unsigned kind, uint32_t len)
@@ -104,6 +105,18 @@ void tap_chain_add(struct tap_chain *chain, struct tap *tap)
 		at = &(*at)->next;
 	tap->next = *at;
 	*at = tap;
+}
+
+void tap_chain_remove(struct tap_chain *chain, struct tap *tap)
+{
+	struct tap **at = &chain->first;
+
+	while (*at && *at != tap)
+		at = &(*at)->next;
+	if (!tap || !*at)
+		return;
+	*at = tap->next;
+	tap->next = NULL;
 }
 
 int tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode)

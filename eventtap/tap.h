@@ -27,20 +27,22 @@
 #include "ft/err.h"
 
 enum tap_kind {
-	TAP_NET = 1,	    /* data: frame as the VMM gave it, opaque */
-	TAP_CONSOLE = 2,    /* data: bytes */
-	TAP_DISK_WRITE = 3, /* arg: byte offset; data */
-	TAP_DISK_ZERO = 4,  /* arg: byte offset; data: u64 length (le) */
-	TAP_DISK_TRIM = 5,  /* likewise */
-	TAP_DISK_FLUSH = 6, /* no data: what came before must be durable before the epoch's other
-			       outputs are released */
-	TAP_PIO = 7,	    /* arg: port; data: 1, 2, 4 or 8 bytes: full width */
-	TAP_MMIO = 8,	    /* arg: guest-physical address; likewise */
+	TAP_NET = 1,	     /* data: frame as the VMM gave it, opaque */
+	TAP_CONSOLE = 2,     /* data: bytes */
+	TAP_DISK_WRITE = 3,  /* arg: byte offset; data */
+	TAP_DISK_ZERO = 4,   /* arg: byte offset; data: u64 length (le) */
+	TAP_DISK_TRIM = 5,   /* likewise */
+	TAP_DISK_FLUSH = 6,  /* no data: what came before must be durable before the epoch's other
+				outputs are released */
+	TAP_PIO = 7,	     /* arg: port; data: 1, 2, 4 or 8 bytes: full width */
+	TAP_MMIO = 8,	     /* arg: guest-physical address; likewise */
+	TAP_DISK_BITMAP = 9, /* named dirty bitmaps changed: block/bitmaps.h */
 	TAP_KIND_MAX
 };
 
 #define TAP_RECORD_HEADER   16
-#define TAP_RECORD_DATA_MAX (32u << 20)	 /* an NBD write is at most 32 MiB */
+#define TAP_RECORD_DATA_MAX (32u << 20) /* an NBD write is at most 32 MiB */
+#define TAP_BITMAP_DATA_MAX (66u << 10)
 #define TAP_NET_FRAME_MAX   (128u << 10) /* with TSO 64 KiB + headers; what is longer is no frame */
 
 /* On the wire little endian: u8 kind, u8 device, u16 flags (0), u32 data length, u64 arg, data. */
@@ -132,6 +134,9 @@ struct tap_chain {
 };
 /* Puts the tap where its kind belongs, behind others of its kind. The chain owns it from now on. */
 void tap_chain_add(struct tap_chain *chain, struct tap *tap);
+/* Takes it out; whose it is then is the caller's business. NULL, or one that is not there: nothing
+ * is done. */
+void tap_chain_remove(struct tap_chain *chain, struct tap *tap);
 /* -errno: the links behind the one that failed are as they were, so that nobody is told of what is
  * not on the disk. */
 int tap_chain_set_mode(struct tap_chain *chain, enum tap_mode mode);

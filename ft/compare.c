@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A standby that comes back has most of the guest's disks already, and nobody has to be believed
- * about which part: it says what it has, sum by sum, and the primary takes off its bitmap of what
- * the peer lacks whatever is the same here. It is right after any history of the two hosts, also
+/* A standby that comes back has most of the guest's disks already. Where both hosts noted every
+ * change since their copies were alike, the rest is known to be so still. Elsewhere nobody is
+ * believed: the standby says what it has, sum by sum, and the primary takes off its bitmap of what
+ * the peer lacks whatever is the same here. That is right after any history of the two hosts, also
  * after writes that only one of them had, and after power cuts that took some of them back.
  *
  * The standby reads its disks while pages come in; a disk's blocks come after its last sum. */
@@ -27,7 +28,10 @@ static int send_sums(struct ft_engine *e, uint8_t *out, struct ft_err *err)
 		body.bytes = range.bytes;
 		body.block = range.block;
 		body.zero = range.zero;
-		n = range.zero ? 0 : (uint32_t)((range.bytes + range.block - 1) / range.block);
+		body.unchanged = range.unchanged;
+		n = range.zero || range.unchanged
+			    ? 0
+			    : (uint32_t)((range.bytes + range.block - 1) / range.block);
 	}
 	e->standby.comparing = !body.last;
 	return engine_send(e, FT_MSG_SUMS, 0, &body.base, n ? out : NULL, n * FT_SUM_BYTES);
@@ -67,7 +71,8 @@ int compare_sums(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *e
 				      .offset = body->offset,
 				      .bytes = body->bytes,
 				      .block = body->block,
-				      .zero = body->zero};
+				      .zero = body->zero,
+				      .unchanged = body->unchanged};
 	last = body->last;
 	ft__sums__free_unpacked(body, NULL);
 	if (p->phase != PRIMARY_ROUNDS || !p->comparing)
@@ -76,20 +81,24 @@ int compare_sums(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *e
 	if (last) {
 		p->comparing = false;
 		if (p->disk_bytes_alike)
-			ft_info("%s: the standby has %llu MiB of the disks already, %llu MiB are "
-				"to be copied",
+			ft_info("%s: the standby has %llu MiB of the disks already (%llu MiB by "
+				"what both hosts noted, the rest compared), %llu MiB are to be "
+				"copied",
 				e->config.name, (unsigned long long)(p->disk_bytes_alike >> 20),
+				(unsigned long long)(p->disk_bytes_known >> 20),
 				(unsigned long long)(e->env->disks_behind(e->env_ctx) >> 20));
 		return 0;
 	}
 	if (!range.bytes || !range.block ||
-	    (!range.zero &&
+	    (!range.zero && !range.unchanged &&
 	     (msg->payload_len % FT_SUM_BYTES ||
 	      (range.bytes - 1) / range.block + 1 != msg->payload_len / FT_SUM_BYTES)))
 		return ft_err_set(err, EPROTO, "SUMS: %llu bytes in blocks of %u: %u bytes of sums",
 				  (unsigned long long)range.bytes, range.block, msg->payload_len);
-	rc = e->env->disk_compare(e->env_ctx, p->session, &range, range.zero ? NULL : msg->payload,
-				  &alike, err);
+	rc = e->env->disk_compare(e->env_ctx, p->session, &range,
+				  range.zero || range.unchanged ? NULL : msg->payload, &alike, err);
 	p->disk_bytes_alike += alike;
+	if (range.unchanged)
+		p->disk_bytes_known += alike;
 	return rc;
 }

@@ -368,7 +368,9 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 		s->remaining_bytes = e->primary.pending.count * VMM_PAGE_BYTES +
 				     e->env->disks_behind(e->env_ctx);
 	s->disk_bytes_alike = e->primary.disk_bytes_alike;
+	s->disk_bytes_known = e->primary.disk_bytes_known;
 	s->disk_bytes_copied = e->primary.disk_bytes_copied;
+	s->session = e->primary.session;
 	s->home = e->home;
 	s->peer = engine_data(e) ? engine_data(e)->peer : "";
 	s->arbiter_state = e->arbiter_state;

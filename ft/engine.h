@@ -44,15 +44,15 @@ struct ft_disk_chunk {
 	bool zero; /* reads as zeroes; no data */
 };
 
-/* What a standby's copy of a disk has in a range: zeroes, or these sums, one of each `block` bytes
- * (the last one of a disk may be shorter). */
+/* What a standby's copy of a disk has in a range: what it had when both copies were alike, zeroes,
+ * or these sums, one of each `block` bytes (the last one of a disk may be shorter). */
 #define FT_SUM_BYTES 16 /* XXH3-128, seeded with the session's number, big endian */
 #define FT_SUMS_MAX  32 /* of one message: some MiB to read, which both sides do in one go */
 struct ft_disk_sums {
 	uint32_t disk;
 	uint64_t offset, bytes;
 	uint32_t block;
-	bool zero;
+	bool zero, unchanged;
 };
 
 /* The host around the engine. */
@@ -86,8 +86,8 @@ struct ft_env_ops {
 			 struct ft_err *err);
 	uint64_t (*disks_behind)(void *ctx);
 	/* What the peer's copy has in a range is not behind where ours has the same. sums: of every
-	 * block of the range, NULL when it is zero. *alike: bytes that are not behind any more.
-	 * -EPROTO: not within the disk. */
+	 * block of the range, NULL when it is zero or unchanged. *alike: bytes that are not behind
+	 * any more. -EPROTO: not within the disk. */
 	int (*disk_compare)(void *ctx, uint64_t seed, const struct ft_disk_sums *range,
 			    const uint8_t *sums, uint64_t *alike, struct ft_err *err);
 	/* Shared disks of the stopped guest, released up to the last epoch, are given up: the other
@@ -97,8 +97,9 @@ struct ft_env_ops {
 	/* Takes them back, all or none, before the guest goes on: the switch is undone. -EBUSY: the
 	 * other host has, or had, one of them. */
 	int (*disks_reclaim)(void *ctx, struct ft_err *err);
-	/* on: if this process dies, the VM must not go on (keeper), and nobody may start the guest
-	 * from here without asking: durable when this returns 0. Off is tried. */
+	/* on: the standby's copies are at the last epoch, in the session of ft_engine_status(); if
+	 * this process dies, the VM must not go on (keeper), and nobody may start the guest from
+	 * here without asking: durable when this returns 0. Off is tried. */
 	int (*guard)(void *ctx, bool on, struct ft_err *err);
 	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the
 	 * engine's vmm to NULL. The taps go too. */
@@ -110,8 +111,8 @@ struct ft_env_ops {
 	int (*arm)(void *ctx, const Ft__Setup *setup, struct ft_err *err);
 	void (*disarm)(void *ctx);
 	/* The next range of the disks as they were when they were armed, at most FT_SUMS_MAX
-	 * blocks: 1 with its sums (FT_SUMS_MAX of FT_SUM_BYTES each) unless zero, 0: that was all,
-	 * -errno. */
+	 * blocks: 1 with its sums (FT_SUMS_MAX of FT_SUM_BYTES each) unless zero or unchanged, 0:
+	 * that was all, -errno. */
 	int (*store_sums)(void *ctx, uint64_t seed, struct ft_disk_sums *range, uint8_t *sums,
 			  struct ft_err *err);
 	int (*store_sync)(void *ctx, const struct ft_disk_chunk *chunk, const uint8_t *data,
@@ -292,8 +293,10 @@ struct ft_engine_status {
 	bool pages_given, pages_missing, pages_cut;
 	bool moved; /* FT_STOPPED: the guest runs elsewhere, and what is left of it here is to be
 		       ended */
-	/* of the initial copy: what the standby had already, and what was sent */
-	uint64_t disk_bytes_alike, disk_bytes_copied;
+	/* of the initial copy: what the standby had already, how much of that both hosts knew
+	 * without reading it, and what was sent */
+	uint64_t disk_bytes_alike, disk_bytes_known, disk_bytes_copied;
+	uint64_t session;	    /* of the protection from here, 0 = none */
 	const char *home;	    /* "" = not known */
 	const char *peer;	    /* "" = none */
 	const char *arbiter_state;  /* "held" | "asked" | "undecided" | "unreachable" | "lost" |

@@ -139,7 +139,7 @@ struct ft_primary {
 	/* rounds */
 	bool comparing; /* the standby is still saying what its disks have: none of them is copied
 			 */
-	uint64_t disk_bytes_alike, disk_bytes_copied;
+	uint64_t disk_bytes_alike, disk_bytes_known, disk_bytes_copied;
 	bool round_more;   /* the last turn ended with more to do, and room for it */
 	uint64_t round_at; /* next page of the bitmap to look at */
 	struct ft_round round;

@@ -215,7 +215,7 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	memset(&p->round, 0, sizeof p->round);
 	memset(&p->ship, 0, sizeof p->ship);
 	p->round_at = 0;
-	p->disk_bytes_alike = p->disk_bytes_copied = 0;
+	p->disk_bytes_alike = p->disk_bytes_known = p->disk_bytes_copied = 0;
 	p->round_started_ns = engine_now(e);
 	p->gave_away = p->solo_unsure = false;
 	e->committed = e->epoch - 1;

@@ -319,7 +319,8 @@ static int check_event(struct ft_engine *e, const struct tap_record *rec, struct
 
 static bool is_disk(const struct tap_record *rec)
 {
-	return rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH;
+	return (rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH) ||
+	       rec->kind == TAP_DISK_BITMAP;
 }
 
 /* What is no disk's is kept for the replay at takeover. */

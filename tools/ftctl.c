@@ -81,6 +81,18 @@ static const struct command commands[] = {
 	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
 	 "                         per GiB, and compare the file with that",
 	 run_snapshot, -1},
+	{"bitmap", "add|remove|enable|disable|clear|list|sha256 NAME DISK [BITMAP] [--granularity BYTES]",
+	 "named dirty bitmaps of a disk, for incremental backups",
+	 "A bitmap notes what the guest writes, in units of its granularity: a power of two\n"
+	 "from 512 to 1M bytes (default 64K). A disk has at most 16. They survive restarts\n"
+	 "of agent and guest, and a takeover; after a crash of a solo guest's agent or host\n"
+	 "those that were enabled are inconsistent, and can only be removed.\n"
+	 "\n"
+	 "A disk with a bitmap is served to backup clients, read-only, as the guest sees it\n"
+	 "at each moment, at the URI that list prints; its bitmaps are the NBD contexts\n"
+	 "qemu:dirty-bitmap:BITMAP. sha256 prints a digest of the map, the same on both\n"
+	 "hosts at the same checkpoint.",
+	 run_bitmap, 60000},
 	{"history", "NAME",
 	 "past checkpoints that a standby keeps",
 	 "At the standby, with ft { history = N } in the guest file (kemari-guest(5)): epoch,\n"

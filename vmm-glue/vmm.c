@@ -53,9 +53,9 @@ int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_
 	return vmm->ops->taps_in(vmm, points, err);
 }
 
-int vmm_taps_out(struct vmm *vmm, struct ft_err *err)
+int vmm_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err)
 {
-	return vmm->ops->taps_out(vmm, err);
+	return vmm->ops->taps_out(vmm, stay, err);
 }
 
 int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err)

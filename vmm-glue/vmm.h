@@ -110,6 +110,7 @@ struct vmm_info {
 /* Where the taps' own ends are; the VMM connects its side to them. Order as in vmm_info. "": that
  * device gets no tap. */
 struct vmm_tap_points {
+	/* "": none */
 	struct {
 		char nbd[VMM_PATH_MAX];
 	} disks[VMM_DISKS_MAX]; /* unix socket of our NBD server */
@@ -137,10 +138,11 @@ struct vmm_ops {
 	/* Finds everything that would make protection impossible, touching nothing: -ENOTSUP and
 	 * why. <= 1 s */
 	int (*check)(struct vmm *vmm, struct ft_err *err);
-	/* Puts the taps in (guest runs on, its I/O goes on) / takes them out. taps_in undoes itself
-	 * on error. <= 10 s */
+	/* Puts the taps in that have a place in points and are not in yet (guest runs on, its I/O
+	 * goes on; an armed VM has them from its first moment) / takes them out, but for those of
+	 * the disks in `stay` (bit i: disk i). taps_in undoes itself on error. <= 10 s */
 	int (*taps_in)(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
-	int (*taps_out)(struct vmm *vmm, struct ft_err *err);
+	int (*taps_out)(struct vmm *vmm, unsigned stay, struct ft_err *err);
 	/* A descriptor of the host's side of that NIC (order as in vmm_info), non-blocking, the
 	 * caller's to close: a frame that is written there, as the NIC handed it out, leaves as the
 	 * guest's, whether the VM runs or not. While it is open the interface is in use. -ENOTSUP:
@@ -231,7 +233,7 @@ int vmm_poll_fd(struct vmm *vmm);
 void vmm_poll(struct vmm *vmm);
 int vmm_check(struct vmm *vmm, struct ft_err *err);
 int vmm_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
-int vmm_taps_out(struct vmm *vmm, struct ft_err *err);
+int vmm_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err);
 int vmm_nic_fd(struct vmm *vmm, unsigned nic, struct ft_err *err);
 int vmm_track_start(struct vmm *vmm, struct ft_err *err);
 void vmm_track_stop(struct vmm *vmm);

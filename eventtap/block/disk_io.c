@@ -96,6 +96,11 @@ int disk_log_flush_locked(struct disk_tap *d)
 	return append_locked(d, &rec, 0);
 }
 
+int disk_log_record_locked(void *ctx, const struct tap_record *rec)
+{
+	return append_locked(ctx, rec, 0);
+}
+
 static int log_change_locked(struct disk_tap *d, const struct change *c)
 {
 	int ret = c->kind == TAP_DISK_WRITE ? disk_log_write_locked(d, c->data, c->offset, c->len)
@@ -168,6 +173,7 @@ static int apply_to_image(struct disk_tap *d, const struct change *c, const char
 // The image has changed, or part of it when that failed.
 static void note_locked(struct disk_tap *d, const struct change *c, bool failed)
 {
+	bitmaps_mark(&d->bitmaps, c->offset, c->len);
 	if (d->shared || d->mode == TAP_PASS)
 		return;
 	if (d->mode == TAP_TRACK || failed || log_change_locked(d, c) < 0) {
@@ -192,11 +198,14 @@ static int change_in_range_locked(struct disk_tap *d, const struct change *c)
 	d->bytes_written += c->len;
 	if (holds_back_locked(d)) {
 		int ret = log_change_locked(d, c);
+		bitmaps_mark(&d->bitmaps, c->offset, c->len);
 		return ret < 0 ? disk_io_failed_locked(d, "log of held writes", ret) : 0;
 	}
-	const char *what;
+	const char *what = "note of a write";
 	pthread_mutex_unlock(&d->lock);
-	int ret = apply_to_image(d, c, &what);
+	int ret = disk_note_change(d, c->offset, c->len);
+	if (ret == 0)
+		ret = apply_to_image(d, c, &what);
 	pthread_mutex_lock(&d->lock);
 	if (ret == -ENOTSUP && c->fast)
 		return ret; // nothing was done

@@ -30,14 +30,14 @@ void disk_sum(const uint8_t *data, uint64_t len, uint64_t seed, uint8_t sum[DISK
 	memcpy(sum, &canonical, DISK_SUM_BYTES);
 }
 
-int disk_sums_next(const struct image *image, uint64_t seed, uint64_t offset, unsigned max,
-		   uint64_t *bytes, bool *zero, uint8_t *sums)
+int disk_sums_next(const struct image *image, uint64_t seed, uint64_t offset, uint64_t limit,
+		   unsigned max, uint64_t *bytes, bool *zero, uint8_t *sums)
 {
 	static uint8_t block[DISK_SUM_BLOCK_BYTES]; // the engine's thread's
 	uint64_t extent;
 	assert(offset < image->bytes && offset % DISK_SUM_BLOCK_BYTES == 0);
-	int ret = image_extent(image, offset, min_u64(image->bytes - offset, DISK_SUMS_HOLE_MAX),
-			       &extent, zero);
+	assert(limit > 0 && limit <= image->bytes - offset);
+	int ret = image_extent(image, offset, min_u64(limit, DISK_SUMS_HOLE_MAX), &extent, zero);
 	if (ret < 0)
 		return ret;
 	if (*zero && offset + extent < image->bytes)
@@ -108,14 +108,19 @@ static int compare_data_locked(struct disk_tap *d, uint64_t start, uint64_t end,
 	return ret;
 }
 
+bool disk_range_is_whole(const struct disk_tap *d, uint64_t offset, uint64_t bytes)
+{
+	return bytes > 0 && bytes <= d->image.bytes && offset <= d->image.bytes - bytes &&
+	       offset % DISK_TAP_BLOCK_BYTES == 0 &&
+	       (bytes % DISK_TAP_BLOCK_BYTES == 0 || offset + bytes == d->image.bytes);
+}
+
 int disk_tap_compare(struct tap *tap, uint64_t seed, uint64_t offset, uint64_t bytes,
 		     const uint8_t *sums, uint64_t *alike, struct ft_err *err)
 {
 	struct disk_tap *d = (struct disk_tap *)tap;
 	*alike = 0;
-	if (bytes == 0 || bytes > d->image.bytes || offset > d->image.bytes - bytes ||
-	    offset % DISK_TAP_BLOCK_BYTES ||
-	    (bytes % DISK_TAP_BLOCK_BYTES && offset + bytes != d->image.bytes))
+	if (!disk_range_is_whole(d, offset, bytes))
 		return ft_err_set(err, EPROTO, "disk %s: sums of %llu bytes at %llu: not within it",
 				  tap->id, (unsigned long long)bytes, (unsigned long long)offset);
 	uint64_t step = sums ? SCRATCH_BYTES : DISK_SUMS_HOLE_MAX, end;

@@ -16,9 +16,10 @@
 #define DISK_SUMS_HOLE_MAX (1u << 30)
 
 void disk_sum(const uint8_t *data, uint64_t len, uint64_t seed, uint8_t sum[DISK_SUM_BYTES]);
-/* The range that begins at `offset` (a multiple of the block): a hole (*zero), or at most `max`
- * blocks with their sums. *bytes is whole blocks but at the end of the disk. 0 or -errno. */
-int disk_sums_next(const struct image *image, uint64_t seed, uint64_t offset, unsigned max,
-		   uint64_t *bytes, bool *zero, uint8_t *sums);
+/* The range that begins at `offset` (a multiple of the block), within `limit` bytes, which are
+ * whole blocks but at the end of the disk: a hole (*zero), or at most `max` blocks with their sums.
+ * *bytes is whole blocks but at the end of the disk. 0 or -errno. */
+int disk_sums_next(const struct image *image, uint64_t seed, uint64_t offset, uint64_t limit,
+		   unsigned max, uint64_t *bytes, bool *zero, uint8_t *sums);
 
 #endif

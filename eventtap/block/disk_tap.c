@@ -245,6 +245,8 @@ static int disk_set_mode(struct tap *tap, enum tap_mode mode)
 		(void)image_flush(&d->image);
 	pthread_mutex_lock(&d->lock);
 	d->hold_next = mode == TAP_HOLD && d->mode != TAP_HOLD;
+	if (d->hold_next)
+		bitmaps_tell_all(&d->bitmaps);
 	bool held = mode != TAP_HOLD && d->log.records > 0;
 	if (mode != TAP_HOLD) {
 		d->mode = mode;
@@ -281,6 +283,11 @@ static int disk_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 			ft_err_set(err, -ret, "disk: log: %s", strerror(-ret));
 		else
 			d->flush_owed = false;
+	}
+	if (ret == 0) {
+		ret = bitmaps_log(&d->bitmaps, tap->device, disk_log_record_locked, d);
+		if (ret < 0)
+			ft_err_set(err, -ret, "disk: log: %s", strerror(-ret));
 	}
 	if (ret == 0) {
 		disk_log_close(&d->log, epoch);
@@ -322,6 +329,7 @@ static int disk_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 					  (unsigned long long)epoch, strerror(-ret));
 		}
 	}
+	disk_notes_released(d);
 	pthread_mutex_lock(&d->lock);
 	if (seq != UINT64_MAX)
 		overlay_drop(&d->overlay, seq);
@@ -513,11 +521,14 @@ static void disk_free(struct tap *tap)
 	pthread_cond_broadcast(&d->room);
 	pthread_mutex_unlock(&d->lock);
 	nbd_server_free(d->server);
+	disk_bitmaps_close(d);
 	cow_unref(d->cow);
 	disk_log_free(&d->log);
 	overlay_free(&d->overlay);
 	ft_bitmap_free(&d->behind);
 	free(d->scratch);
+	disk_notes_seal(d);
+	notes_close(&d->notes);
 	image_close(&d->image);
 	metadata_close(&d->meta);
 	range_lock_destroy(&d->ranges);
@@ -572,7 +583,7 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	snprintf(d->tap.id, sizeof(d->tap.id), "%s", config->id);
 	snprintf(d->spill_dir, sizeof(d->spill_dir), "%s", config->spill_dir);
 	snprintf(d->image_path, sizeof(d->image_path), "%s", config->image);
-	d->image.fd = d->meta.fd = -1;
+	d->image.fd = d->meta.fd = d->notes.fd = -1;
 	d->shared = config->shared;
 	d->gate = config->gate;
 	d->written.seq = UINT64_MAX;
@@ -581,16 +592,20 @@ int disk_tap_open(const struct disk_tap_config *config, struct tap **out, struct
 	pthread_mutex_init(&d->lock, NULL);
 	monotonic_cond_init(&d->room);
 	range_lock_init(&d->ranges);
+	bitmaps_init(&d->bitmaps, config->image, 0);
 	disk_log_init(&d->log, config->log_bytes_max, d->spill_dir);
 	int ret = open_disk(d, config, err);
 	if (ret < 0)
 		goto fail;
 	uint64_t blocks = (d->image.bytes + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES;
 	d->scratch = malloc(SCRATCH_BYTES);
-	if (!d->scratch || ft_bitmap_init(&d->behind, blocks) < 0) {
+	if (!d->scratch || ft_bitmap_init(&d->behind, blocks) < 0 ||
+	    (!d->shared &&
+	     notes_open(&d->notes, config->image, d->image.bytes, config->known) < 0)) {
 		ret = ft_err_set(err, ENOMEM, "out of memory");
 		goto fail;
 	}
+	disk_bitmaps_open(d, config->image, config->known);
 	ret = serve(d, config, err);
 	if (ret < 0)
 		goto fail;

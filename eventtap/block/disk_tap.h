@@ -54,6 +54,8 @@ struct disk_tap_config {
 	bool format_raw; /* the operator says so; else an image that looks like another format is
 			    refused */
 	bool shared;
+	bool known; /* nobody can have written to the image since this host's last tap or store had
+		       it: what they knew of it holds */
 	struct disk_gate gate; /* shared only */
 	const char *uuid;      /* of the guest, for the metadata; NULL or "" = leave it as it is */
 	const char *socket;    /* where the NBD server listens */
@@ -103,6 +105,31 @@ int disk_tap_compare(struct tap *tap, uint64_t seed, uint64_t offset, uint64_t b
  * there afterwards is behind again. */
 int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *offset,
 		       uint32_t *len, bool *zero, struct ft_err *err);
+
+/* What changed here since the peer's copy was alike (notes.h). Replicated only. */
+/* The peer's copy is at the epoch that closed last, which is not released yet. */
+void disk_tap_in_sync(struct tap *tap, uint64_t session);
+/* The session in which both copies were last known to be alike; 0: nobody knows. */
+uint64_t disk_tap_session(struct tap *tap);
+/* The peer's copy did not change in this range since that session: what did not change here either
+ * is not behind any more. As disk_tap_compare(). */
+int disk_tap_unchanged(struct tap *tap, uint64_t offset, uint64_t bytes, uint64_t *alike,
+		       struct ft_err *err);
+/* The VM goes on without the tap, which is freed next: nobody sees its writes any more. */
+void disk_tap_leave(struct tap *tap);
+/* A VM is about to have the image without a tap. */
+void disk_tap_forget(const char *image);
+
+/* Its named bitmaps; after a change by an operator they are to be kept: durable when this returns
+ * 0.
+ */
+struct bitmaps;
+struct bitmaps *disk_tap_bitmaps(struct tap *tap);
+int disk_tap_bitmaps_keep(struct tap *tap, struct ft_err *err);
+/* Serves the disk to backup clients, as the guest sees it now, read-only, with its bitmaps as
+ * contexts. Nothing to do if it does already. */
+int disk_tap_backups(struct tap *tap, const char *socket, struct ft_err *err);
+void disk_tap_backups_end(struct tap *tap);
 
 /* From now on the copy is told before anything changes (cow.h), until unwatch(). One at a time;
  * the guest is paused. -ETIMEDOUT: a write is still on its way. */

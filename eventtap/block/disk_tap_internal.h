@@ -6,6 +6,8 @@
 
 #include <pthread.h>
 
+#include "eventtap/block/bitmaps.h"
+#include "eventtap/block/notes.h"
 #include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap.h"
@@ -31,6 +33,12 @@ struct disk_tap {
 	size_t log_bytes_soft;
 	char spill_dir[PATH_MAX], image_path[PATH_MAX];
 	struct nbd_server *server;
+
+	struct bitmaps bitmaps; /* has a lock of its own, the innermost */
+	struct nbd_backend_ops backup_ops;
+	struct nbd_server *backups; /* NULL: none; engine's thread */
+	bool left;		    /* the VM goes on without the tap; engine's thread */
+	struct notes notes;	    /* has a lock of its own; never open for a shared disk */
 
 	/* engine's thread only */
 	struct metadata meta; /* fd < 0: yielded, or fenced */
@@ -72,6 +80,23 @@ int disk_write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq)
 /* disk_watch.c: before any change of the image, without the lock; a guest's range is held. */
 void disk_before_change(struct disk_tap *d, uint64_t offset, uint64_t len);
 
+/* disk_bitmaps.c: of the tap's life; open: config.known */
+void disk_bitmaps_open(struct disk_tap *d, const char *image, bool known);
+void disk_bitmaps_close(struct disk_tap *d);
+
+/* disk_sums.c */
+/* Within the disk, and whole blocks but at its end. */
+bool disk_range_is_whole(const struct disk_tap *d, uint64_t offset, uint64_t bytes);
+
+/* disk_notes.c */
+/* The range is about to be changed; it is held. Not locked. -errno: it must not be. */
+int disk_note_change(struct disk_tap *d, uint64_t offset, uint64_t len);
+/* `epoch` was acknowledged and is still in the log: the peer has what came before it. Those who
+ * stage an epoch may still have to apply it, so its own writes are kept. */
+void disk_notes_released(struct disk_tap *d);
+/* Nobody writes any more. */
+void disk_notes_seal(struct disk_tap *d);
+
 /* disk_io.c */
 extern const struct nbd_backend_ops disk_io_ops;
 void disk_mark_behind_locked(struct disk_tap *d, uint64_t offset, uint64_t len);
@@ -81,6 +106,8 @@ int disk_log_write_locked(struct disk_tap *d, const uint8_t *data, uint64_t offs
 /* kind: TAP_DISK_ZERO or TAP_DISK_TRIM. */
 int disk_log_zero_locked(struct disk_tap *d, enum tap_kind kind, uint64_t offset, uint64_t len);
 int disk_log_flush_locked(struct disk_tap *d);
+/* struct disk_tap *; a record that changes no byte of the image. */
+int disk_log_record_locked(void *ctx, const struct tap_record *rec);
 /* Counts an error of the image and says so. Returns ret. */
 int disk_io_failed_locked(struct disk_tap *d, const char *what, int ret);
 

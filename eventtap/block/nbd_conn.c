@@ -131,6 +131,9 @@ uint16_t nbd_conn_flags(const struct nbd_conn *conn)
 	unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
 			 NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN |
 			 NBD_FLAG_SEND_CACHE | NBD_FLAG_SEND_FAST_ZERO;
+	if (conn->export->read_only)
+		flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_READ_ONLY | NBD_FLAG_SEND_FLUSH |
+			NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_SEND_CACHE;
 	if (conn->structured)
 		flags |= NBD_FLAG_SEND_DF;
 	return (uint16_t)flags;

@@ -14,13 +14,16 @@
 
 #define NBD_BUFFER_KEEP                                                                            \
 	(2u << 20) /* what a connection keeps between requests; QEMU's usual largest transfer */
-#define NBD_NO_DEADLINE (-1)
+#define NBD_NO_DEADLINE	 (-1)
+#define NBD_CONTEXTS_MAX 20 /* a client may have; a disk has fewer */
 
 struct nbd_conn {
 	const struct nbd_export *export;
 	int fd;
-	bool structured;      /* structured replies were agreed on */
-	bool allocation;      /* base:allocation was agreed on */
+	bool structured; /* structured replies were agreed on */
+	/* agreed on; the place is the id */
+	unsigned contexts_n;
+	char contexts[NBD_CONTEXTS_MAX][NBD_CONTEXT_MAX];
 	bool no_zeroes;	      /* no padding after EXPORT_NAME */
 	uint64_t deadline_ns; /* of the handshake */
 	uint8_t *buffer;      /* payloads; grows to NBD_REQUEST_MAX at most */

@@ -5,11 +5,11 @@
 #include "eventtap/block/nbd_conn.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #define OPTIONS_MAX	  64	      /* a patient client uses a dozen */
 #define OPTION_BYTES_MAX  (8u << 10)  /* a name is at most 4096 bytes; refused as too big above */
 #define OPTION_BYTES_SKIP (64u << 10) /* dropped above */
-#define CONTEXT_ID	  1u
 
 struct option {
 	uint32_t number;
@@ -139,15 +139,73 @@ static int option_list(struct nbd_conn *conn, const struct option *opt)
 	return ret < 0 ? ret : answer(conn, opt, NBD_REP_ACK);
 }
 
+// ---- contexts ----
+
+static bool starts(const uint8_t *text, size_t len, const char *name)
+{
+	return len <= strlen(name) && memcmp(text, name, len) == 0;
+}
+
+// Whether a query means this context: by its name, or (LIST) by a namespace, "base:", or that and
+// the beginning of a name up to a colon, "qemu:dirty-bitmap:".
+static bool means(const uint8_t *text, size_t len, bool set, const char *name)
+{
+	return equals(text, len, name) ||
+	       (!set && len > 0 && text[len - 1] == ':' && starts(text, len, name));
+}
+
+struct chosen {
+	unsigned n;
+	char names[NBD_CONTEXTS_MAX][NBD_CONTEXT_MAX];
+};
+
+static void choose(struct chosen *chosen, const char *name)
+{
+	for (unsigned i = 0; i < chosen->n; i++)
+		if (strcmp(chosen->names[i], name) == 0)
+			return;
+	if (chosen->n < NBD_CONTEXTS_MAX)
+		snprintf(chosen->names[chosen->n++], NBD_CONTEXT_MAX, "%s", name);
+}
+
+// text NULL: every context is meant.
+static void choose_meant(const struct nbd_conn *conn, struct chosen *chosen, const uint8_t *text,
+			 size_t len, bool set)
+{
+	const struct nbd_export *export = conn->export;
+	char name[NBD_CONTEXT_MAX];
+	if (!text || means(text, len, set, NBD_CONTEXT_ALLOCATION))
+		choose(chosen, NBD_CONTEXT_ALLOCATION);
+	for (unsigned i = 0; export->ops->context && export->ops->context(export->ctx, i, name);
+	     i++)
+		if (!text || means(text, len, set, name))
+			choose(chosen, name);
+}
+
+static int reply_contexts(struct nbd_conn *conn, const struct option *opt,
+			  const struct chosen *chosen, bool set)
+{
+	for (unsigned i = 0; i < chosen->n; i++) {
+		uint8_t body[4 + NBD_CONTEXT_MAX];
+		size_t len = strlen(chosen->names[i]);
+		memcpy(nbd_put32(body, set ? i : 0), chosen->names[i], len);
+		int ret = reply(conn, opt->number, NBD_REP_META_CONTEXT, body, 4 + len);
+		if (ret < 0)
+			return ret;
+	}
+	return answer(conn, opt, NBD_REP_ACK);
+}
+
 // LIST: which contexts there are. SET: replaces the choice, if the whole option is well-formed.
 static int option_meta_context(struct nbd_conn *conn, const struct option *opt)
 {
 	bool set = opt->number == NBD_OPT_SET_META_CONTEXT;
 	struct reader in = {opt->data, opt->len};
+	struct chosen chosen = {0};
 	const uint8_t *text, *at;
 	uint32_t len, queries;
 	if (set) {
-		conn->allocation = false;
+		conn->contexts_n = 0;
 		if (!conn->structured)
 			return answer(conn, opt, NBD_REP_ERR_INVALID);
 	}
@@ -155,28 +213,22 @@ static int option_meta_context(struct nbd_conn *conn, const struct option *opt)
 		return answer(conn, opt, NBD_REP_ERR_INVALID);
 	queries = nbd_get32(at);
 	bool known = is_our_export(conn, text, len);
-	bool found = !set && queries == 0;
+	if (!set && queries == 0)
+		choose_meant(conn, &chosen, NULL, 0, set);
 	for (uint32_t i = 0; i < queries; i++) {
 		if (!take_string(&in, &text, &len))
 			return answer(conn, opt, NBD_REP_ERR_INVALID);
-		if (equals(text, len, NBD_CONTEXT_ALLOCATION) ||
-		    (!set && equals(text, len, "base:")))
-			found = true;
+		choose_meant(conn, &chosen, text, len, set);
 	}
 	if (in.left != 0)
 		return answer(conn, opt, NBD_REP_ERR_INVALID);
 	if (!known)
 		return answer(conn, opt, NBD_REP_ERR_UNKNOWN);
-	if (found) {
-		uint8_t body[4 + sizeof(NBD_CONTEXT_ALLOCATION) - 1];
-		memcpy(nbd_put32(body, set ? CONTEXT_ID : 0), NBD_CONTEXT_ALLOCATION,
-		       sizeof(body) - 4);
-		int ret = reply(conn, opt->number, NBD_REP_META_CONTEXT, body, sizeof(body));
-		if (ret < 0)
-			return ret;
-		conn->allocation = set;
+	if (set) {
+		conn->contexts_n = chosen.n;
+		memcpy(conn->contexts, chosen.names, sizeof(conn->contexts));
 	}
-	return answer(conn, opt, NBD_REP_ACK);
+	return reply_contexts(conn, opt, &chosen, set);
 }
 
 // The oldest way in: there is no reply for an error.

@@ -45,6 +45,7 @@ enum nbd_option {
 
 /* Transmission flags of an export. */
 #define NBD_FLAG_HAS_FLAGS	   (1u << 0)
+#define NBD_FLAG_READ_ONLY	   (1u << 1)
 #define NBD_FLAG_SEND_FLUSH	   (1u << 2)
 #define NBD_FLAG_SEND_FUA	   (1u << 3)
 #define NBD_FLAG_SEND_TRIM	   (1u << 5)

@@ -55,19 +55,25 @@ static int simple_reply(struct nbd_conn *conn, const struct request *req, int re
 	return nbd_conn_write(conn, iov, 2);
 }
 
-// One chunk that is the whole reply: head (type's own fields) and data.
-static int structured_reply(struct nbd_conn *conn, const struct request *req, unsigned type,
-			    const uint8_t *head, size_t head_len, const uint8_t *data, size_t len)
+// One chunk: head (type's own fields) and data. done: it is the last one, or all of the reply.
+static int reply_chunk(struct nbd_conn *conn, const struct request *req, bool done, unsigned type,
+		       const uint8_t *head, size_t head_len, const uint8_t *data, size_t len)
 {
 	uint8_t header[NBD_STRUCTURED_REPLY_BYTES], *at = header;
 	at = nbd_put32(at, NBD_STRUCTURED_REPLY_MAGIC);
-	at = nbd_put16(at, NBD_REPLY_FLAG_DONE);
+	at = nbd_put16(at, done ? NBD_REPLY_FLAG_DONE : 0);
 	at = nbd_put16(at, (uint16_t)type);
 	at = nbd_put64(at, req->cookie);
 	nbd_put32(at, (uint32_t)(head_len + len));
 	struct iovec iov[3] = {
 		{header, sizeof(header)}, {(void *)head, head_len}, {(void *)data, len}};
 	return nbd_conn_write(conn, iov, 3);
+}
+
+static int structured_reply(struct nbd_conn *conn, const struct request *req, unsigned type,
+			    const uint8_t *head, size_t head_len, const uint8_t *data, size_t len)
+{
+	return reply_chunk(conn, req, true, type, head, head_len, data, len);
 }
 
 static int reply_error(struct nbd_conn *conn, const struct request *req, int ret)
@@ -130,17 +136,29 @@ static int do_zero(struct nbd_conn *conn, const struct request *req)
 	return simple_reply(conn, req, ret, NULL, 0);
 }
 
-static int do_block_status(struct nbd_conn *conn, const struct request *req)
+static int state_at(const struct nbd_conn *conn, unsigned context, uint64_t offset, uint32_t left,
+		    uint32_t *len, uint32_t *state)
 {
 	const struct nbd_export *export = conn->export;
+	const char *name = conn->contexts[context];
+	if (strcmp(name, NBD_CONTEXT_ALLOCATION) == 0)
+		return export->ops->extent(export->ctx, offset, left, len, state);
+	return export->ops->context_extent(export->ctx, name, offset, left, len, state);
+}
+
+// *over: an error was the end of the reply.
+static int context_status(struct nbd_conn *conn, const struct request *req, unsigned context,
+			  bool *over)
+{
 	uint8_t head[4], list[EXTENTS_MAX * 8];
 	size_t n = 0, max = req->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : EXTENTS_MAX;
 	uint64_t offset = req->offset;
 	uint32_t left = req->len, last_len = 0, last_state = 0;
 	while (left > 0) {
 		uint32_t len, state;
-		int ret = export->ops->extent(export->ctx, offset, left, &len, &state);
-		if (ret < 0)
+		int ret = state_at(conn, context, offset, left, &len, &state);
+		*over = ret < 0;
+		if (*over)
 			return reply_error(conn, req, ret);
 		if (n > 0 && state == last_state) {
 			last_len += len;
@@ -155,9 +173,18 @@ static int do_block_status(struct nbd_conn *conn, const struct request *req)
 		offset += len;
 		left -= len;
 	}
-	nbd_put32(head, 1);
-	return structured_reply(conn, req, NBD_REPLY_TYPE_BLOCK_STATUS, head, sizeof(head), list,
-				n * 8);
+	nbd_put32(head, context);
+	return reply_chunk(conn, req, context + 1 == conn->contexts_n, NBD_REPLY_TYPE_BLOCK_STATUS,
+			   head, sizeof(head), list, n * 8);
+}
+
+static int do_block_status(struct nbd_conn *conn, const struct request *req)
+{
+	bool over = false;
+	int ret = 0;
+	for (unsigned i = 0; i < conn->contexts_n && ret == 0 && !over; i++)
+		ret = context_status(conn, req, i, &over);
+	return ret;
 }
 
 // Which flags a command knows. FUA is legal with every command.
@@ -182,6 +209,10 @@ static int judge(const struct nbd_conn *conn, const struct request *req)
 	if (req->flags & ~flags_known(conn, req->command))
 		return -EINVAL;
 	bool inside = req->len <= bytes && req->offset <= bytes - req->len;
+	bool changes = req->command == NBD_CMD_WRITE || req->command == NBD_CMD_TRIM ||
+		       req->command == NBD_CMD_WRITE_ZEROES;
+	if (changes && conn->export->read_only)
+		return -EPERM;
 	switch (req->command) {
 	case NBD_CMD_READ:
 		return inside && req->len <= NBD_REQUEST_MAX ? 0 : -EINVAL;
@@ -194,7 +225,7 @@ static int judge(const struct nbd_conn *conn, const struct request *req)
 	case NBD_CMD_CACHE:
 		return inside ? 0 : -EINVAL;
 	case NBD_CMD_BLOCK_STATUS:
-		return inside && conn->allocation && req->len > 0 ? 0 : -EINVAL;
+		return inside && conn->contexts_n > 0 && req->len > 0 ? 0 : -EINVAL;
 	default:
 		return -EINVAL;
 	}

@@ -34,6 +34,8 @@
 #define NBD_STATE_HOLE 1u
 #define NBD_STATE_ZERO 2u
 
+#define NBD_CONTEXT_MAX 96 /* name of a metadata context, with its end */
+
 /* Called by connection threads, several at a time; ranges are within the size and not empty. Each
  * returns 0 or -errno, which the client gets as the nearest NBD error. A success with fua, and
  * flush(), promise durability to all connections alike. */
@@ -45,12 +47,18 @@ struct nbd_backend_ops {
 	int (*flush)(void *ctx);
 	/* State of the range from offset on; *extent (1 .. len) bytes of it are alike. */
 	int (*extent)(void *ctx, uint64_t offset, uint32_t len, uint32_t *extent, uint32_t *state);
+	/* NULL: base:allocation is the only context. Else the name of the i-th other one, false:
+	 * there are no more; and its state, as for extent. */
+	bool (*context)(void *ctx, unsigned i, char name[NBD_CONTEXT_MAX]);
+	int (*context_extent)(void *ctx, const char *name, uint64_t offset, uint32_t len,
+			      uint32_t *extent, uint32_t *state);
 };
 
 struct nbd_export {
 	const struct nbd_backend_ops *ops;
 	void *ctx;
 	uint64_t bytes;
+	bool read_only;
 	char name[NBD_NAME_MAX]; /* the empty name is served too */
 };
 

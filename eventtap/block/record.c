@@ -21,9 +21,10 @@ int record_range(const struct tap_record *rec, uint64_t disk_bytes, uint64_t *of
 		*len = le64toh(*len);
 		break;
 	case TAP_DISK_FLUSH:
+	case TAP_DISK_BITMAP:
 		*offset = 0;
 		*len = 0;
-		return rec->len == 0 ? 0 : -EPROTO;
+		return rec->len == 0 || rec->kind == TAP_DISK_BITMAP ? 0 : -EPROTO;
 	default:
 		return -EPROTO;
 	}
@@ -34,7 +35,7 @@ int record_apply(const struct image *image, const struct tap_record *rec)
 {
 	uint64_t offset, len;
 	int ret = record_range(rec, image->bytes, &offset, &len);
-	if (ret < 0 || rec->kind == TAP_DISK_FLUSH)
+	if (ret < 0 || len == 0)
 		return ret;
 	if (rec->kind == TAP_DISK_WRITE)
 		return image_pwrite(image, rec->data, len, offset);

@@ -8,11 +8,12 @@
 #include "eventtap/block/image.h"
 #include "eventtap/tap.h"
 
-/* The bytes that a record changes; FLUSH: none. -EPROTO: no disk record, or not within a disk of
- * disk_bytes. Input is hostile. */
+/* The bytes that a record changes; FLUSH, BITMAP: none. -EPROTO: no disk record, or not within a
+ * disk of disk_bytes. Input is hostile. */
 int record_range(const struct tap_record *rec, uint64_t disk_bytes, uint64_t *offset,
 		 uint64_t *len);
-/* Carries the record out; FLUSH is left to the caller, who may want to do it once for many. 0,
+/* Carries the record out; FLUSH is left to the caller, who may want to do it once for many, and so
+ * is BITMAP. 0,
  * -EPROTO or what the image says. */
 int record_apply(const struct image *image, const struct tap_record *rec);
 

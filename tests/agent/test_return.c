@@ -159,6 +159,84 @@ static void home_again(void **state)
 	shell("cmp -i 2M %s %s", at("A.img"), at("B.img"));
 }
 
+/* The disks' taps stay when the guest is solo, and both hosts note what they write: the way home
+ * and back without one image being read, though the old primary died in the middle of it all. */
+static int setup_tracked(void **state)
+{
+	place_clear(state);
+	make_image(at("A.img"), 8u << 20);
+	shell("dd if=/dev/urandom of=%s bs=1M seek=2 count=%u conv=notrunc status=none",
+	      at("A.img"), FILL_BYTES >> 20);
+	a = host_make("A");
+	b = host_make("B");
+	pocket_conf(at("g.conf"), "", "");
+	shell("sed -i 's/size =/track = true size =/' %s", at("g.conf"));
+	host_start(&a, at("g.conf"), NULL);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&a, "solo", START_MS);
+	wait_state(&b, "standby", START_MS);
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	return 0;
+}
+
+static uint64_t known(struct host *h)
+{
+	Ctl__Reply *r = status_of(h);
+	uint64_t bytes = r->status->disk_known;
+
+	ctl__reply__free_unpacked(r, NULL);
+	return bytes;
+}
+
+static void noted(void **state)
+{
+	uint64_t alike;
+
+	(void)state;
+	assert_int_equal(known(&a), 0);
+	for (unsigned round = 0; round < 2; round++) {
+		kv_work(&client, 30);
+		host_kill(&a);
+		kv_work(&client, 30);
+		host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+		wait_state(&a, "standby", START_MS);
+		ask_ok(&b, "migrate", unix_uri("a.sock"));
+		assert_true(known(&b) >= FILL_BYTES);
+		assert_true(copied(&b, &alike) <= 1u << 20);
+		kv_work(&client, 10);
+		ask_ok(&b, "verify", NULL);
+		ask_ok(&b, "failback", NULL);
+		wait_state(&a, "protected", PROTECT_MS);
+		assert_true(known(&a) >= FILL_BYTES);
+	}
+	/* A standby that was stopped, and one whose guest ran without its tap. */
+	host_stop(&b);
+	wait_state(&a, "solo", GOES_ON_MS);
+	kv_work(&client, 10);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	assert_true(known(&a) >= FILL_BYTES);
+	ask_ok(&a, "cancel", NULL);
+	host_stop(&a);
+	host_start(&a, at("g.conf"), "--set", "disk.root.track=false", NULL);
+	wait_state(&a, "solo", START_MS);
+	kv_close(&client);
+	kv_open(&client);
+	kv_work(&client, 10);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	assert_int_equal(known(&a), 0);
+	assert_true(copied(&a, &alike) <= 1u << 20);
+	ask_ok(&a, "cancel", NULL);
+	host_stop(&a);
+	host_stop(&b);
+	shell("cmp -i 2M %s %s", at("A.img"), at("B.img"));
+}
+
 static void not_as_primary(const char *says)
 {
 	host_kill(&a);
@@ -375,6 +453,7 @@ int main(void)
 		NONE(there_and_back),
 		NONE(switched),
 		cmocka_unit_test_setup_teardown(home_again, setup_filled, teardown),
+		cmocka_unit_test_setup_teardown(noted, setup_tracked, teardown),
 		NONE(not_as_primary_by_memory),
 		NONE(both_died),
 		NONE(both_died_in_turn),

@@ -71,7 +71,8 @@ static void incoming_mistakes(void **state)
 		{"kemari:tcp:127.0.0.1:0", "--incoming"},
 		{"nonsense", "--incoming"},
 		{"kemari:tls:127.0.0.1:7000", "tls { ca"},
-		{"tls:127.0.0.1:7000", "kemari:tls:"},
+		{"tls:127.0.0.1:7000", "tls { ca"},
+		{"file:/srv/guest", "--incoming"},
 		{"kemari:tcp:203.0.113.9:7000", "203.0.113.9"},
 	};
 

@@ -53,7 +53,7 @@ static int taps_close(struct direct *d, struct taps *t, struct ft_err *err)
 	if (t->net)
 		net_tap_settle(t->net, 1000);
 	if (t->net && t->disk)
-		rc = vmm_taps_out(d->vmm, err);
+		rc = vmm_taps_out(d->vmm, 0, err);
 	if (t->net)
 		t->net->ops->free(t->net);
 	if (t->disk)

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -89,6 +90,23 @@ static int disk_extent(void *ctx, uint64_t offset, uint32_t len, uint32_t *exten
 	return 0;
 }
 
+static bool disk_context(void *ctx, unsigned i, char name[NBD_CONTEXT_MAX])
+{
+	(void)ctx;
+	snprintf(name, NBD_CONTEXT_MAX, "qemu:dirty-bitmap:%c", 'a' + (int)i);
+	return i < 2;
+}
+
+static int disk_context_extent(void *ctx, const char *name, uint64_t offset, uint32_t len,
+			       uint32_t *extent, uint32_t *state)
+{
+	(void)ctx;
+	assert(len && offset + len <= DISK_BYTES && !strncmp(name, "qemu:dirty-bitmap:", 18));
+	*extent = len > 100 ? 100 : len;
+	*state = offset / 100 % 2;
+	return name[18] == 'a' ? 0 : -ENOENT;
+}
+
 static const struct nbd_backend_ops disk_ops = {
 	.pread = disk_pread,
 	.pwrite = disk_pwrite,
@@ -96,6 +114,8 @@ static const struct nbd_backend_ops disk_ops = {
 	.trim = disk_trim,
 	.flush = disk_flush,
 	.extent = disk_extent,
+	.context = disk_context,
+	.context_extent = disk_context_extent,
 };
 
 static void *read_all(void *arg)
@@ -116,7 +136,8 @@ static size_t put_option(uint8_t *out, uint32_t option, const void *data, uint32
 static size_t put_handshake(uint8_t *out, bool structured, bool status)
 {
 	static const uint8_t go[] = {0, 0, 0, 4, 'd', 'i', 's', 'k', 0, 1, 0, 3};
-	static const uint8_t meta[] = "\0\0\0\4disk\0\0\0\1\0\0\0\17base:allocation";
+	static const uint8_t meta[] = "\0\0\0\4disk\0\0\0\2\0\0\0\17base:allocation"
+				      "\0\0\0\23qemu:dirty-bitmap:a";
 	size_t n = (size_t)(nbd_put32(out, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES) - out);
 
 	if (structured)

@@ -230,10 +230,16 @@ static int env_store_sync(void *ctx, const struct ft_disk_chunk *chunk, const ui
 	return w.fail & FAIL_STORE ? ft_err_set(err, ENOSPC, "disk full") : 0;
 }
 
+static bool is_disk(const struct tap_record *rec)
+{
+	return (rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH) ||
+	       rec->kind == TAP_DISK_BITMAP;
+}
+
 static int env_store_stage(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
 	(void)ctx;
-	assert(w.durable && w.whole && rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH);
+	assert(w.durable && w.whole && is_disk(rec));
 	return w.fail & FAIL_STORE ? ft_err_set(err, ENOSPC, "no room for the journal") : 0;
 }
 
@@ -254,7 +260,7 @@ static void env_store_unstage(void *ctx)
 static int env_store_apply(void *ctx, const struct tap_record *rec, struct ft_err *err)
 {
 	(void)ctx;
-	assert(w.whole && rec->kind >= TAP_DISK_WRITE && rec->kind <= TAP_DISK_FLUSH);
+	assert(w.whole && is_disk(rec));
 	return w.fail & FAIL_STORE ? ft_err_set(err, EIO, "disk broken") : 0;
 }
 

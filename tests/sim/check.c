@@ -182,10 +182,23 @@ void check_shared_taken(struct node *n)
 	w->shared_owner = n->id;
 }
 
+/* What a bitmap does not say was not written. */
+static void check_own_bitmaps(struct node *n)
+{
+	for (unsigned d = 0; d < n->world->options.disks; d++) {
+		uint32_t dirty;
+
+		if (disk_dirty(n, d, &dirty) && n->machine->written[d] & ~dirty)
+			world_violation(n->world, "%s: the bitmap of disk %u lacks blocks %08x",
+					n->name, d, n->machine->written[d] & ~dirty);
+	}
+}
+
 void check_captured(struct node *n, const struct machine_state *state)
 {
 	uint64_t epoch = n->engine->epoch;
 
+	check_own_bitmaps(n);
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
 		(struct captured){.generation = n->engine->generation,
 				  .epoch = epoch,
@@ -212,6 +225,22 @@ static uint64_t disk_sum(struct node *n, unsigned disk, bool durable)
 		sum += XXH3_64bits_withSeed(block, SECTOR, i);
 	}
 	return sum;
+}
+
+/* The standby's says what the primary's said. */
+static void check_bitmaps(struct node *n, const struct captured *c, const char *what)
+{
+	for (unsigned d = 0; d < n->world->options.disks; d++) {
+		uint32_t dirty;
+
+		if (disk_dirty(n, d, &dirty) && dirty != c->sums.dirty[d])
+			world_violation(n->world,
+					"%s %s epoch %llu, but the bitmap of disk %u says %08x, "
+					"%08x was captured",
+					n->name, what, (unsigned long long)c->epoch, d, dirty,
+					c->sums.dirty[d]);
+		n->machine->written[d] = c->sums.dirty[d];
+	}
 }
 
 static void check_disks(struct node *n, const struct captured *c, bool shared, bool durable,
@@ -255,6 +284,7 @@ static void check_resumable(struct node *n, const struct machine_state *state, b
 	}
 	check_image(n, state, c, what);
 	check_disks(n, c, shared, false, what);
+	check_bitmaps(n, c, what);
 }
 
 void check_takeover(struct node *n, const struct machine_state *state)

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: would a write have to wait? */
 #include "eventtap/block/disk_sums.h"
@@ -30,6 +31,27 @@ uint64_t disk_offset(unsigned block)
 	       (uint64_t)(block / BLOCKS_PER_CHUNK) * 4096;
 }
 
+#define BITMAP "chain"
+
+bool disk_dirty(struct node *n, unsigned disk, uint32_t *dirty)
+{
+	struct disk *d = &n->disks[disk];
+	struct bitmaps *s = d->tap     ? disk_tap_bitmaps(d->tap)
+			    : d->store ? store_bitmaps(d->store)
+				       : NULL;
+
+	*dirty = 0;
+	for (unsigned i = 0; i < SIM_BLOCKS; i++) {
+		uint64_t len = SECTOR;
+		bool is = false;
+
+		if (!s || bitmaps_at(s, BITMAP, disk_offset(i), &len, &is))
+			return false;
+		*dirty |= is ? 1u << i : 0;
+	}
+	return true;
+}
+
 static bool must_wait(const struct disk *d)
 {
 	const struct disk_tap *t = (const struct disk_tap *)d->tap;
@@ -46,14 +68,18 @@ int disk_write(struct node *n, unsigned disk, unsigned block, enum tap_kind kind
 	n->machine->block_stale[disk][block] = true;
 	if (d->export.ops) {
 		const struct nbd_backend_ops *ops = d->export.ops;
+		int rc;
 
 		if (must_wait(d))
 			return -EAGAIN;
 		if (kind == TAP_DISK_WRITE)
-			return ops->pwrite(d->export.ctx, data, SECTOR, at, false);
-		if (kind == TAP_DISK_TRIM)
-			return ops->trim(d->export.ctx, at, SECTOR, false);
-		return ops->zero(d->export.ctx, at, SECTOR, NBD_ZERO_NO_HOLE);
+			rc = ops->pwrite(d->export.ctx, data, SECTOR, at, false);
+		else if (kind == TAP_DISK_TRIM)
+			rc = ops->trim(d->export.ctx, at, SECTOR, false);
+		else
+			rc = ops->zero(d->export.ctx, at, SECTOR, NBD_ZERO_NO_HOLE);
+		n->machine->written[disk] |= rc ? 0 : 1u << block;
+		return rc;
 	} else if (d->image_fd >= 0) {
 		static const uint8_t zeroes[SECTOR];
 
@@ -91,6 +117,11 @@ int disk_flush_all(struct node *n, unsigned disk)
 	return fdatasync(d->image_fd) < 0 ? -errno : 0;
 }
 
+static bool stays(const struct node *n, const struct disk *d)
+{
+	return n->world->options.bitmaps || (n->world->options.track && !d->shared);
+}
+
 int disks_vm_open(struct node *n, struct ft_err *err)
 {
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
@@ -98,7 +129,7 @@ int disks_vm_open(struct node *n, struct ft_err *err)
 	for (unsigned i = 0; i < n->world->options.disks; i++) {
 		struct disk *d = &n->disks[i];
 
-		if (d->image_fd >= 0)
+		if (d->image_fd >= 0 || (d->tap && stays(n, d)))
 			continue;
 		d->image_fd = open(d->path, O_RDWR | O_CLOEXEC);
 		if (d->image_fd < 0)
@@ -167,33 +198,98 @@ int disks_mark(struct node *n, bool is_protected, struct ft_err *err)
 	return rc;
 }
 
+/* An operator's backups: where the bitmap is gone, or of no use, a new chain begins. */
+static void begin_chain(struct node *n, unsigned disk)
+{
+	struct bitmaps *s = disk_tap_bitmaps(n->disks[disk].tap);
+	struct ft_err err = {0};
+	uint32_t dirty;
+
+	if (n->machine)
+		n->machine->written[disk] = 0;
+	if (disk_dirty(n, disk, &dirty))
+		return;
+	(void)bitmaps_remove(s, BITMAP, NULL);
+	if (bitmaps_add(s, BITMAP, SECTOR, &err) || disk_tap_bitmaps_keep(n->disks[disk].tap, &err))
+		world_log(n->world, "%s: %s", n->name, err.text);
+}
+
+static int make_tap(struct node *n, unsigned i, bool known, struct ft_err *err)
+{
+	struct disk *d = &n->disks[i];
+	char id[8], spill[16];
+	struct disk_tap_config config = {
+		.id = id,
+		.device = (uint8_t)i,
+		.image = d->path,
+		.format_raw = true,
+		.shared = d->shared,
+		.known = known,
+		.uuid = GUEST_UUID,
+		.gate = {.enter = gate_enter, .leave = gate_leave, .ctx = n},
+		.socket = d->nbd,
+		.log_bytes_max = n->world->options.disk_log_bytes,
+		.spill_dir = spill};
+	int rc;
+
+	snprintf(id, sizeof id, "disk%u", i);
+	snprintf(spill, sizeof spill, "/sim/%c/run", 'A' + (int)n->id);
+	seams_opening(n);
+	rc = disk_tap_open(&config, &d->tap, err);
+	if (rc)
+		return rc;
+	d->tap->notify = (struct tap_notify){.pressure = on_pressure, .ctx = n};
+	tap_chain_add(ft_engine_chain(n->engine), d->tap);
+	if (n->world->options.bitmaps)
+		begin_chain(n, i);
+	return 0;
+}
+
+void disks_taps_solo(struct node *n)
+{
+	for (unsigned i = 0; i < n->world->options.disks; i++) {
+		struct disk *d = &n->disks[i];
+		struct ft_err err = {0};
+
+		if (d->tap)
+			continue;
+		if (stays(n, d) && make_tap(n, i, true, &err))
+			world_log(n->world, "%s: %s", n->name, err.text);
+		if (!d->tap)
+			disk_tap_forget(d->path);
+		else if (d->image_fd >= 0)
+			close(d->image_fd);
+		if (d->tap)
+			d->image_fd = -1;
+	}
+}
+
+void disks_taps_part(struct node *n)
+{
+	copies_gone(n);
+	for (unsigned i = 0; i < SIM_DISKS; i++) {
+		struct disk *d = &n->disks[i];
+
+		if (!d->tap)
+			continue;
+		d->tap->next = NULL;
+		if (stays(n, d) && d->image_fd < 0) {
+			tap_chain_add(ft_engine_chain(n->engine), d->tap);
+			continue;
+		}
+		if (d->image_fd >= 0)
+			disk_tap_leave(d->tap);
+		d->tap->ops->free(d->tap);
+		d->tap = NULL;
+	}
+}
+
 int disks_taps_in(struct node *n, struct ft_err *err)
 {
 	int rc = 0;
 
-	for (unsigned i = 0; i < n->world->options.disks && !rc; i++) {
-		struct disk *d = &n->disks[i];
-		char id[8], spill[16];
-		struct disk_tap_config config = {
-			.id = id,
-			.device = (uint8_t)i,
-			.image = d->path,
-			.format_raw = true,
-			.shared = d->shared,
-			.uuid = GUEST_UUID,
-			.gate = {.enter = gate_enter, .leave = gate_leave, .ctx = n},
-			.socket = d->nbd,
-			.log_bytes_max = n->world->options.disk_log_bytes,
-			.spill_dir = spill};
-
-		snprintf(id, sizeof id, "disk%u", i);
-		snprintf(spill, sizeof spill, "/sim/%c/run", 'A' + (int)n->id);
-		rc = disk_tap_open(&config, &d->tap, err);
-		if (rc)
-			break;
-		d->tap->notify = (struct tap_notify){.pressure = on_pressure, .ctx = n};
-		tap_chain_add(ft_engine_chain(n->engine), d->tap);
-	}
+	for (unsigned i = 0; i < n->world->options.disks && !rc; i++)
+		rc = n->disks[i].tap ? 0 : make_tap(n, i, false, err);
 	if (!rc)
 		rc = disks_mark(n, false, err);
 	if (!rc)
@@ -261,8 +357,12 @@ static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums 
 	struct node *n = ctx;
 
 	*alike = 0;
-	if (range->disk >= SIM_DISKS || !n->disks[range->disk].tap ||
-	    (sums && range->block != DISK_SUM_BLOCK_BYTES))
+	if (range->disk >= SIM_DISKS || !n->disks[range->disk].tap)
+		return 0;
+	if (range->unchanged)
+		return disk_tap_unchanged(n->disks[range->disk].tap, range->offset, range->bytes,
+					  alike, err);
+	if (sums && range->block != DISK_SUM_BLOCK_BYTES)
 		return 0;
 	return disk_tap_compare(n->disks[range->disk].tap, seed, range->offset, range->bytes, sums,
 				alike, err);
@@ -381,6 +481,9 @@ int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err
 				s->bytes, GUEST_UUID, &d->store, err);
 		if (rc)
 			return rc;
+		rc = store_join(d->store, setup->session, s->since, err);
+		if (rc)
+			return rc;
 	}
 	return journal_begin(n, err);
 }
@@ -420,14 +523,17 @@ static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, 
 	if (!n->world->options.compare)
 		return 0;
 	for (; n->sums_disk < n->world->options.disks; n->sums_disk++, n->sums_at = 0) {
+		struct store_sums_range part = {0};
 		int rc;
 
 		range->disk = n->sums_disk;
 		range->offset = n->sums_at;
 		range->block = DISK_SUM_BLOCK_BYTES;
 		rc = store_sums(n->disks[n->sums_disk].store, seed, &n->sums_at,
-				(unsigned)world_range(n->world, 1, FT_SUMS_MAX), &range->bytes,
-				&range->zero, sums, err);
+				(unsigned)world_range(n->world, 1, FT_SUMS_MAX), &part, sums, err);
+		range->bytes = part.bytes;
+		range->zero = part.zero;
+		range->unchanged = part.unchanged;
 		if (rc)
 			return rc;
 	}
@@ -534,6 +640,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 		check_shared_taken(n);
 	check_activated(n, epoch);
 	disks_stores_free(n);
+	disks_taps_solo(n);
 	return 0;
 }
 

@@ -102,14 +102,27 @@ static void net_tap_in(struct node *n)
 	tap_chain_add(ft_engine_chain(n->engine), n->net_tap);
 }
 
+static void net_tap_free(struct node *n)
+{
+	if (n->net_tap)
+		n->net_tap->ops->free(n->net_tap);
+	n->net_tap = NULL;
+}
+
 void node_taps_free(struct node *n)
 {
 	if (n->engine)
 		ft_engine_chain(n->engine)->first = NULL;
 	disks_taps_gone(n);
-	if (n->net_tap)
-		n->net_tap->ops->free(n->net_tap);
-	n->net_tap = NULL;
+	net_tap_free(n);
+}
+
+/* The guest goes on without them. */
+static void taps_part(struct node *n)
+{
+	ft_engine_chain(n->engine)->first = NULL;
+	disks_taps_part(n);
+	net_tap_free(n);
 }
 
 static int env_taps_in(void *ctx, struct ft_err *err)
@@ -121,7 +134,7 @@ static int env_taps_in(void *ctx, struct ft_err *err)
 		return ft_err_set(err, EINTR, "dying");
 	rc = disks_taps_in(n, err);
 	if (rc)
-		node_taps_free(n);
+		taps_part(n);
 	else
 		net_tap_in(n);
 	return rc;
@@ -133,7 +146,7 @@ static int env_taps_out(void *ctx, struct ft_err *err)
 	int rc = disks_taps_out(n, err);
 
 	if (!rc)
-		node_taps_free(n);
+		taps_part(n);
 	return rc;
 }
 
@@ -157,6 +170,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 		disks[i].image = n->disks[i].path;
 		disks[i].bytes = SIM_DISK_BYTES;
 		disks[i].shared = n->disks[i].shared;
+		disks[i].since = n->disks[i].tap ? disk_tap_session(n->disks[i].tap) : 0;
 		list[i] = &disks[i];
 	}
 	return 0;
@@ -181,6 +195,9 @@ static int env_guard(void *ctx, bool on, struct ft_err *why)
 		rc = disks_mark(n, on, &err);
 		if (rc)
 			world_log(n->world, "%s: %s", n->name, err.text);
+		for (unsigned i = 0; on && i < SIM_DISKS; i++)
+			if (n->disks[i].tap)
+				disk_tap_in_sync(n->disks[i].tap, n->engine->primary.session);
 	}
 	if (!n->dying && (!rc || !on))
 		n->guarded = on;

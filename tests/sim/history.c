@@ -159,6 +159,12 @@ void check_boot(struct node *n, const struct machine_state *state)
 		  (unsigned long long)state->ops);
 	if (w->must_survive)
 		world_violation(w, "the guest was protected, met one fault, and had to boot anew");
+	/* A takeover was cut short in the middle of its disk, and people insist: a mixture of
+	 * epochs, in which even a journal may have a gap. */
+	if (w->torn && state->ops < w->durable_op) {
+		w->durable_op = state->ops;
+		w->durable_chain = chain;
+	}
 	if (w->durable_op && (state->ops < w->durable_op ||
 			      history_ancestor(w, chain, w->durable_op) != w->durable_chain)) {
 		world_violation(w,

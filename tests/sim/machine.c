@@ -240,6 +240,7 @@ struct sums machine_sums(struct machine *m)
 			}
 			s.disk[d] += m->block_sum[d][i];
 		}
+		(void)disk_dirty(m->node, d, &s.dirty[d]);
 	}
 	return s;
 }
@@ -305,9 +306,10 @@ static int m_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struc
 	return 0;
 }
 
-static int m_taps_out(struct vmm *vmm, struct ft_err *err)
+static int m_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err)
 {
 	(void)vmm;
+	(void)stay;
 	(void)err;
 	return 0;
 }

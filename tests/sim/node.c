@@ -276,6 +276,7 @@ bool node_start(struct node *n, enum start_as as)
 		n->world->shared_owner = n->id;
 		snprintf(n->world->home, sizeof n->world->home, "%s",
 			 n->home[0] ? n->home : n->name);
+		disks_taps_solo(n);
 		ft_engine_start_solo(n->engine, &n->machine->vmm);
 	} else {
 		ft_engine_start_standby(n->engine);
@@ -335,6 +336,7 @@ void node_crash(struct node *n, bool powerless)
 	if (!powerless)
 		return;
 	files_power_lost(n);
+	n->boots++;
 	n->remembered_generation = 0;
 	*n->home = '\0';
 	n->elsewhere = n->knows_standby = false;

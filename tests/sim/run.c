@@ -27,6 +27,7 @@
 static void draw_options(struct world *w, uint64_t seed)
 {
 	struct options *o = &w->options;
+	uint64_t own = seed * 0x9e3779b97f4a7c15ull >> 40;
 
 	o->seed = seed;
 	w->rng = seed * 0x2545f4914f6cdd1dull + 1;
@@ -61,6 +62,9 @@ static void draw_options(struct world *w, uint64_t seed)
 	/* Not drawn: the other seeds' worlds stay what they were. */
 	o->migrations = seed % 8 == 5 ||
 			(w->mutant >= MUTANT_STALE_PAGE && w->mutant <= MUTANT_SOURCE_RESUMES);
+	/* Not drawn from the world's numbers, so that older seeds meet what they met before. */
+	o->track = own & 1;
+	o->bitmaps = own / 2 % 5 < 2;
 }
 
 /* ---- the client, who asks whoever runs ---- */
@@ -177,7 +181,7 @@ static void say_options(struct world *w)
 
 	world_log(
 		w,
-		"seed %llu: %u disk%s (%s%s), log %llu, durability %s, journal %llu, compare %s, "
+		"seed %llu: %u disk%s (%s%s)%s, log %llu, durability %s, journal %llu, compare %s, "
 		"arbiter %s, survivor %s, takeover %s, "
 		"trigger %d, interval %u ms, "
 		"latency %llu-%llu us, %llu bytes/ms, window %llu, "
@@ -187,6 +191,9 @@ static void say_options(struct world *w)
 		o->disks < 2	    ? ""
 		: o->disk_shared[1] ? ", shared"
 				    : ", replicated",
+		o->bitmaps ? ", with bitmaps"
+		: o->track ? ", tracked"
+			   : "",
 		(unsigned long long)o->disk_log_bytes, o->durable ? "disk" : "memory",
 		(unsigned long long)o->journal_bytes, o->compare ? "yes" : "no",
 		o->arbiter_file ? "file" : "none",

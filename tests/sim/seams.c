@@ -9,6 +9,7 @@
 #include <sys/random.h>
 #include <xxhash.h>
 
+#include "eventtap/block/boot.h"
 #include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_tap_internal.h" /* white box: the mode of a mutant's tap */
@@ -166,7 +167,59 @@ ssize_t __wrap_getrandom(void *buf, size_t len, unsigned flags)
 	return sizeof random;
 }
 
+void __real_boot_identity(uint8_t id[BOOT_ID_BYTES]);
+void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES]);
+void __wrap_boot_identity(uint8_t id[BOOT_ID_BYTES])
+{
+	memset(id, 1, BOOT_ID_BYTES);
+	id[0] = opening->boots;
+}
+
 /* ---- mutants of production code ---- */
+
+void __real_bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len);
+void __wrap_bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len);
+void __wrap_bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len)
+{
+	if (world->mutant != MUTANT_BITMAP_FORGETS || !world_chance(world, 3))
+		__real_bitmaps_mark(s, offset, len);
+}
+
+int __real_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec);
+int __wrap_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec);
+int __wrap_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec)
+{
+	if (world->mutant == MUTANT_BITMAP_STALE && rec->data[0] == 2 && world_chance(world, 5))
+		return 0;
+	return __real_bitmaps_apply(s, rec);
+}
+
+int __real_notes_mark(struct notes *c, uint64_t offset, uint64_t len);
+int __wrap_notes_mark(struct notes *c, uint64_t offset, uint64_t len);
+int __wrap_notes_mark(struct notes *c, uint64_t offset, uint64_t len)
+{
+	struct disk_tap *d = (struct disk_tap *)((char *)c - offsetof(struct disk_tap, notes));
+
+	if (world->mutant == MUTANT_MARK_FORGOTTEN && d->mode == TAP_PASS && world_chance(world, 3))
+		return 0;
+	return __real_notes_mark(c, offset, len);
+}
+
+void __real_notes_replace(struct notes *c, const struct ft_bitmap *bits);
+void __wrap_notes_replace(struct notes *c, const struct ft_bitmap *bits);
+void __wrap_notes_replace(struct notes *c, const struct ft_bitmap *bits)
+{
+	struct ft_bitmap none;
+
+	if (world->mutant != MUTANT_MARKS_EARLY) {
+		__real_notes_replace(c, bits);
+		return;
+	}
+	if (ft_bitmap_init(&none, bits->bits))
+		abort();
+	__real_notes_replace(c, &none);
+	ft_bitmap_free(&none);
+}
 
 int __real_image_flush(const struct image *image);
 int __wrap_image_flush(const struct image *image);

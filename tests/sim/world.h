@@ -106,7 +106,9 @@ struct plan {
 
 struct sums {
 	uint64_t ram, disk[SIM_DISKS];
+	uint32_t dirty[SIM_DISKS]; /* blocks that its bitmap says */
 };
+_Static_assert(SIM_BLOCKS == 32, "a bit each");
 
 struct machine {
 	struct vmm vmm;
@@ -117,6 +119,7 @@ struct machine {
 	/* hashes of what is not stale */
 	uint64_t page_sum[SIM_PAGES], block_sum[SIM_DISKS][SIM_BLOCKS];
 	bool page_stale[SIM_PAGES], block_stale[SIM_DISKS][SIM_BLOCKS];
+	uint32_t written[SIM_DISKS]; /* blocks, since the bitmap is there */
 	bool tracking, running, armed, dead;
 	bool missing[SIM_PAGES]; /* not here yet */
 	unsigned waits;		 /* for this page + 1; 0: for none */
@@ -162,6 +165,9 @@ void disks_init(struct node *n);
 int disk_write(struct node *n, unsigned disk, unsigned block, enum tap_kind kind,
 	       const uint8_t *data);
 int disk_read(struct node *n, unsigned disk, unsigned block, uint8_t *out);
+/* Blocks that its bitmap says are dirty, at the standby as of the last epoch. False: it has none.
+ */
+bool disk_dirty(struct node *n, unsigned disk, uint32_t *dirty);
 int disk_flush_all(struct node *n, unsigned disk);
 /* The VM opens and locks its images, or lets them go. */
 int disks_vm_open(struct node *n, struct ft_err *err);
@@ -169,6 +175,10 @@ void disks_vm_close(struct node *n);
 int disks_taps_in(struct node *n, struct ft_err *err);
 int disks_taps_out(struct node *n, struct ft_err *err);
 void disks_taps_gone(struct node *n);
+/* Those that stay when the guest is solo are put in the chain again, the others end. */
+void disks_taps_part(struct node *n);
+/* Before the guest runs here: those that stay go in. */
+void disks_taps_solo(struct node *n);
 int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err);
 void disks_stores_free(struct node *n);
 int disks_mark(struct node *n, bool is_protected, struct ft_err *err);
@@ -204,6 +214,7 @@ struct overflow {
 
 /* ---- node ---- */
 struct node {
+	uint8_t boots; /* of the host */
 	struct world *world;
 	unsigned id;
 	char name[16];
@@ -310,6 +321,8 @@ struct options {
 	uint64_t journal_bytes;
 	bool migrations; /* guests move, too */
 	bool compare;	 /* a standby tells what its disks have */
+	bool track;	 /* replicated disks keep their taps when the guest is solo */
+	bool bitmaps;	 /* each disk has a named dirty bitmap, and keeps its tap */
 	bool arbiter_file, takeover_manual;
 	enum ft_survivor survivor;
 	enum ft_trigger trigger;
@@ -366,6 +379,10 @@ enum mutant {
 	MUTANT_JOURNAL_HOLE,	 /* a record is missing in the standby's journal */
 	MUTANT_JOURNAL_UNSYNCED, /* the journal is not synced before the acknowledgement */
 	MUTANT_JOURNAL_KEPT,	 /* a journal is not removed when its session is over */
+	MUTANT_MARK_FORGOTTEN,	 /* a write of a solo guest is not noted for the lost host */
+	MUTANT_MARKS_EARLY,	 /* an acknowledged epoch counts as applied */
+	MUTANT_BITMAP_FORGETS,	 /* a write is not in the disk's bitmap */
+	MUTANT_BITMAP_STALE,	 /* the standby misses a change of a bitmap */
 	/* one primary */
 	MUTANT_START_UNASKED,	/* a guest is started without asking the rule */
 	MUTANT_RELEASE_FENCED,	/* who lost the guest lets go what it holds */

@@ -23,6 +23,7 @@
 
 #include <cmocka.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/store.h"
@@ -129,7 +130,9 @@ static int teardown(void **state)
 	tap_chain_free(&chain);
 	tap = NULL;
 	umount2(dir, MNT_DETACH);
-	const char *const names[] = {"disk.img", "disk.img.kemari", "copy.img", "copy.img.kemari"};
+	const char *const names[] = {
+		"disk.img",	   "disk.img.kemari",	      "disk.img.kemari-bitmaps", "copy.img",
+		"copy.img.kemari", "copy.img.kemari-bitmaps", "copy.img.kemari-changes"};
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
 		unlink(path);
@@ -278,6 +281,42 @@ static void writers_free(struct writer *w)
 	free(w);
 }
 
+// ---- named bitmaps ----
+
+static const char *const bitmap_names[] = {"finest", "usual", "coarse"};
+static const uint32_t granularities[] = {512, 65536, 1u << 20};
+
+static void add_bitmaps(void)
+{
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(
+			bitmaps_add(disk_tap_bitmaps(tap), bitmap_names[i], granularities[i], &err),
+			0);
+}
+
+static void read_map(struct bitmaps *s, unsigned i, uint8_t map[8192], struct bitmap_info *info)
+{
+	assert_true(bitmaps_info(s, i, info));
+	assert_true(info->map_bytes <= 8192);
+	assert_int_equal(bitmaps_read(s, info->name, 0, map, info->map_bytes), 0);
+}
+
+// The standby's are the tap's as of the epoch that was closed last.
+static void expect_same_bitmaps(struct store *s, const char *when, uint64_t epoch)
+{
+	for (unsigned i = 0; i < 3; i++) {
+		uint8_t here[8192], there[8192];
+		struct bitmap_info a, b;
+		read_map(disk_tap_bitmaps(tap), i, here, &a);
+		read_map(store_bitmaps(s), i, there, &b);
+		if (memcmp(&a, &b, sizeof(a)) != 0 || memcmp(here, there, a.map_bytes) != 0)
+			fail_msg("%s %llu: bitmap %s: %llu bytes dirty here, %llu there", when,
+				 (unsigned long long)epoch, a.name,
+				 (unsigned long long)a.dirty_bytes,
+				 (unsigned long long)b.dirty_bytes);
+	}
+}
+
 // ---- the engine's part ----
 
 static struct store *open_store(void)
@@ -400,6 +439,7 @@ static void test_epochs(void **state)
 	open_tap(false, DISK_TAP_LOG_BYTES);
 	struct store *s = open_store();
 	struct writer *w = writers_new(77, 1u << 20);
+	add_bitmaps();
 	disk_tap_mark_all_behind(tap);
 	tap_chain_set_mode(&chain, TAP_TRACK);
 	writers_start(w, 20, NULL);
@@ -431,6 +471,11 @@ static void test_epochs(void **state)
 		ship(s, epoch, &seed);
 		assert_int_equal(store_commit(s, 1, epoch, &err), 0);
 		expect_identical("epoch", epoch);
+		expect_same_bitmaps(s, "epoch", epoch);
+		if (epoch % 7 == 0)
+			assert_int_equal(
+				bitmaps_clear(disk_tap_bitmaps(tap), bitmap_names[epoch % 3], &err),
+				0);
 		if (rand_r(&seed) % 4) {
 			assert_int_equal(tap_chain_release(&chain, epoch, &err), 0);
 			expect_held(0);
@@ -471,6 +516,7 @@ static void test_shared(void **state)
 	make_image(image, BYTES);
 	open_tap(true, DISK_TAP_LOG_BYTES);
 	memset(model, 0, BYTES);
+	add_bitmaps();
 	struct writer *w = writers_new(99, BYTES);
 	for (int i = 0; i < 50; i++)
 		assert_int_equal(random_op(w, model), 0);
@@ -509,6 +555,17 @@ static void test_shared(void **state)
 	assert_int_equal(nbd_flush(w[0].nbd, 0), 0);
 	read_file(image, ours);
 	assert_memory_equal(ours, model, BYTES);
+	// What is not dirty is as it was.
+	for (unsigned i = 0; i < 3; i++)
+		for (uint64_t at = 0, len; at < BYTES; at += len) {
+			bool dirty = true;
+			len = BYTES - at;
+			assert_int_equal(bitmaps_at(disk_tap_bitmaps(tap), bitmap_names[i], at,
+						    &len, &dirty),
+					 0);
+			for (uint64_t byte = at; !dirty && byte < at + len; byte++)
+				assert_int_equal(model[byte], 0);
+		}
 	writers_free(w);
 }
 

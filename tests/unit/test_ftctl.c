@@ -244,7 +244,8 @@ static Ctl__Status full_status(void)
 	s.held_outputs = 3, s.held_bytes = 1500, s.overhead = 0.125, s.generation = 2;
 	s.arbiter = &arbiter, s.vmm = &vmm, s.disks = disks, s.n_disks = 1;
 	s.last_error = (char *)"link: reset by peer", s.rounds = 5;
-	s.disk_alike = 1 << 30, s.disk_copied = 1 << 20, s.home = (char *)"hostA";
+	s.disk_alike = 1 << 30, s.disk_known = 1 << 29, s.disk_copied = 1 << 20,
+	s.home = (char *)"hostA";
 	s.mode = (char *)"ft";
 	return s;
 }
@@ -265,7 +266,8 @@ static Ctl__Status full_status(void)
 	" \"vmm\": {\"kind\": \"qemu\", \"pid\": 4711, \"status\": \"running\"},"                  \
 	" \"disks\": [{\"name\": \"root\", \"mode\": \"replicated\", \"state\": \"UpToDate\", "    \
 	"\"bytes_behind\": 4096}],"                                                                \
-	" \"deciding\": false, \"rounds\": 5, \"resync\": {\"alike\": 1073741824, \"copied\": "    \
+	" \"deciding\": false, \"rounds\": 5, \"resync\": {\"alike\": 1073741824, \"noted\": "     \
+	"536870912, \"copied\": "                                                                  \
 	"1048576}, \"home\": \"hostA\", \"mode\": \"ft\", \"last_error\": \"link: reset by "       \
 	"peer\"}"
 
@@ -286,29 +288,30 @@ static void test_status(void **state)
 
 	setenv("TZ", "UTC", 1);
 	ftctl("status web1");
-	expect_text(0,
-		    "guest        web1\n"
-		    "uuid         9b32af52-df3d-59c4-a679-b75f851fda98\n"
-		    "state        protected\n"
-		    "reason       in sync\n"
-		    "since        2023-11-14 22:13:20\n"
-		    "role         primary\n"
-		    "peer         kemari:tls:b:4444\n"
-		    "epoch        committed 42, open 43, generation 2\n"
-		    "checkpoints  42, 1 failed\n"
-		    "pause        last 0.6 ms, p50 0.6, p99 1.9, max 120\n"
-		    "commit       last 0.0 ms, p50 4.1, p99 0.0, max 0.0\n"
-		    "dirty pages  last 7, p50 8, p99 9, max 10\n"
-		    "pages        1.0G raw, 1.0M sent\n"
-		    "held         3 outputs, 1.5K\n"
-		    "overhead     12.5%\n"
-		    "arbiter      file, held, held by hostA\n"
-		    "vmm          qemu, pid 4711, running\n"
-		    "disk         root: replicated, UpToDate, 4.0K behind\n"
-		    "resync       1.0G were there already, 1.0M copied\n"
-		    "home         hostA\n"
-		    "last error   link: reset by peer\n",
-		    "");
+	expect_text(
+		0,
+		"guest        web1\n"
+		"uuid         9b32af52-df3d-59c4-a679-b75f851fda98\n"
+		"state        protected\n"
+		"reason       in sync\n"
+		"since        2023-11-14 22:13:20\n"
+		"role         primary\n"
+		"peer         kemari:tls:b:4444\n"
+		"epoch        committed 42, open 43, generation 2\n"
+		"checkpoints  42, 1 failed\n"
+		"pause        last 0.6 ms, p50 0.6, p99 1.9, max 120\n"
+		"commit       last 0.0 ms, p50 4.1, p99 0.0, max 0.0\n"
+		"dirty pages  last 7, p50 8, p99 9, max 10\n"
+		"pages        1.0G raw, 1.0M sent\n"
+		"held         3 outputs, 1.5K\n"
+		"overhead     12.5%\n"
+		"arbiter      file, held, held by hostA\n"
+		"vmm          qemu, pid 4711, running\n"
+		"disk         root: replicated, UpToDate, 4.0K behind\n"
+		"resync       1.0G were there already (512M noted, else compared), 1.0M copied\n"
+		"home         hostA\n"
+		"last error   link: reset by peer\n",
+		"");
 }
 
 /* What an agent leaves out; and text that is neither UTF-8 nor fit for a terminal. */
@@ -337,7 +340,8 @@ static void test_status_odd(void **state)
 		    " \"generation\": 0, \"arbiter\": {\"type\": \"\", \"state\": \"\", "
 		    "\"holder\": null},"
 		    " \"vmm\": {\"kind\": \"\", \"pid\": 0, \"status\": \"\"}, \"disks\": [],"
-		    " \"deciding\": false, \"rounds\": 0, \"resync\": {\"alike\": 0, \"copied\": "
+		    " \"deciding\": false, \"rounds\": 0, \"resync\": {\"alike\": 0, \"noted\": 0, "
+		    "\"copied\": "
 		    "0}, \"home\": null, \"mode\": null, \"last_error\": null}");
 	ftctl("status web1");
 	assert_non_null(strstr(run.out_text, "reason       ?[2Jcaf\xe9\n"));

@@ -225,6 +225,7 @@ static void test_event_records(void **state)
 		[TAP_DISK_FLUSH] = "TAP_DISK_FLUSH",
 		[TAP_PIO] = "TAP_PIO",
 		[TAP_MMIO] = "TAP_MMIO",
+		[TAP_DISK_BITMAP] = "TAP_DISK_BITMAP",
 	};
 	char most[16], text[64];
 

@@ -193,7 +193,7 @@ static void taps_come_and_go_under_io(void **state)
 		after = writes_seen(tty, 2 + 2 * round);
 		assert_true(after > before);
 		before = after;
-		assert_ok(vm->ops->taps_out(vm, err));
+		assert_ok(vm->ops->taps_out(vm, 0, err));
 		relay_close(&relay);
 		stop_nbd();
 		tcp_echo(tcp, 2);
@@ -236,7 +236,7 @@ static void frames_leave_by_the_interface(void **state)
 		tap->ops->stats(tap, &stats);
 		assert_true(stats.outputs > 0);
 		assert_int_equal(stats.dropped, 0);
-		assert_ok(vm->ops->taps_out(vm, err));
+		assert_ok(vm->ops->taps_out(vm, 0, err));
 		tap->ops->free(tap);
 		stop_nbd();
 		tcp_echo(tcp, 10 + round);

@@ -156,7 +156,7 @@ static void a_standby_waits(void **state)
 	relay_listen(&relay);
 	assert_ok(s->ops->taps_in(s, &points, err)); /* the NIC's only */
 	relay_accept(&relay);
-	assert_ok(s->ops->taps_out(s, err));
+	assert_ok(s->ops->taps_out(s, 0, err));
 	relay_close(&relay);
 	st.image = s->ops->image(s);
 	st.pages = 0;

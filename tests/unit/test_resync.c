@@ -102,18 +102,22 @@ static void open_both(uint64_t bytes)
 static uint64_t compare(uint64_t *alike, unsigned *messages)
 {
 	uint8_t sums[SUMS * DISK_SUM_BYTES];
-	uint64_t from = 0, offset = 0, bytes, part, wire = 0;
-	bool zero;
+	uint64_t from = 0, offset = 0, part, wire = 0;
+	struct store_sums_range range;
 	*alike = *messages = 0;
-	for (int ret; (ret = store_sums(store, SEED, &from, SUMS, &bytes, &zero, sums, &err));
-	     offset += bytes) {
+	for (int ret; (ret = store_sums(store, SEED, &from, SUMS, &range, sums, &err));
+	     offset += range.bytes) {
 		assert_int_equal(ret, 1);
-		assert_int_equal(from, offset + bytes);
-		ret = disk_tap_compare(tap, SEED, offset, bytes, zero ? NULL : sums, &part, &err);
+		assert_int_equal(from, offset + range.bytes);
+		ret = range.unchanged ? disk_tap_unchanged(tap, offset, range.bytes, &part, &err)
+				      : disk_tap_compare(tap, SEED, offset, range.bytes,
+							 range.zero ? NULL : sums, &part, &err);
 		if (ret < 0)
 			fail_msg("%s", err.text);
 		*alike += part;
-		wire += zero ? 0 : (bytes + BLOCK - 1) / BLOCK * DISK_SUM_BYTES;
+		wire += range.zero || range.unchanged
+				? 0
+				: (range.bytes + BLOCK - 1) / BLOCK * DISK_SUM_BYTES;
 		++*messages;
 	}
 	return wire;

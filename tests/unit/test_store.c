@@ -293,6 +293,8 @@ static void test_shared(void **state)
 	struct metadata primary;
 	assert_int_equal(metadata_open(image, &primary, &err), 0);
 	struct store *s = open_store(STORE_SHARED);
+	// A peer that copies it nevertheless makes no sense, and is told so.
+	assert_int_equal(store_sync_write(s, 0, NULL, 4096, true, &err), -EPROTO);
 	assert_int_equal(apply(s, TAP_DISK_WRITE, 0, 4096, 1), 0);
 	assert_int_equal(store_commit(s, 1, 1, &err), 0);
 	assert_int_equal(apply(s, TAP_DISK_WRITE, 4096, 3u << 20, 2), 0); // more than a segment

@@ -371,6 +371,8 @@ void agent_free(struct agent *a)
 	if (a->engine && a->vmm && a->exit_code != AGENT_OK && a->vm_ours &&
 	    !(a->vm_found && a->exit_code == AGENT_NO_START))
 		vmm_quit(a->vmm, false, 0);
+	if (a->engine && a->vmm && !a->vm_ours)
+		taps_leave(a);
 	if (a->engine)
 		taps_free(a);
 	if (a->engine && a->vmm)

@@ -10,7 +10,8 @@
  * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
  *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks
  *   increment.c into a file that is there; history.c: past checkpoints, kept by the standby
- *   migrate.c   a guest to another host; follow.c: its memory, behind it */
+ *   migrate.c   a guest to another host; follow.c: its memory, behind it
+ *   bitmaps.c   named dirty bitmaps of its disks */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -166,6 +167,7 @@ struct agent {
 
 	/* taps, by kind and device; the chain is the engine's */
 	bool taps_made;
+	unsigned disks_stay; /* bit i: disk i has its tap although the guest is solo */
 	struct tap *disk_taps[VMM_DISKS_MAX], *nic_taps[VMM_NICS_MAX], *console_tap, *pio_tap;
 	struct vmm_tap_points points;
 	uint64_t
@@ -261,6 +263,25 @@ int taps_make_disks(struct agent *a, struct ft_err *err);
  * are there still. */
 int taps_complete(const struct agent *a, struct ft_err *err);
 void taps_free(struct agent *a);
+/* They were in the way of a VM that goes on: they end; those of a->disks_stay stay, and in the
+ * chain. */
+void taps_part(struct agent *a);
+/* The agent ends and the VM runs on: those that stayed go too. */
+void taps_leave(struct agent *a);
+/* Which disks the guest is to have through a tap even when it is solo. */
+unsigned taps_disks_stay(struct agent *a);
+/* A VM that is about to run, or (not known) has run without them: the taps of those disks go in. A
+ * tap that cannot be is no reason not to run: what was noted of the disk ends. */
+void taps_in_solo(struct agent *a, bool known);
+/* One disk of a solo guest. known: it has not run without a tap since this host had the disk. */
+int taps_disk_in(struct agent *a, unsigned i, bool known, struct ft_err *err);
+int taps_disk_out(struct agent *a, unsigned i, struct ft_err *err);
+/* The read-only export of a disk that has bitmaps. */
+int taps_serve_backups(struct agent *a, unsigned i, struct ft_err *err);
+void taps_backup_path(const struct agent *a, unsigned i, char out[VMM_PATH_MAX]);
+
+/* bitmaps.c */
+void bitmap_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);
 struct tap_notify taps_notify(struct agent *a);
 /* Waits until what the taps let go is with the VM. */
 #define TAPS_SETTLE_MS 200

@@ -58,6 +58,7 @@ struct config_disk {
 				      */
 	enum store_mode mode;
 	uint64_t size; /* of an image that has to be made; 0 = it must exist */
+	bool track;    /* replicated: its tap stays when the guest is solo */
 };
 
 struct config_nic {

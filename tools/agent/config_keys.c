@@ -369,6 +369,7 @@ const struct config_key config_keys[] = {
 
 	{"disk", "image", parse_path, AT_DISK(image), .machine = true},
 	{"disk", "mode", parse_word, AT_DISK(mode), .words = mode_words},
+	{"disk", "track", parse_bool, AT_DISK(track)},
 	{"disk", "size", parse_size, AT_DISK(size), MIB(0, 64u << 20), .machine = true},
 	{"nic", "mac", parse_mac, AT_NIC(mac), .machine = true},
 	{"nic", "attach", parse_attach, AT_NIC(attach), .words = attach_words, .machine = true},

@@ -77,6 +77,16 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 	return rc;
 }
 
+static void disks_in_sync(struct agent *a)
+{
+	struct ft_engine_status s;
+
+	ft_engine_status(a->engine, &s);
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i])
+			disk_tap_in_sync(a->disk_taps[i], s.session);
+}
+
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	struct agent *a = ctx;
@@ -97,7 +107,7 @@ static int env_taps_in(void *ctx, struct ft_err *err)
 	if (!rc)
 		rc = vmm_taps_in(a->vmm, &a->points, err);
 	if (rc)
-		taps_free(a);
+		taps_part(a);
 	return rc;
 }
 
@@ -111,10 +121,11 @@ static int env_taps_out(void *ctx, struct ft_err *err)
 	/* What was let go is on its way through the filter: it must be through before the filter
 	 * goes. */
 	taps_settle(a);
-	rc = a->vmm ? vmm_taps_out(a->vmm, err) : 0;
+	a->disks_stay = taps_disks_stay(a);
+	rc = a->vmm ? vmm_taps_out(a->vmm, a->disks_stay, err) : 0;
 	/* A VM that still has them would lose its disks and its network with them. */
 	if (!rc)
-		taps_free(a);
+		taps_part(a);
 	return rc;
 }
 
@@ -146,6 +157,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 		a->setup_disks[i].id = a->vm_info.disks[i].id;
 		a->setup_disks[i].image = a->vm_info.disks[i].image;
 		a->setup_disks[i].bytes = a->vm_info.disks[i].bytes;
+		a->setup_disks[i].since = a->disk_taps[i] ? disk_tap_session(a->disk_taps[i]) : 0;
 		a->setup_disks[i].shared =
 			taps_disk_mode(a, a->vm_info.disks[i].id) == STORE_SHARED;
 		a->setup_disk_ptrs[i] = &a->setup_disks[i];
@@ -211,9 +223,13 @@ static int env_disk_compare(void *ctx, uint64_t seed, const struct ft_disk_sums 
 	struct agent *a = ctx;
 
 	*alike = 0;
+	if (range->disk >= VMM_DISKS_MAX || !a->disk_taps[range->disk])
+		return 0;
+	if (range->unchanged)
+		return disk_tap_unchanged(a->disk_taps[range->disk], range->offset, range->bytes,
+					  alike, err);
 	/* A standby that sums other blocks gets everything. */
-	if (range->disk >= VMM_DISKS_MAX || !a->disk_taps[range->disk] ||
-	    (sums && range->block != DISK_SUM_BLOCK_BYTES))
+	if (sums && range->block != DISK_SUM_BLOCK_BYTES)
 		return 0;
 	return disk_tap_compare(a->disk_taps[range->disk], seed, range->offset, range->bytes, sums,
 				alike, err);
@@ -275,6 +291,8 @@ static int env_guard(void *ctx, bool on, struct ft_err *why)
 		ft_warn("%s: %s", a->config.name, err.text);
 	if (!rc || a->vm_info.disks_n || !on)
 		rc = mark_disks(a, on, &err);
+	if (on)
+		disks_in_sync(a);
 	if (!rc || !on)
 		keeper_set_protected(a->keeper, on);
 	else if (why)
@@ -331,13 +349,17 @@ static int env_store_sums(void *ctx, uint64_t seed, struct ft_disk_sums *range, 
 	struct agent *a = ctx;
 
 	for (; a->sums_disk < a->stores_n; a->sums_disk++, a->sums_at = 0) {
+		struct store_sums_range part = {0};
 		int rc;
 
 		range->disk = a->sums_disk;
 		range->offset = a->sums_at;
 		range->block = DISK_SUM_BLOCK_BYTES;
-		rc = store_sums(a->stores[a->sums_disk], seed, &a->sums_at, FT_SUMS_MAX,
-				&range->bytes, &range->zero, sums, err);
+		rc = store_sums(a->stores[a->sums_disk], seed, &a->sums_at, FT_SUMS_MAX, &part,
+				sums, err);
+		range->bytes = part.bytes;
+		range->zero = part.zero;
+		range->unchanged = part.unchanged;
 		if (rc)
 			return rc;
 	}
@@ -406,8 +428,10 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 
 	for (unsigned i = 0; i < a->stores_n && !rc; i++)
 		rc = store_activate(a->stores[i], generation, epoch, settled, err);
-	if (!rc)
+	if (!rc) {
 		stores_free(a);
+		taps_in_solo(a, true);
+	}
 	return rc;
 }
 

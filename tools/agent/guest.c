@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
+#include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/journal.h"
 #include "eventtap/console/console_tap.h"
@@ -300,6 +302,8 @@ static int images_check(struct agent *a, struct ft_err *err)
 int guest_adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err)
 {
 	guest_adopt(a, vmm);
+	/* It runs with its disks as they are: what was noted of them before is of no use. */
+	taps_in_solo(a, false);
 	return console_open(a, err);
 }
 
@@ -326,6 +330,16 @@ int guest_find_again(struct agent *a, struct ft_err *err)
 	return guest_adopt_running(a, vmm, err);
 }
 
+/* A disk is to have its tap before the guest's first write. */
+static bool tracks(const struct agent *a)
+{
+	bool any = false;
+
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		any |= a->config.disks[i].track || bitmaps_exist(a->config.disks[i].image);
+	return any;
+}
+
 int guest_start(struct agent *a, struct ft_err *err)
 {
 	struct vmm *vmm = NULL;
@@ -343,6 +357,7 @@ int guest_start(struct agent *a, struct ft_err *err)
 		rc = images_check(a, err);
 		if (!rc)
 			rc = pocket_config_fill(a, &p, err);
+		p.stopped = tracks(a);
 		if (!rc)
 			rc = pocket_start(&p, &vmm, err);
 	} else if (a->config.source == CONFIG_ATTACH) {
@@ -355,16 +370,28 @@ int guest_start(struct agent *a, struct ft_err *err)
 		rc = images_check(a, err);
 		if (!rc)
 			rc = qemu_config_fill(a, &q, &s, err);
+		q.stopped = tracks(a);
 		if (!rc)
 			rc = qemu_start(&q, &vmm, err);
 	}
-	return rc ? rc : guest_adopt_running(a, vmm, err);
+	if (rc)
+		return rc;
+	if (a->config.source != CONFIG_LAUNCH)
+		return guest_adopt_running(a, vmm, err);
+	guest_adopt(a, vmm);
+	taps_in_solo(a, true);
+	rc = console_open(a, err);
+	if (!rc && tracks(a))
+		rc = vmm_cont(vmm, err);
+	return rc;
 }
 
 int guest_make_waiting(struct agent *a, struct vmm **out, struct ft_err *err)
 {
 	int rc = images_check(a, err);
 
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		disk_tap_forget(a->config.disks[i].image);
 	a->vm_ours = true;
 	if (!rc && a->config.vmm == CONFIG_VMM_POCKET) {
 		struct pocket_config p;
@@ -480,6 +507,9 @@ static int open_stores(struct agent *a, const Ft__Setup *setup, struct ft_err *e
 		if (rc)
 			return rc;
 		a->stores_n = i + 1;
+		rc = store_join(a->stores[i], setup->session, d->since, err);
+		if (rc)
+			return rc;
 	}
 	return durable_begin(a, err);
 }

@@ -26,7 +26,7 @@ static int taps_in(struct agent *a, struct ft_err *err)
 		return rc;
 	rc = vmm_taps_in(a->vmm, &a->points, err);
 	if (rc)
-		taps_free(a);
+		taps_part(a);
 	a->snapshot.taps_ours = !rc;
 	return rc;
 }
@@ -64,12 +64,13 @@ void snapshot_disks_end(struct agent *a)
 
 	if (!a->snapshot.taps_ours)
 		return;
-	if (a->vmm && vmm_taps_out(a->vmm, &err)) {
+	a->disks_stay = taps_disks_stay(a);
+	if (a->vmm && vmm_taps_out(a->vmm, a->disks_stay, &err)) {
 		ft_warn("%s: the taps of a snapshot stay for now: %s", a->config.name, err.text);
 		return;
 	}
 	a->snapshot.taps_ours = false;
-	taps_free(a);
+	taps_part(a);
 }
 
 void snapshot_disks_look(struct agent *a)

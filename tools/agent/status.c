@@ -98,6 +98,7 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.deciding = s.waiting_for_decision;
 	out.rounds = s.rounds;
 	out.disk_alike = s.disk_bytes_alike;
+	out.disk_known = s.disk_bytes_known;
 	out.disk_copied = s.disk_bytes_copied;
 	out.home = (char *)(uintptr_t)s.home;
 	arbiter.type = (char *)(uintptr_t)arbiters[a->config.arbiter.type];

@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/net/net_tap.h"
 #include "ft/lease.h"
@@ -87,7 +88,8 @@ static void gate_leave(void *ctx)
 
 _Static_assert(FT_WRITE_FREEZE_MS >= KEEPER_LOOK_MS, "or the keeper would look too late");
 
-static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
+/* known: the VM has not run without a tap since this host had the disk. */
+static int make_disk(struct agent *a, unsigned i, bool known, struct ft_err *err)
 {
 	struct disk_tap_config config = {
 		.id = a->vm_info.disks[i].id,
@@ -108,12 +110,23 @@ static int make_disk(struct agent *a, unsigned i, struct ft_err *err)
 
 	agent_path(a, a->points.disks[i].nbd,
 		   (const char[]){'.', 'n', 'b', 'd', (char)('0' + i), 0});
+	config.known = known;
 	rc = disk_tap_open(&config, &a->disk_taps[i], err);
 	if (rc)
 		return ft_err_context(err, "disk %s", config.id);
 	a->disk_taps[i]->notify = taps_notify(a);
 	tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
+	if (taps_serve_backups(a, i, err))
+		ft_warn("%s: disk %s: %s", a->config.name, config.id, err->text);
 	return 0;
+}
+
+static void end_disk(struct agent *a, unsigned i)
+{
+	if (a->disk_taps[i])
+		a->disk_taps[i]->ops->free(a->disk_taps[i]);
+	a->disk_taps[i] = NULL;
+	a->points.disks[i].nbd[0] = 0;
 }
 
 static int make_nic(struct agent *a, unsigned i, struct ft_err *err)
@@ -155,9 +168,9 @@ int taps_make_disks(struct agent *a, struct ft_err *err)
 	a->taps_made = true;
 	vmm_info(a->vmm, &a->vm_info);
 	for (unsigned i = 0; !rc && i < a->vm_info.disks_n; i++)
-		rc = make_disk(a, i, err);
+		rc = a->disk_taps[i] ? 0 : make_disk(a, i, false, err);
 	if (rc)
-		taps_free(a);
+		taps_part(a);
 	return rc;
 }
 
@@ -180,7 +193,7 @@ int taps_make(struct agent *a, bool disks, struct ft_err *err)
 	if (!rc && a->pio_tap)
 		tap_chain_add(ft_engine_chain(a->engine), a->pio_tap);
 	if (rc)
-		taps_free(a);
+		taps_part(a);
 	return rc;
 }
 
@@ -201,16 +214,116 @@ int taps_complete(const struct agent *a, struct ft_err *err)
 	return 0;
 }
 
-void taps_free(struct agent *a)
+static bool is_tracked(const struct agent *a, const char *id)
+{
+	for (unsigned i = 0; i < a->config.disks_n; i++)
+		if (!strcmp(a->config.disks[i].id, id))
+			return a->config.disks[i].track;
+	return false;
+}
+
+static bool has_bitmaps(const struct agent *a, unsigned i)
+{
+	return a->disk_taps[i] ? bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])) > 0
+			       : bitmaps_exist(a->vm_info.disks[i].image);
+}
+
+unsigned taps_disks_stay(struct agent *a)
+{
+	unsigned stay = 0;
+
+	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
+		if (is_tracked(a, a->vm_info.disks[i].id) || has_bitmaps(a, i))
+			stay |= 1u << i;
+	return stay;
+}
+
+void taps_backup_path(const struct agent *a, unsigned i, char out[VMM_PATH_MAX])
+{
+	agent_path(a, out, (const char[]){'.', 'b', 'a', 'c', 'k', 'u', 'p', (char)('0' + i), 0});
+}
+
+int taps_serve_backups(struct agent *a, unsigned i, struct ft_err *err)
+{
+	char path[VMM_PATH_MAX];
+
+	if (!bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])))
+		return 0;
+	taps_backup_path(a, i, path);
+	return disk_tap_backups(a->disk_taps[i], path, err);
+}
+
+static void drop_disk(struct agent *a, unsigned i)
+{
+	tap_chain_remove(ft_engine_chain(a->engine), a->disk_taps[i]);
+	end_disk(a, i);
+	a->disks_stay &= ~(1u << i);
+}
+
+int taps_disk_in(struct agent *a, unsigned i, bool known, struct ft_err *err)
+{
+	struct vmm_tap_points points = {0};
+	int rc = make_disk(a, i, known, err);
+
+	if (rc)
+		return rc;
+	memcpy(&points.disks[i], &a->points.disks[i], sizeof points.disks[i]);
+	rc = vmm_taps_in(a->vmm, &points, err);
+	if (!rc) {
+		a->disks_stay |= 1u << i;
+		return 0;
+	}
+	disk_tap_leave(a->disk_taps[i]);
+	drop_disk(a, i);
+	return rc;
+}
+
+int taps_disk_out(struct agent *a, unsigned i, struct ft_err *err)
+{
+	int rc = vmm_taps_out(a->vmm, a->disks_stay & ~(1u << i), err);
+
+	if (rc)
+		return rc;
+	disk_tap_leave(a->disk_taps[i]);
+	drop_disk(a, i);
+	return 0;
+}
+
+void taps_in_solo(struct agent *a, bool known)
+{
+	unsigned stay = taps_disks_stay(a);
+
+	a->disks_stay = 0;
+	for (unsigned i = 0; i < a->vm_info.disks_n; i++) {
+		struct ft_err err = {0};
+		int rc = stay & 1u << i ? taps_disk_in(a, i, known, &err) : 0;
+
+		if (rc)
+			ft_error("%s: what changes on its disk is not noted: %s", a->config.name,
+				 err.text);
+		if (!a->disk_taps[i])
+			disk_tap_forget(a->vm_info.disks[i].image);
+	}
+}
+
+/* goes_on: the VM, with its disks as they are. */
+static void part(struct agent *a, bool goes_on)
 {
 	a->snapshot.taps_ours = false;
 	snapshot_stop_writing(a, "the guest's disks have lost their taps");
 	/* Those that outlive protection leave the chain; the others end. */
 	ft_engine_chain(a->engine)->first = NULL;
 	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
-		if (a->disk_taps[i])
-			a->disk_taps[i]->ops->free(a->disk_taps[i]);
-		a->disk_taps[i] = NULL;
+		if (!a->disk_taps[i])
+			continue;
+		a->disk_taps[i]->next = NULL;
+		if (a->disks_stay & 1u << i) {
+			tap_chain_add(ft_engine_chain(a->engine), a->disk_taps[i]);
+			continue;
+		}
+		if (goes_on)
+			disk_tap_leave(a->disk_taps[i]);
+		end_disk(a, i);
 	}
 	for (unsigned i = 0; i < VMM_NICS_MAX; i++) {
 		if (a->nic_taps[i])
@@ -222,8 +335,31 @@ void taps_free(struct agent *a)
 	if (a->pio_tap)
 		a->pio_tap->next = NULL;
 	/* Nobody must find the old sockets' paths: a VM that is armed next has no disk taps. */
-	memset(&a->points, 0, sizeof a->points);
+	memset(a->points.nics, 0, sizeof a->points.nics);
 	a->taps_made = false;
+}
+
+void taps_free(struct agent *a)
+{
+	a->disks_stay = 0;
+	part(a, false);
+}
+
+void taps_part(struct agent *a)
+{
+	part(a, true);
+}
+
+void taps_leave(struct agent *a)
+{
+	struct ft_err err = {0};
+
+	if (!a->disks_stay)
+		return;
+	a->disks_stay = 0;
+	if (vmm_taps_out(a->vmm, 0, &err))
+		ft_error("%s: %s", a->config.name, err.text);
+	taps_part(a);
 }
 
 void taps_settle(struct agent *a)

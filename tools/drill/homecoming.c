@@ -16,6 +16,7 @@ static int look_at_disks(struct drill *d, struct round *r, struct ft_err *err)
 	if (rc)
 		return rc;
 	r->disk_alike = reply->status ? reply->status->disk_alike : 0;
+	r->disk_noted = reply->status ? reply->status->disk_known : 0;
 	r->disk_copied = reply->status ? reply->status->disk_copied : 0;
 	ctl__reply__free_unpacked(reply, NULL);
 	if (d->o->shared_disk ||
@@ -50,8 +51,11 @@ int homecoming(struct drill *d, struct round *r, struct ft_err *err)
 		rc = look_at_disks(d, r, err);
 	if (rc)
 		return rc;
-	say(d, "protected again; of its disk %llu KiB were as they should be, %llu KiB were sent",
-	    (unsigned long long)r->disk_alike >> 10, (unsigned long long)r->disk_copied >> 10);
+	say(d,
+	    "protected again; of its disk %llu KiB were as they should be, %s, %llu KiB were sent",
+	    (unsigned long long)r->disk_alike >> 10,
+	    r->disk_noted ? "as both hosts had noted" : "as a comparison showed",
+	    (unsigned long long)r->disk_copied >> 10);
 	rc = ask_agent(d, d->primary, "failback", NULL, DRILL_TAKEOVER_MS, NULL, err);
 	if (rc)
 		return rc;

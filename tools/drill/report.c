@@ -121,16 +121,16 @@ static json_t *round_json(const struct round *r)
 	char digest[20];
 
 	snprintf(digest, sizeof digest, "%016" PRIx64, r->digest);
-	return json_pack("{s:i, s:s, s:s, s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s}",
-			 "round", (int)r->number, "kill", drill_kill_name(r->kill), "primary",
-			 r->old_primary ? "host-b" : "host-a", "winner",
-			 r->winner ? "host-b" : "host-a", "gap_ms",
-			 ms(r->gap_start_ns, r->gap_end_ns), "strike_to_answer_ms",
-			 ms(r->strike_ns, r->gap_end_ns), "before", (json_int_t)r->before, "after",
-			 (json_int_t)r->after, "pause_us_p50", (json_int_t)r->pause_p50_us,
-			 "commit_us_p50", (json_int_t)r->commit_p50_us, "disk_alike",
-			 (json_int_t)r->disk_alike, "disk_copied", (json_int_t)r->disk_copied,
-			 "home_gap_ms", r->home_gap_ms, "ram_digest", digest);
+	return json_pack(
+		"{s:i, s:s, s:s, s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s}",
+		"round", (int)r->number, "kill", drill_kill_name(r->kill), "primary",
+		r->old_primary ? "host-b" : "host-a", "winner", r->winner ? "host-b" : "host-a",
+		"gap_ms", ms(r->gap_start_ns, r->gap_end_ns), "strike_to_answer_ms",
+		ms(r->strike_ns, r->gap_end_ns), "before", (json_int_t)r->before, "after",
+		(json_int_t)r->after, "pause_us_p50", (json_int_t)r->pause_p50_us, "commit_us_p50",
+		(json_int_t)r->commit_p50_us, "disk_alike", (json_int_t)r->disk_alike, "disk_noted",
+		(json_int_t)r->disk_noted, "disk_copied", (json_int_t)r->disk_copied, "home_gap_ms",
+		r->home_gap_ms, "ram_digest", digest);
 }
 
 void report_json(struct drill *d, const struct round *rounds, unsigned n, bool ok,

@@ -50,9 +50,9 @@ struct round {
 	bool verified;
 	uint64_t digest;
 	uint64_t thawed_ns;
-	uint64_t disk_alike, disk_copied; /* when the lost host returned */
-	double home_gap_ms;		  /* longest silence of the way home */
-	unsigned marks_n;		  /* checkpoints that were committed */
+	uint64_t disk_alike, disk_noted, disk_copied; /* when the lost host returned */
+	double home_gap_ms;			      /* longest silence of the way home */
+	unsigned marks_n;			      /* checkpoints that were committed */
 	struct mark marks[DRILL_MARKS_MAX];
 };
 

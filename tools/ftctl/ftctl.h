@@ -9,7 +9,7 @@
  *   migrate.c   migrate: protect a guest, or move it
  *   protect.c   checkpoint, failover, failback, cancel, verify, stop
  *   snapshot.c  snapshot, with its bar
- *   history.c   history
+ *   history.c   history                                     bitmap.c   bitmap
  *   top.c, pki.c, drill.c
  *
  * A command prints its result and returns an exit code. With --json it prints exactly one object,
@@ -47,6 +47,7 @@ int run_migrate(const struct ftctl *ctl, const struct command *command, int argc
 int run_plain(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_checkpoint(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_snapshot(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
+int run_bitmap(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_history(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_verify(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_pki(const struct ftctl *ctl, const struct command *command, int argc, char **argv);

@@ -146,8 +146,8 @@ json_t *status_json(const Ctl__Status *s)
 	json_object_set_new(o, "deciding", json_boolean(s->deciding));
 	json_object_set_new(o, "rounds", json_integer(count(s->rounds)));
 	json_object_set_new(o, "resync",
-			    json_pack("{s:I, s:I}", "alike", count(s->disk_alike), "copied",
-				      count(s->disk_copied)));
+			    json_pack("{s:I, s:I, s:I}", "alike", count(s->disk_alike), "noted",
+				      count(s->disk_known), "copied", count(s->disk_copied)));
 	json_object_set_new(o, "home", text_or_null(s->home));
 	json_object_set_new(o, "mode", text_or_null(s->mode));
 	if (s->migration)

@@ -135,7 +135,7 @@ static void migration_lines(FILE *to, const Ctl__Migration *m)
 
 void status_details(const Ctl__Status *s, FILE *to)
 {
-	char a[16], b[16], line[256];
+	char a[16], b[16], c[16], line[256];
 
 	text_line(to, "guest", s->name);
 	text_line(to, "uuid", s->uuid);
@@ -176,8 +176,9 @@ void status_details(const Ctl__Status *s, FILE *to)
 		text_line(to, "disk", line);
 	}
 	if (s->disk_alike || s->disk_copied)
-		fprintf(to, "%-12s %s were there already, %s copied\n", "resync",
-			bytes_text(a, s->disk_alike), bytes_text(b, s->disk_copied));
+		fprintf(to, "%-12s %s were there already (%s noted, else compared), %s copied\n",
+			"resync", bytes_text(a, s->disk_alike), bytes_text(c, s->disk_known),
+			bytes_text(b, s->disk_copied));
 	text_line(to, "home", s->home);
 	if (s->migration)
 		migration_lines(to, s->migration);

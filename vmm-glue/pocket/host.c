@@ -135,18 +135,35 @@ static int pocket_check(struct vmm *vmm, struct ft_err *err)
 	return rc ? rc : tracker_check(0, err);
 }
 
+/* Leaves in *points what is not in yet. False: nothing. */
+static bool taps_missing(const struct pocket *p, struct vmm_tap_points *points)
+{
+	bool missing = !p->io.tapped && p->config.nic_attach[0] && points->nics[0].out[0];
+
+	if (!missing)
+		memset(points->nics, 0, sizeof points->nics);
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
+		if (p->io.links.disks[i])
+			points->disks[i].nbd[0] = 0;
+		missing |= i < p->config.disks_n && points->disks[i].nbd[0];
+	}
+	return missing;
+}
+
 static int pocket_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err)
 {
 	struct pocket *p = pocket_of(vmm);
+	struct vmm_tap_points missing = *points;
 	struct pocket_links links;
-	int rc = 0;
+	int rc;
 
 	if (p->config.world)
 		return faulty(p, POCKET_FAULT_TAPS, err);
-	if (p->io.tapped || p->phase == PHASE_ENDED)
-		return ft_err_set(err, EALREADY, "pocket: taps: %s",
-				  p->io.tapped ? "are in" : "the machine is gone");
-	rc = pocket_links_open(&links, &p->config, points, err);
+	if (p->phase == PHASE_ENDED)
+		return ft_err_set(err, EALREADY, "pocket: taps: the machine is gone");
+	if (!taps_missing(p, &missing))
+		return faulty(p, POCKET_FAULT_TAPS, err);
+	rc = pocket_links_open(&links, &p->config, &missing, err);
 	if (rc)
 		return ft_err_context(err, "pocket: taps");
 	rc = faulty(p, POCKET_FAULT_TAPS, err);
@@ -161,16 +178,19 @@ static int pocket_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, 
 	return 0;
 }
 
-static int pocket_taps_out(struct vmm *vmm, struct ft_err *err)
+static int pocket_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err)
 {
 	struct pocket *p = pocket_of(vmm);
+	bool any = p->io.tapped;
 	int rc;
 
-	if (!p->io.tapped)
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		any |= p->io.links.disks[i] && !(stay & 1u << i);
+	if (!any)
 		return 0;
 	if (runner_park(&p->runner, VMM_HOLD_MAX_MS))
 		return ft_err_set(err, ETIMEDOUT, "pocket: taps: the machine does not pause");
-	rc = pocket_io_untap(&p->io, p->phase == PHASE_LIVE, err);
+	rc = pocket_io_untap(&p->io, stay, p->phase == PHASE_LIVE, err);
 	pocket_unpause(p);
 	return rc;
 }

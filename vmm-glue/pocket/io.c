@@ -284,20 +284,25 @@ static void close_images(struct pocket_io *io)
 		close_fd(&io->images[i]);
 }
 
-/* Those that are not open; with linked: those too that are tapped now. */
-static int open_images(struct pocket_io *io, bool linked, struct ft_err *err)
+/* Those that are not open, and of the tapped ones those in `also`. */
+static int open_images(struct pocket_io *io, unsigned also, struct ft_err *err)
 {
+	unsigned opened = 0;
+
 	for (unsigned i = 0; i < io->config->disks_n; i++) {
 		uint64_t bytes;
 
-		if (io->images[i] >= 0 || (io->links.disks[i] && !linked))
+		if (io->images[i] >= 0 || (io->links.disks[i] && !(also & 1u << i)))
 			continue;
 		io->images[i] = open_image(io->config, i, &bytes, err);
+		opened |= 1u << i;
 		if (io->images[i] < 0) {
 			int rc = io->images[i];
 
 			io->images[i] = -1;
-			close_images(io);
+			for (unsigned k = 0; k < i; k++)
+				if (opened & 1u << k)
+					close_fd(&io->images[k]);
 			return rc;
 		}
 	}
@@ -396,7 +401,7 @@ int pocket_io_open(struct pocket_io *io, bool take_over, struct ft_err *err)
 	if (!rc && io->config->nic_attach[0])
 		rc = open_nic(io, take_over, err);
 	if (!rc)
-		rc = open_images(io, false, err);
+		rc = open_images(io, 0, err);
 	if (rc)
 		close_devices(io);
 	return rc;
@@ -453,8 +458,7 @@ int pocket_links_open(struct pocket_links *links, const struct pocket_config *co
 	if (config->nic_attach[0] && points->nics[0].out[0])
 		rc = open_net(links, points, err);
 	for (unsigned i = 0; !rc && i < config->disks_n; i++)
-		if (points->disks[i].nbd[0]) /* an armed machine's disks need no tap: its store
-						writes them */
+		if (points->disks[i].nbd[0])
 			rc = open_nbd(links, config, i, points->disks[i].nbd, err);
 	if (rc)
 		pocket_links_close(links);
@@ -463,26 +467,38 @@ int pocket_links_open(struct pocket_links *links, const struct pocket_config *co
 
 void pocket_io_tap(struct pocket_io *io, const struct pocket_links *links)
 {
-	io->links = *links;
-	io->tapped = true;
-	io->out_dead = links->out < 0;
-	io->in_dead = links->in < 0;
-	io->in_len = 0;
-	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
-		if (io->links.disks[i])
-			close_fd(&io->images[i]);
+	if (!io->tapped && links->out >= 0) {
+		io->links.out = links->out;
+		io->links.in = links->in;
+		io->out_dead = io->in_dead = false;
+		io->in_len = 0;
+		io->tapped = true;
+	}
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
+		if (!links->disks[i])
+			continue;
+		io->links.disks[i] = links->disks[i];
+		close_fd(&io->images[i]);
+	}
 }
 
-int pocket_io_untap(struct pocket_io *io, bool with_images, struct ft_err *err)
+int pocket_io_untap(struct pocket_io *io, unsigned stay, bool with_images, struct ft_err *err)
 {
-	int rc = with_images ? open_images(io, true, err) : 0;
+	int rc = with_images ? open_images(io, ~stay, err) : 0;
 
 	if (rc)
 		return rc;
 	if (io->udp >= 0)
 		drain_in(io);
 	io->tapped = false;
-	pocket_links_close(&io->links);
+	close_fd(&io->links.out);
+	close_fd(&io->links.in);
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++) {
+		if (stay & 1u << i)
+			continue;
+		pocket_nbd_close(io->links.disks[i]);
+		io->links.disks[i] = NULL;
+	}
 	return 0;
 }
 

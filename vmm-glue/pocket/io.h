@@ -29,7 +29,7 @@ struct pocket_io {
 	struct pocket_world world; /* what the machine calls */
 	int udp, listener, client, log;
 	int images[VMM_DISKS_MAX]; /* -1 while its disk is tapped, or armed */
-	bool tapped;
+	bool tapped;		   /* the NIC, or there is none; disks: those with a link */
 	struct pocket_links links;
 	bool out_dead, in_dead;
 	uint8_t in_buf[4 + POCKET_FRAME_MAX]; /* the beginning of a frame from `in` */
@@ -45,15 +45,15 @@ void pocket_io_close(struct pocket_io *io);
 int pocket_io_size_disks(struct pocket_config *config, struct ft_err *err);
 uint16_t pocket_io_port(const struct pocket_io *io);
 
-/* Connects to the taps; changes nothing yet. */
+/* Connects to the taps that have a place; changes nothing yet. */
 int pocket_links_open(struct pocket_links *links, const struct pocket_config *config,
 		      const struct vmm_tap_points *points, struct ft_err *err);
 void pocket_links_close(struct pocket_links *links);
-/* From now on through `links`, which io owns, and the images are closed. */
+/* From now on through `links` too, which io owns, and those images are closed. */
 void pocket_io_tap(struct pocket_io *io, const struct pocket_links *links);
-/* Back to the images, after the frames that `in` still has. On error (an image cannot be opened)
- * the taps stay in. */
-int pocket_io_untap(struct pocket_io *io, bool with_images, struct ft_err *err);
+/* Back to the images, after the frames that `in` still has, but for the disks in `stay`. On error
+ * (an image cannot be opened) the taps stay in. */
+int pocket_io_untap(struct pocket_io *io, unsigned stay, bool with_images, struct ft_err *err);
 
 /* Fills set[POLL_UDP...] with what is to be waited for; set[POLL_WAKE] is the caller's. */
 void pocket_io_poll_set(const struct pocket_io *io, const struct machine *m,

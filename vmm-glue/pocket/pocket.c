@@ -108,6 +108,9 @@ int pocket_start(const struct pocket_config *config, struct vmm **out, struct ft
 	p->phase = PHASE_LIVE;
 	if (!config->world)
 		rc = pocket_io_open(&p->io, false, err);
+	if (!rc && config->stopped)
+		rc = pocket_pause(p, err);
+	p->stopped = config->stopped;
 	if (!rc)
 		rc = runner_start(&p->runner, err);
 	if (rc) {

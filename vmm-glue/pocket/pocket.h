@@ -82,6 +82,7 @@ struct pocket_config {
 		uint64_t bytes; /* 0: as large as the image; else an absent or empty image is
 				   created with this size */
 	} disks[VMM_DISKS_MAX];
+	bool stopped;			   /* pocket_start(): until ops->cont() */
 	char console_log[VMM_PATH_MAX];	   /* "" = none */
 	char console_socket[VMM_PATH_MAX]; /* "" = none */
 	/* As pocket_world.doorbell; NULL: doorbells go nowhere. On the machine's thread; must not

@@ -164,6 +164,7 @@ static int bring_back(struct qemu *vm, unsigned i, struct ft_err *err)
 	if (r < 0)
 		return ft_err_context(err, "qemu: attach");
 	r = disk_tap_out(vm, i, err);
+	disk_tap_leave(tap);
 	if (r == 0)
 		ft_info("qemu: %s: disk %s is back on %s", vm->name, d->id, d->image);
 	tap->ops->free(tap);

@@ -156,7 +156,7 @@ int qemu_save(struct vmm *vmm, struct vmm_capture *capture, vmm_held_fn *held, v
 
 /* taps.c */
 int qemu_taps_in(struct vmm *vmm, const struct vmm_tap_points *points, struct ft_err *err);
-int qemu_taps_out(struct vmm *vmm, struct ft_err *err);
+int qemu_taps_out(struct vmm *vmm, unsigned stay, struct ft_err *err);
 /* in "": nothing comes back. */
 int nic_tap_in(struct qemu *vm, struct qemu_nic *nic, const char *out, const char *in,
 	       struct ft_err *err);

@@ -241,6 +241,8 @@ int qemu_config_argv(const struct qemu_config *c, enum qemu_purpose purpose, str
 		r = add_disks(c, &board, purpose, a, err);
 	if (r == 0)
 		r = add_nics(c, &board, purpose, a, err);
+	if (c->stopped && purpose == QEMU_RUN)
+		argv_add(a, "-S");
 	for (const char *const *arg = c->args; arg && *arg; arg++)
 		argv_add(a, "%s", *arg);
 	if (r == 0)

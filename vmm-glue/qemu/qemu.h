@@ -46,6 +46,7 @@ struct qemu_config {
 	const char *console;  /* path of the unix socket of the first serial port, NULL: no serial
 				 port */
 	const char *console_log; /* QEMU appends what the guest writes there, NULL: nowhere */
+	bool stopped;		 /* qemu_start(): until ops->cont() */
 	const char *const *args; /* more arguments, NULL-terminated; may be NULL */
 	struct keeper *keeper;	 /* told which QEMU to watch, and when it is held; may be NULL */
 };

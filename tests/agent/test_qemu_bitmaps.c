@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Named dirty bitmaps of real guests, and what they are for: a full backup with qemu-img, then
+ * incremental ones of what the bitmaps say, of which one is made at the standby after the primary
+ * host was lost. Restored, they are the guest's disk to the byte. */
+#include <jansson.h>
+#include <signal.h>
+
+#include "tests/agent/harness.h"
+
+#define DISK_BYTES (64u << 20)
+
+static struct host a, b;
+
+static int setup(void **state)
+{
+	(void)state;
+	a = host_make("A");
+	b = host_make("B");
+	return 0;
+}
+
+static void start_b(void)
+{
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
+		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&b, "standby", START_MS);
+}
+
+/* The guest writes n blocks of 4 KiB of noise from block `first` on, and syncs them. */
+static void guest_writes(const struct host *h, unsigned first, unsigned n)
+{
+	static unsigned number;
+	char line[200], done[32];
+	uint64_t until = now_ms() + GOES_ON_MS;
+
+	snprintf(done, sizeof done, "WROTE-%u", ++number);
+	snprintf(line, sizeof line,
+		 "dd if=/dev/urandom of=/dev/vda bs=4096 seek=%u count=%u conv=notrunc,fsync "
+		 "2>/dev/null; echo WROTE-$((%u))",
+		 first, n, number);
+	guest_type(h, line);
+	while (!strstr(file_text(at("%s.console", h->id)), done))
+		breathe(until, done);
+}
+
+static Ctl__Reply *bitmap(struct host *h, const char *action, const char *name,
+			  uint32_t granularity)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+
+	r.command = (char *)"bitmap";
+	r.action = (char *)(uintptr_t)action;
+	r.disk = (char *)"root";
+	r.bitmap = (char *)(uintptr_t)name;
+	r.granularity = granularity;
+	return ask_any(h, &r);
+}
+
+static void bitmap_ok(struct host *h, const char *action, const char *name, uint32_t granularity)
+{
+	Ctl__Reply *reply = bitmap(h, action, name, granularity);
+
+	if (*reply->error)
+		fail_msg("%s %s: %s", action, name, reply->message);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+static void bitmap_refused(struct host *h, const char *action, const char *name, const char *why)
+{
+	Ctl__Reply *reply = bitmap(h, action, name, 0);
+
+	if (!strstr(reply->message, why))
+		fail_msg("%s %s: '%s' is not '%s'", action, name, reply->message, why);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+static uint64_t dirty_of(struct host *h, const char *name, bool *inconsistent)
+{
+	Ctl__Reply *reply = bitmap(h, "list", "", 0);
+	uint64_t dirty = UINT64_MAX;
+
+	for (size_t i = 0; i < reply->n_bitmaps; i++) {
+		if (strcmp(reply->bitmaps[i]->name, name))
+			continue;
+		dirty = reply->bitmaps[i]->dirty_bytes;
+		*inconsistent = reply->bitmaps[i]->inconsistent;
+	}
+	ctl__reply__free_unpacked(reply, NULL);
+	return dirty;
+}
+
+static void digest_of(struct host *h, const char *name, char out[65])
+{
+	Ctl__Reply *reply = bitmap(h, "sha256", name, 0);
+
+	assert_int_equal(strlen(reply->sha256), 64);
+	snprintf(out, 65, "%s", reply->sha256);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+static void export_of(struct host *h, char out[300])
+{
+	Ctl__Reply *reply = bitmap(h, "list", "", 0);
+
+	assert_true(strlen(reply->export_uri) > 0);
+	snprintf(out, 300, "%s", reply->export_uri);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+static unsigned nbd_nodes(struct host *h)
+{
+	return access(at("%s/%s.taps", h->id, GUEST), F_OK) == 0;
+}
+
+/* ---- the backup tool ---- */
+
+static void full_backup(struct host *h, const char *target)
+{
+	char uri[300];
+
+	export_of(h, uri);
+	shell("qemu-img convert -f raw -O raw '%s' %s", uri, at("%s", target));
+	shell("test $(stat -c %%s %s) = %u", at("%s", target), DISK_BYTES);
+}
+
+/* What qemu-img finds dirty, copied over the backup. Returns how many bytes that were. */
+static uint64_t incremental_backup(struct host *h, const char *name, const char *target)
+{
+	char socket[300], *path, command[1200];
+	uint64_t bytes = 0;
+	json_t *map, *entry;
+	size_t i;
+
+	export_of(h, socket);
+	path = strstr(socket, "socket=");
+	assert_non_null(path);
+	/* In this view a dirty part is told as "data": false. */
+	snprintf(command, sizeof command,
+		 "qemu-img map --output=json --image-opts driver=nbd,export=root,server.type=unix,"
+		 "server.path=%s,x-dirty-bitmap=qemu:dirty-bitmap:%s > %s",
+		 path + 7, name, at("map.json"));
+	shell("%s", command);
+	map = json_load_file(at("map.json"), 0, NULL);
+	assert_true(json_is_array(map));
+	json_array_foreach(map, i, entry)
+	{
+		json_int_t start = json_integer_value(json_object_get(entry, "start")),
+			   length = json_integer_value(json_object_get(entry, "length"));
+
+		if (json_is_true(json_object_get(entry, "data")))
+			continue;
+		shell("qemu-img dd -f raw -O raw bs=4096 "
+		      "skip=%lld count=%lld if='%s' of=%s 2> /dev/null",
+		      (long long)start / 4096, (long long)(start + length) / 4096, socket,
+		      at("piece"));
+		shell("dd if=%s of=%s bs=4096 seek=%lld conv=notrunc status=none", at("piece"),
+		      at("%s", target), (long long)start / 4096);
+		bytes += (uint64_t)length;
+	}
+	json_decref(map);
+	/* libnbd's tools see the same. */
+	snprintf(command, sizeof command,
+		 "nbdinfo --map=qemu:dirty-bitmap:%s --totals '%s' | grep -q ' *%llu .* 1 '", name,
+		 socket, (unsigned long long)bytes);
+	shell("%s", command);
+	return bytes;
+}
+
+static void chain_across_a_takeover(void **state)
+{
+	char here[65], there[65];
+	bool bad = false;
+	uint64_t bytes;
+
+	(void)state;
+	qemu_conf(at("g.conf"), "", "", "");
+	qemu_start(&a, at("g.conf"));
+	start_b();
+	guest_writes(&a, 0, 2000);
+	assert_int_equal(nbd_nodes(&a), 0);
+	bitmap_ok(&a, "add", "daily", 4096);
+	assert_int_equal(nbd_nodes(&a), 1); /* the guest is solo, and has its tap */
+	full_backup(&a, "backup.img");
+	assert_int_equal(dirty_of(&a, "daily", &bad), 0);
+	guest_writes(&a, 100, 3);
+	assert_int_equal(dirty_of(&a, "daily", &bad), 3 * 4096);
+
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	guest_writes(&a, 5000, 20);
+	bitmap_ok(&a, "add", "fine", 512);
+	bitmap_ok(&a, "add", "idle", 1u << 20);
+	bitmap_ok(&a, "disable", "idle", 0);
+	guest_writes(&a, 6000, 7);
+	ask_ok(&a, "checkpoint", NULL);
+	ask_ok(&a, "verify", NULL); /* B has applied what it acknowledged */
+	assert_int_equal(dirty_of(&b, "daily", &bad), 30 * 4096);
+	assert_int_equal(dirty_of(&b, "fine", &bad), 7 * 4096);
+	assert_int_equal(dirty_of(&b, "idle", &bad), 0);
+	digest_of(&a, "daily", here);
+	digest_of(&b, "daily", there);
+	assert_string_equal(here, there);
+	bitmap_refused(&b, "clear", "daily", "this is the standby");
+
+	host_kill(&a);
+	wait_state(&b, "solo", GOES_ON_MS);
+	guest_writes(&b, 9000, 5);
+	assert_false(bad);
+	assert_int_equal(dirty_of(&b, "daily", &bad), 35 * 4096);
+	assert_false(bad);
+	digest_of(&b, "daily", there);
+	assert_string_not_equal(here, there);
+	bytes = incremental_backup(&b, "daily", "backup.img");
+	print_message("incremental backup at the other host: %llu KiB\n",
+		      (unsigned long long)bytes >> 10);
+	assert_int_equal(bytes, 35 * 4096);
+	shell("cmp %s %s", at("backup.img"), at("B.img"));
+
+	/* The next link of the chain, made where the guest came home. */
+	bitmap_ok(&b, "clear", "daily", 0);
+	guest_writes(&b, 40, 2);
+	host_start(&a, at("g.conf"), "--incoming", unix_uri("a.sock"), NULL);
+	wait_state(&a, "standby", START_MS);
+	ask_ok(&b, "migrate", unix_uri("a.sock"));
+	guest_writes(&b, 50, 2);
+	ask_ok(&b, "failback", NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	guest_writes(&a, 60, 1);
+	bytes = incremental_backup(&a, "daily", "backup.img");
+	assert_int_equal(bytes, 5 * 4096);
+	ask_ok(&a, "cancel", NULL);
+	wait_state(&a, "solo", GOES_ON_MS);
+	shell("cmp %s %s", at("backup.img"), at("A.img"));
+	assert_int_equal(nbd_nodes(&a), 1);
+	bitmap_ok(&a, "remove", "daily", 0);
+	bitmap_ok(&a, "remove", "fine", 0);
+	assert_int_equal(nbd_nodes(&a), 1);
+	bitmap_ok(&a, "remove", "idle", 0);
+	assert_int_equal(nbd_nodes(&a), 0); /* nothing in the guest's way any more */
+	ticks_on(&a);
+	host_stop(&a);
+	host_stop(&b);
+}
+
+/* Stopped in order they are kept; killed, they say that they are of no use. */
+static void across_restarts(void **state)
+{
+	bool bad = false;
+	pid_t qemu;
+
+	(void)state;
+	qemu_conf(at("g.conf"), "", "", "");
+	qemu_start(&a, at("g.conf"));
+	bitmap_ok(&a, "add", "kept", 4096);
+	bitmap_ok(&a, "add", "off", 4096);
+	guest_writes(&a, 100, 3);
+	bitmap_ok(&a, "disable", "off", 0);
+	host_stop(&a);
+	shell("rm %s", at("A.console"));
+	qemu_start(&a, at("g.conf"));
+	assert_int_equal(dirty_of(&a, "kept", &bad), 3 * 4096);
+	assert_false(bad);
+	guest_writes(&a, 200, 1); /* from the guest's first moment */
+	assert_int_equal(dirty_of(&a, "kept", &bad), 4 * 4096);
+	qemu = vmm_pid(&a);
+	host_kill(&a);
+	host_start(&a, at("g.conf"), NULL);
+	wait_state(&a, "solo", START_MS);
+	assert_int_equal(vmm_pid(&a), qemu);
+	(void)dirty_of(&a, "kept", &bad);
+	assert_true(bad);
+	bitmap_refused(&a, "clear", "kept", "inconsistent");
+	assert_int_equal(dirty_of(&a, "off", &bad), 3 * 4096);
+	assert_false(bad);
+	bitmap_refused(&a, "add", "kept", "there is one of that name");
+	bitmap_refused(&a, "add", "a/b", "letters, digits");
+	bitmap_refused(&a, "nonsense", "kept", "no such action");
+	bitmap_ok(&a, "remove", "kept", 0);
+	bitmap_ok(&a, "remove", "off", 0);
+	ticks_on(&a);
+	host_stop(&a);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(chain_across_a_takeover, setup, place_clear),
+		cmocka_unit_test_setup_teardown(across_restarts, setup, place_clear),
+	};
+	int failed;
+
+	need_qemu();
+	if (system("command -v nbdinfo > /dev/null && command -v qemu-img > /dev/null") != 0) {
+		printf("skipped: nbdinfo or qemu-img is not installed\n");
+		return 77;
+	}
+	place_open();
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	return failed + place_close();
+}
