@@ -166,7 +166,6 @@ int pages_begin(struct ft_engine *e, struct ft_err *err)
 static void target_news(struct ft_engine *e, enum ft_pages_news news, const struct ft_err *why)
 {
 	uint64_t session = e->pages.session;
-	struct ft_err err = {0};
 
 	switch (news) {
 	case FT_PAGES_READY:
@@ -189,8 +188,7 @@ static void target_news(struct ft_engine *e, enum ft_pages_news news, const stru
 				 e->pages.host, why->text);
 		break;
 	case FT_PAGES_FAILED:
-		err = *why;
-		ft_engine_vm_lost(e, false, err.text);
+		ft_engine_vm_lost(e, false, why->text);
 		break;
 	}
 }
