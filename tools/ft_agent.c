@@ -75,6 +75,7 @@ static unsigned parse_jobs(const char *text)
 /* What must be together, and what must not. */
 static int check(const struct options *o)
 {
+	bool from_file = o->restore.uri && !history_is_uri(o->restore.uri);
 	struct ft_err err = {0};
 	struct uri uri;
 
@@ -84,11 +85,9 @@ static int check(const struct options *o)
 		fputs("ft-agent: --lazy and --jobs are for --restore\n", stderr);
 	else if (o->restore.uri && o->incoming)
 		fputs("ft-agent: --restore starts a guest, --incoming waits for one\n", stderr);
-	else if (o->restore.uri && history_is_uri(o->restore.uri))
-		return 0;
-	else if (o->restore.uri && uri_parse(o->restore.uri, &uri, &err))
+	else if (from_file && uri_parse(o->restore.uri, &uri, &err))
 		fprintf(stderr, "ft-agent: --restore: %s\n", err.text);
-	else if (o->restore.uri && uri.scheme != URI_FILE)
+	else if (from_file && uri.scheme != URI_FILE)
 		fprintf(stderr, "ft-agent: --restore %s: neither file:PATH nor history:WHICH\n",
 			o->restore.uri);
 	else
