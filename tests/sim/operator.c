@@ -233,8 +233,11 @@ static void on_homecoming(void *ctx, uint64_t arg)
 	struct node *n = &w->nodes[w->options.seed / 2 % SIM_NODES];
 	struct ft_err err = {0};
 
-	if (!n->crashed && ft_engine_failback(n->engine, NULL, NULL, &err) == 0)
-		world_log(w, "%s: an operator says failback", n->name);
+	if (!n->crashed) {
+		(void)ft_engine_failback(n->engine, NULL, NULL, &err);
+		world_log(w, "%s: an operator says failback: %s", n->name,
+			  err.code ? err.text : "under way");
+	}
 	world_after(w, EVERY, NULL, on_homecoming, w, arg);
 }
 

@@ -14,8 +14,8 @@
 #define FAULT_PHASE (3 * S)
 #define CALM_MIN    (200 * MS)
 #define CALM_MAX    (15 * S) /* by then the guest must be protected and served */
-#define HOME_MAX    (5 * S)
-#define HOME_EVERY  3 /* seeds */
+#define HOME_MAX    (15 * S) /* an operator may have to ask again after FT_HANDOVER_MAX_MS */
+#define HOME_EVERY  3	     /* seeds */
 /* One crash at a given step, in a short life: protected, then handed over. */
 #define STEPS_PHASE    (400 * MS)
 #define STEPS_FAILOVER (150 * MS)
