@@ -58,7 +58,7 @@ static void usage(FILE *to)
 {
 	fputs("usage: ft-bench [--json] [--quick] [--log-level LEVEL] [NAME]...\n\n"
 	      "Measures what protection costs, each figure beside the floor of the same run.\n"
-	      "--quick takes fewer samples: under 50 s; groups with a + only by name then.\n"
+	      "--quick takes fewer samples: about 90 s; groups with a + only by name then.\n"
 	      "Without NAME, everything:\n\n",
 	      to);
 	for (unsigned i = 0; i < GROUPS; i++)
