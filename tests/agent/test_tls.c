@@ -89,7 +89,7 @@ static void nobody_there(void **state)
 	ask_refused(&a, "migrate", URI, "refused");
 	ask_refused(&a, "migrate", "kemari:tls:127.0.0.1", "port");
 	ask_refused(&a, "migrate", "kemari:tls:no.such.host.invalid:7000", "no.such.host.invalid");
-	ask_refused(&a, "migrate", "tls:127.0.0.1:7000", "only protection");
+	ask_refused(&a, "migrate", "tls:127.0.0.1:7000", "refused");
 	ask_refused(&a, "migrate", "", "");
 	ask_refused(&a, "checkpoint", NULL, "not protected");
 	ask_refused(&a, "verify", NULL, "not protected");
