@@ -10,13 +10,14 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "eventtap/block/boot.h"
 #include "ft/log.h"
 
-#define MAGIC	   "KFTCHNG1"
+#define MAGIC	   "KFTCHNG2"
 #define MAP_AT	   4096
 #define CHUNK	   4096 /* of the map, at a time */
 #define WORD_BYTES 8
@@ -25,13 +26,34 @@ struct header {
 	uint8_t magic[8];
 	uint64_t bytes, session;
 	uint8_t boot[16];
-	uint64_t map_sum, sum;
+	uint64_t image, map_sum, sum;
 };
-_Static_assert(sizeof(struct header) == 56, "no holes");
+_Static_assert(sizeof(struct header) == 64, "no holes");
 
 static uint64_t words_of(const struct notes *c)
 {
 	return (c->bits.bits + 63) / 64;
+}
+
+// Which file it is. A map says nothing of a file that was put in the place of its image.
+static uint64_t identity(const char *image)
+{
+	struct {
+		uint64_t dev, ino, born_s, born_ns;
+	} id = {0};
+	struct statx born;
+	struct stat st;
+
+	if (stat(image, &st) == 0) {
+		id.dev = st.st_dev;
+		id.ino = st.st_ino;
+	}
+	// A number may be given again; not every filesystem knows when.
+	if (statx(AT_FDCWD, image, 0, STATX_BTIME, &born) == 0 && born.stx_mask & STATX_BTIME) {
+		id.born_s = (uint64_t)born.stx_btime.tv_sec;
+		id.born_ns = born.stx_btime.tv_nsec;
+	}
+	return XXH3_64bits(&id, sizeof(id));
 }
 
 static void set_path(struct notes *c, const char *image)
@@ -105,6 +127,7 @@ static int write_header(const struct notes *c, bool sealed)
 	_Static_assert(sizeof(MAGIC) == sizeof(h.magic) + 1, "without its end");
 	h.bytes = htole64(c->bytes);
 	h.session = htole64(c->session);
+	h.image = htole64(c->image);
 	if (sealed)
 		h.map_sum = htole64(map_sum(c));
 	else
@@ -144,6 +167,11 @@ static bool load(struct notes *c)
 	    memcmp(h.magic, MAGIC, sizeof(h.magic)) != 0 || le64toh(h.bytes) != c->bytes ||
 	    le64toh(h.sum) != XXH3_64bits(&h, offsetof(struct header, sum)) || !h.session)
 		return false;
+	if (le64toh(h.image) != c->image) {
+		ft_info("%s: is of another file than the image: everything will be compared",
+			c->path);
+		return false;
+	}
 	boot_identity(boot);
 	bool is_sealed = memcmp(h.boot, sealed, sizeof(sealed)) == 0;
 	if (!is_sealed && memcmp(h.boot, boot, sizeof(boot)) != 0) {
@@ -158,7 +186,7 @@ static bool load(struct notes *c)
 
 int notes_open(struct notes *c, const char *image, uint64_t bytes, bool known)
 {
-	*c = (struct notes){.bytes = bytes, .fd = -1};
+	*c = (struct notes){.bytes = bytes, .image = identity(image), .fd = -1};
 	pthread_mutex_init(&c->lock, NULL);
 	if (ft_bitmap_init(&c->bits, (bytes + NOTES_BLOCK_BYTES - 1) / NOTES_BLOCK_BYTES) < 0)
 		return -ENOMEM;

@@ -34,6 +34,7 @@
 struct notes {
 	char path[PATH_MAX];
 	uint64_t bytes; /* of the disk */
+	uint64_t image; /* which file that is */
 	pthread_mutex_t lock;
 	int fd;		       /* -1: there is no map */
 	uint64_t session;      /* 0: there is no map */

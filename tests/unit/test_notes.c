@@ -17,7 +17,7 @@
 
 #define BLOCKS 517
 #define BYTES  ((uint64_t)BLOCKS * NOTES_BLOCK_BYTES - 1000) // its last block is not whole
-#define HEADER 56
+#define HEADER 64
 
 static char dir[64], image[96], file[128];
 static struct notes c;
@@ -145,6 +145,33 @@ static void test_boots(void **state)
 	assert_int_not_equal(access(file, F_OK), 0);
 }
 
+static void make_image(void)
+{
+	int fd = open(image, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	assert_true(fd >= 0);
+	close(fd);
+}
+
+// Somebody puts another file in the image's place, and does not know of the map.
+static void test_other_image(void **state)
+{
+	(void)state;
+	char kept[112];
+	snprintf(kept, sizeof(kept), "%s.old", image);
+	make_image();
+	begin_marked();
+	again(true);
+	assert_int_equal(notes_session(&c), 42);
+	notes_close(&c);
+	assert_int_equal(rename(image, kept), 0);
+	make_image();
+	again(true);
+	assert_int_equal(notes_session(&c), 0);
+	assert_int_not_equal(access(file, F_OK), 0);
+	unlink(kept);
+	unlink(image);
+}
+
 static void test_damage(void **state)
 {
 	(void)state;
@@ -204,6 +231,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_model, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_boots, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_other_image, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ends, setup, teardown),
 	};
