@@ -93,6 +93,9 @@ static void source_news(struct ft_engine *e, enum ft_pages_news news, const stru
 {
 	bool here = !e->pages.giving && !e->primary.gave_away; /* the guest is ours alone */
 
+	/* The arbiter is asked whose the guest is; whatever becomes of its pages, that decides. */
+	if (here && e->primary.phase == PRIMARY_LOST)
+		return;
 	switch (news) {
 	case FT_PAGES_READY:
 		e->pages.ready = true;
