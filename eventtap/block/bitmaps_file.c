@@ -4,7 +4,6 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 
 #include "eventtap/block/bitmaps_internal.h"
 #include "ft/log.h"
+#include "ft/file_io.h"
 
 #define MAGIC	   "KFTBMAP1"
 #define MAGIC_LEN  8
@@ -93,29 +93,6 @@ static uint8_t *format_locked(const struct bitmaps *s, bool in_use, size_t *len)
 	return data;
 }
 
-static int sync_folder(const char *path)
-{
-	char copy[PATH_MAX];
-	snprintf(copy, sizeof(copy), "%s", path);
-	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	int ret = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return ret;
-}
-
-static int write_all(int fd, const uint8_t *data, size_t len)
-{
-	for (size_t done = 0; done < len;) {
-		ssize_t n = pwrite(fd, data + done, len - done, (off_t)done);
-		if (n <= 0)
-			return n < 0 ? -errno : -ENOSPC;
-		done += (size_t)n;
-	}
-	return fsync(fd) < 0 ? -errno : 0;
-}
-
 static int replace_file(const char *path, const uint8_t *data, size_t len)
 {
 	char temporary[PATH_MAX + sizeof(".tmp")];
@@ -124,13 +101,15 @@ static int replace_file(const char *path, const uint8_t *data, size_t len)
 	int fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return -errno;
-	int ret = write_all(fd, data, len);
+	int ret = file_write(fd, data, len, 0);
+	if (ret == 0 && fsync(fd) < 0)
+		ret = -errno;
 	close(fd);
 	if (ret == 0 && rename(temporary, path) < 0)
 		ret = -errno;
 	if (ret < 0)
 		(void)unlink(temporary);
-	return ret < 0 ? ret : sync_folder(path);
+	return ret < 0 ? ret : file_sync_folder(path);
 }
 
 int bitmaps_save(struct bitmaps *s, bool in_use, struct ft_err *err)

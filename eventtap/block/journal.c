@@ -7,7 +7,6 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -20,6 +19,7 @@
 #include "eventtap/block/journal_format.h"
 #include "eventtap/block/record.h"
 #include "eventtap/block/worker.h"
+#include "ft/file_io.h"
 
 struct job {
 	bool begin; // a new file: the images first, then it takes the journal's name
@@ -57,18 +57,6 @@ static int write_at(int fd, const void *data, size_t len, uint64_t at)
 	return image_pwrite(&file, data, len, at);
 }
 
-static int sync_folder(const char *path)
-{
-	char copy[PATH_MAX];
-	snprintf(copy, sizeof(copy), "%s", path);
-	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	int ret = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return ret;
-}
-
 static int flush_images(const struct journal *j)
 {
 	int ret = 0;
@@ -87,7 +75,7 @@ static int do_job(const struct journal *j, const struct job *job)
 	if (ret == 0 && job->begin && rename(j->fresh, j->path) < 0)
 		ret = -errno;
 	if (ret == 0 && job->begin)
-		ret = sync_folder(j->path);
+		ret = file_sync_folder(j->path);
 	return ret;
 }
 
@@ -179,7 +167,7 @@ int journal_remove(const char *path, struct ft_err *err)
 		return errno == ENOENT ? 0
 				       : ft_err_set(err, errno, "journal %s: remove: %s", path,
 						    strerror(errno));
-	int ret = sync_folder(path);
+	int ret = file_sync_folder(path);
 	return ret < 0 ? ft_err_set(err, -ret, "journal %s: remove: %s", path, strerror(-ret)) : 0;
 }
 

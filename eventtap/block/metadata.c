@@ -3,12 +3,12 @@
 // is locked before it gets the name, and who has locked an inode looks whether the name still means
 // it.
 #include "eventtap/block/metadata.h"
+#include "ft/file_io.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -190,18 +190,6 @@ int metadata_open(const char *image, struct metadata *meta, struct ft_err *err)
 	return ret;
 }
 
-static int sync_folder(const char *path)
-{
-	char copy[PATH_MAX];
-	snprintf(copy, sizeof(copy), "%s", path);
-	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	int ret = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return ret;
-}
-
 int metadata_write(struct metadata *meta, const struct metadata_record *record, struct ft_err *err)
 {
 	assert(meta->fd >= 0);
@@ -231,7 +219,7 @@ int metadata_write(struct metadata *meta, const struct metadata_record *record, 
 	close(meta->fd);
 	meta->fd = fd;
 	meta->record = *record;
-	ret = sync_folder(meta->path);
+	ret = file_sync_folder(meta->path);
 	if (ret < 0)
 		return ft_err_set(err, -ret, "disk metadata %s: sync of its folder: %s", meta->path,
 				  strerror(-ret));

@@ -7,7 +7,7 @@
 #include <errno.h>
 
 #include "ft/page.h"
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 #include "vmm-glue/snapshot/frame.h"
 #include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/snapshot/update.h"

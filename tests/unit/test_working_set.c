@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <sys/eventfd.h>
 
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 #include "vmm-glue/snapshot/lazy.h"
 #include "vmm-glue/snapshot/snapshot.h"
 #include "vmm-glue/snapshot/source.h"

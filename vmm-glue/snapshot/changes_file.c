@@ -14,7 +14,7 @@
 #include <xxhash.h>
 
 #include "ft/page.h"
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 
 #define SLOT_ZERO  UINT32_MAX
 #define ROOM_FIRST 1024

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 #include "vmm-glue/snapshot/frame.h"
 #include "vmm-glue/snapshot/layers.h"
 #include "vmm-glue/snapshot/update.h"

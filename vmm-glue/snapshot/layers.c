@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "ft/snapshot/mapped_ram_format.h"
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 
 struct place {
 	uint32_t layer; /* counted from 1; 0: the file itself */

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 
 #define HOLES_SLACK (1u << 20) /* what a filesystem may need for an empty file */
 

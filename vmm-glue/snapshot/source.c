@@ -15,7 +15,7 @@
 
 #include <endian.h>
 
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 #include "vmm-glue/snapshot/layers.h"
 #include "vmm-glue/snapshot/update.h"
 

@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 
 bool update_journal_path(const char *path, char out[CHANGES_PATH_MAX])
 {

@@ -12,7 +12,7 @@
 
 #include <xxhash.h>
 
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 
 #define MAGIC	   "KEMARIWS"
 #define VERSION	   1

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reads and writes of whole ranges, and what makes a name durable. 0 or -errno. Any thread. */
-#ifndef VMM_GLUE_SNAPSHOT_FILE_IO_H
-#define VMM_GLUE_SNAPSHOT_FILE_IO_H
+#ifndef FT_FILE_IO_H
+#define FT_FILE_IO_H
 
 #include <stddef.h>
 #include <stdint.h>

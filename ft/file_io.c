@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "vmm-glue/snapshot/file_io.h"
+#include "ft/file_io.h"
 
 #include <errno.h>
 #include <fcntl.h>
