@@ -464,6 +464,8 @@ int stage_commit(struct ft_engine *e, struct ft_err *err);
 /* The grant is ours: make the guest run. */
 void takeover_run(struct ft_engine *e, uint64_t generation);
 void takeover_refused(struct ft_engine *e, const char *why);
+
+/* planned_switch.c */
 int switch_start(struct ft_engine *e, struct ft_err *err);
 void switch_acked(struct ft_engine *e);
 void switch_handed(struct ft_engine *e, uint64_t generation);
