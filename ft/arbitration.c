@@ -204,11 +204,11 @@ void arbitrate_in_sync(struct ft_engine *e)
 
 /* ---- solo ---- */
 
-/* What a migration's target was granted, before it said that it could not use it. */
+/* What the peer was granted for a hand-over, before it said that it could not use it. */
 static bool is_refused_grant(const struct ft_engine *e, const struct ft_grant_record *now)
 {
-	return e->primary.move.on && e->primary.move.refused &&
-	       now->generation == e->generation + 1 && !strcmp(now->holder, e->primary.partner);
+	return e->primary.refused && now->generation == e->primary.refused &&
+	       !strcmp(now->holder, e->primary.partner);
 }
 
 static void solo_answered(struct ft_engine *e, enum ft_arbiter_answer answer,

@@ -74,7 +74,7 @@ static void checkpoint_failed(struct ft_engine *e, bool closed, const struct ft_
 	ft_err_context(&copy, "checkpoint %llu", (unsigned long long)e->epoch);
 	engine_note_error(e, &copy);
 	primary_abort_checkpoint(e, copy.text);
-	done_call(&p->switch_done, &copy, 0);
+	switch_off(e, &copy);
 	if (p->move.on) {
 		migrate_failed(e, &copy);
 		return;

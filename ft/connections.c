@@ -63,6 +63,7 @@ void engine_refuse(struct ft_engine *e, struct ft_link *link, const struct ft_er
 	refuse.generation = e->generation;
 	refuse.waits = e->state.now == FT_STANDBY;
 	refuse.committed = refuse.waits ? e->standby.committed : 0;
+	refuse.failed = e->state.now == FT_FAILED && e->standby.gave_up;
 	/* Best effort: the close that follows says no as well. */
 	if (ft_msg_send(link, FT_MSG_REFUSE, e->generation, 0, &refuse.base, NULL, 0) == 0)
 		link->ops->drain(link, 200);

@@ -94,12 +94,13 @@ struct ft_env_ops {
 	 * host may have them from now on. Until they are reclaimed or discarded nothing may touch
 	 * them. */
 	void (*disks_yield)(void *ctx);
-	/* Takes them back, all or none, before the guest goes on: the switch is undone. -EBUSY: the
-	 * other host has, or had, one of them. */
-	int (*disks_reclaim)(void *ctx, struct ft_err *err);
-	/* on: the standby's copies are at the last epoch, in the session of ft_engine_status(); if
-	 * this process dies, the VM must not go on (keeper), and nobody may start the guest from
-	 * here without asking: durable when this returns 0. Off is tried. */
+	/* Takes them back, all or none, before the guest goes on: the switch is undone.
+	 * void_generation: the other host had them under it and said that it does not run the
+	 * guest, 0 = none. -EBUSY: the other host has, or had, one of them. */
+	int (*disks_reclaim)(void *ctx, uint64_t void_generation, struct ft_err *err);
+	/* on: the guest may be elsewhere. If this process dies, the VM must not go on (keeper), and
+	 * nobody may start the guest from here without asking: durable when this returns 0. With a
+	 * session (ft_engine_status()) the standby's copies are at the last epoch. Off is tried. */
 	int (*guard)(void *ctx, bool on, struct ft_err *err);
 	/* Ends the VM here by force, for the guest runs elsewhere or must not run; sets the
 	 * engine's vmm to NULL. The taps go too. */

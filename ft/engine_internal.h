@@ -103,7 +103,6 @@ struct ft_move {
 	bool on;
 	struct ft_migrate how;
 	struct ft_throttle throttle;
-	bool refused; /* by a target that may have been granted the guest, and does not run it */
 	bool asked, applied;   /* the target about the end of the round; it has answered */
 	uint64_t pages_before; /* left after the round before */
 	uint64_t bytes_per_s;  /* best that was measured */
@@ -125,6 +124,10 @@ struct ft_primary {
 	bool solo_unsure;  /* a swap to solo may have happened, or still may: the record must say
 			      again who is in sync */
 	bool gave_away;	   /* a HANDOVER went out and was not refused */
+	uint64_t refused;  /* PRIMARY_LOST because the peer, which may have been granted this
+			      generation for a HANDOVER, does not run the guest; 0 = no */
+	bool switch_asked; /* the planned switch was asked for at the standby, which waits to hear
+			    */
 	bool bye_sent;
 	bool leave_retry;	   /* after PRIMARY_LEAVING */
 	bool vm_off;		   /* PRIMARY_LEAVING because the guest shut itself down */
@@ -201,6 +204,7 @@ struct ft_standby {
 	bool handover;	      /* takeover by agreement */
 	bool shared;	      /* the guest has a disk that both hosts write to ... */
 	bool given;	      /* ... and its primary gave it up for us */
+	bool gave_up;	      /* its takeover failed, and the guest cannot be started here */
 	struct ft_grant grant;
 	enum { FENCE_TO_DO, FENCE_ASKED, FENCE_DONE } fence; /* the operator's program */
 	bool dials; /* the connection was made by this side, so the peer may not know the way */
@@ -385,8 +389,6 @@ void migrate_acked(struct ft_engine *e);
 void migrate_granted(struct ft_engine *e);
 /* The target runs it. */
 void migrate_handed(struct ft_engine *e, uint64_t generation);
-/* The target was given the guest and does not take it. */
-void migrate_refused(struct ft_engine *e, const struct ft_err *why);
 /* The guest runs on here. */
 void migrate_failed(struct ft_engine *e, const struct ft_err *why);
 
@@ -469,7 +471,10 @@ void takeover_refused(struct ft_engine *e, const char *why);
 int switch_start(struct ft_engine *e, struct ft_err *err);
 void switch_acked(struct ft_engine *e);
 void switch_handed(struct ft_engine *e, uint64_t generation);
-/* The standby did not take it and the connection is good: the guest runs on here, protected. */
-void switch_undone(struct ft_engine *e, const struct ft_err *err);
+/* The peer did not take it. It holds what it was given, and the guest goes on here, protected; or
+ * it moved or failed, and then the guest is here alone. */
+void switch_undone(struct ft_engine *e, const struct ft_err *why, bool failed);
+/* There is no hand-over: whoever asked for one hears why. */
+void switch_off(struct ft_engine *e, const struct ft_err *why);
 
 #endif

@@ -50,6 +50,7 @@ static void resume(struct ft_engine *e)
 	} else {
 		primary_abort_checkpoint(e, "connection lost");
 	}
+	p->refused = 0;
 	set_phase(e, PRIMARY_SETUP);
 	if (primary_send_setup(e, true, &err))
 		primary_peer_lost(e, err.text);
@@ -143,7 +144,7 @@ void primary_refused(struct ft_engine *e, const Ft__Refuse *refuse)
 		else if (p->vm_dead)
 			primary_peer_lost(e, err.text);
 		else
-			switch_undone(e, &err);
+			switch_undone(e, &err, refuse->failed);
 		break;
 	case PRIMARY_DIALING:
 	case PRIMARY_HELLO:

@@ -256,30 +256,6 @@ void migrate_handed(struct ft_engine *e, uint64_t generation)
 	done_call(&p->protect_done, NULL, e->downtime_us);
 }
 
-/* The target's word is good for whether it runs, but its grant may be in the record, or may come to
- * be there yet: before the guest goes on here the record must say that it is here. */
-void migrate_refused(struct ft_engine *e, const struct ft_err *why)
-{
-	struct ft_primary *p = &e->primary;
-	struct ft_err copy = *why;
-
-	if (!strcmp(e->arbiter->ops->type, "none")) {
-		migrate_failed(e, why);
-		return;
-	}
-	engine_note_error(e, &copy);
-	p->move.refused = true;
-	p->gave_away = false;
-	snprintf(p->why, sizeof p->why, "%.200s", copy.text);
-	p->phase = PRIMARY_LOST;
-	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
-	e->situation++;
-	engine_hang_up(e);
-	engine_set_state(e, e->state.now, "%.160s: waiting for the arbiter's word that it is here",
-			 p->why);
-	arbitrate_primary_lost_peer(e);
-}
-
 void migrate_failed(struct ft_engine *e, const struct ft_err *why)
 {
 	struct ft_err copy = *why;

@@ -37,13 +37,55 @@ void switch_acked(struct ft_engine *e)
 		primary_peer_lost(e, "cannot hand over");
 }
 
-void switch_undone(struct ft_engine *e, const struct ft_err *why)
+void switch_off(struct ft_engine *e, const struct ft_err *why)
+{
+	struct ft_primary *p = &e->primary;
+	Ft__Stays stays = FT__STAYS__INIT;
+
+	if (p->switch_asked && engine_data(e)) {
+		stays.what = (char *)(uintptr_t)why->text;
+		stays.code = (uint32_t)why->code;
+		/* Who does not hear it waits for FT_HANDOVER_MAX_MS. */
+		(void)engine_send(e, FT_MSG_STAYS, e->committed, &stays.base, NULL, 0);
+	}
+	p->switch_asked = false;
+	done_call(&p->switch_done, why, 0);
+}
+
+/* A peer that holds nothing any more is good for whether it runs, but its grant may be in the
+ * record, or may come to be there yet: before the guest goes on here the record must say that it is
+ * here. */
+static void take_back(struct ft_engine *e, const struct ft_err *why)
+{
+	struct ft_primary *p = &e->primary;
+	struct ft_err copy = *why;
+
+	p->gave_away = false;
+	p->refused = e->generation + 1;
+	snprintf(p->why, sizeof p->why, "%.200s", copy.text);
+	engine_note_error(e, &copy);
+	if (!strcmp(e->arbiter->ops->type, "none")) {
+		e->generation = p->refused + 1;
+		e->env->generation(e->env_ctx, e->generation);
+		primary_end(e, p->auto_retry, p->why);
+		return;
+	}
+	p->phase = PRIMARY_LOST;
+	p->deadline_ns = engine_now(e) + FT_RETRY_MS * NS_PER_MS;
+	e->situation++;
+	engine_hang_up(e);
+	engine_set_state(e, e->state.now, "%.160s: waiting for the arbiter's word that it is here",
+			 p->why);
+	arbitrate_primary_lost_peer(e);
+}
+
+void switch_undone(struct ft_engine *e, const struct ft_err *why, bool failed)
 {
 	struct ft_primary *p = &e->primary;
 	struct ft_err err = {0};
 
-	if (p->move.on) {
-		migrate_refused(e, why);
+	if (p->move.on || failed) {
+		take_back(e, why);
 		return;
 	}
 	p->stopped = p->gave_away = false;
@@ -53,7 +95,7 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 	engine_watch(e, true);
 	/* Shared disks were given up for the other side. If it has them, the guest may not go on:
 	 * outputs stay held, somebody must decide. */
-	if (e->env->disks_reclaim(e->env_ctx, &err)) {
+	if (e->env->disks_reclaim(e->env_ctx, p->refused, &err)) {
 		p->stopped = true;
 		primary_peer_lost(e, err.text);
 		return;
@@ -63,7 +105,7 @@ void switch_undone(struct ft_engine *e, const struct ft_err *why)
 	if (vmm_cont(e->vmm, &err))
 		engine_note_error(e, &err);
 	engine_set_state(e, FT_PROTECTED, "planned switch failed: %s", why->text);
-	done_call(&p->switch_done, why, 0);
+	switch_off(e, why);
 }
 
 void switch_handed(struct ft_engine *e, uint64_t generation)
@@ -80,7 +122,7 @@ void switch_handed(struct ft_engine *e, uint64_t generation)
 	primary_abort_checkpoint(e, "handed over");
 	p->phase = PRIMARY_IDLE;
 	p->tracking = p->taps_in = p->stopped = p->stepped_back = p->vm_dead = false;
-	p->first_commit_done = p->sync_claimed = p->gave_away = false;
+	p->first_commit_done = p->sync_claimed = p->gave_away = p->switch_asked = false;
 	p->session = 0;
 	e->env->vm_end(e->env_ctx);
 	e->generation = generation;

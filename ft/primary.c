@@ -176,6 +176,8 @@ static int begin_rounds(struct ft_engine *e, struct ft_err *err)
 	int rc;
 
 	vmm_info(e->vmm, &info);
+	p->refused = 0;
+	p->switch_asked = false;
 	free_session(e);
 	/* A guest that moves is sent (nearly) once: bases would only be copies. */
 	p->codec = ft_codec_new(info.ram_bytes / VMM_PAGE_BYTES,
@@ -245,7 +247,7 @@ static void resumed(struct ft_engine *e, const Ft__Ready *ready)
 			primary_peer_lost(e, err.text);
 	} else if (p->stopped) {
 		ft_err_set(&err, ENOTCONN, "failover: the connection was lost meanwhile");
-		switch_undone(e, &err);
+		switch_undone(e, &err, false);
 	}
 }
 
@@ -352,8 +354,11 @@ void primary_message(struct ft_engine *e, const struct ft_msg *msg)
 		struct ft_err err = {0};
 
 		/* An operator asks on the other host: a planned switch like any other. */
-		if (switch_start(e, &err))
+		e->primary.switch_asked = true;
+		if (switch_start(e, &err)) {
 			engine_note_error(e, &err);
+			switch_off(e, &err);
+		}
 		break;
 	}
 	case FT_MSG_BYE:

@@ -60,7 +60,7 @@ static bool disks_are_back(struct ft_engine *e, const char *why)
 	struct ft_primary *p = &e->primary;
 	struct ft_err err = {0};
 
-	if (!p->stopped || !e->env->disks_reclaim(e->env_ctx, &err))
+	if (!p->stopped || !e->env->disks_reclaim(e->env_ctx, p->refused, &err))
 		return true;
 	engine_note_error(e, &err);
 	p->phase = PRIMARY_LOST;
@@ -104,7 +104,9 @@ void primary_end(struct ft_engine *e, bool retry, const char *why)
 		engine_untap(e);
 	primary_abort_checkpoint(e, reason.text);
 	p->session = 0;
-	p->first_commit_done = p->sync_claimed = p->want_switch = p->gave_away = false;
+	p->first_commit_done = p->sync_claimed = p->gave_away = false;
+	p->refused = 0;
+	p->want_switch = p->switch_asked = false;
 	p->phase = retry ? PRIMARY_RETRY : PRIMARY_IDLE;
 	p->deadline_ns = retry ? engine_now(e) + FT_REDIAL_MS * NS_PER_MS : 0;
 	p->release_ns = 0;
@@ -177,6 +179,8 @@ void primary_peer_lost(struct ft_engine *e, const char *why)
 	engine_watch(e, false);
 	e->situation++;
 	snprintf(p->why, sizeof p->why, "%.200s", err.text);
+	p->refused = 0;
+	p->switch_asked = false;
 	if (p->phase == PRIMARY_LEAVING)
 		p->auto_retry = p->leave_retry;
 	p->phase = PRIMARY_LOST;
@@ -220,7 +224,7 @@ static void step_back(struct ft_engine *e)
 int primary_step_forward(struct ft_engine *e, struct ft_err *err)
 {
 	struct ft_primary *p = &e->primary;
-	int rc = e->env->disks_reclaim(e->env_ctx, err);
+	int rc = e->env->disks_reclaim(e->env_ctx, p->refused, err);
 
 	if (rc)
 		return rc;
@@ -273,7 +277,7 @@ int ft_engine_cancel(struct ft_engine *e, struct ft_err *err)
 		}
 		/* Without an arbiter the operator's word is the grant, but where disks are shared
 		 * their locks know better. */
-		if (p->stopped && e->env->disks_reclaim(e->env_ctx, err))
+		if (p->stopped && e->env->disks_reclaim(e->env_ctx, p->refused, err))
 			return ft_err_context(err, "cancel: the guest stays where its disks are");
 		e->generation++;
 		e->env->generation(e->env_ctx, e->generation);

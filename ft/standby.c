@@ -318,6 +318,22 @@ static void on_handover(struct ft_engine *e, const struct ft_msg *msg)
 	arbitrate_standby_takeover(e);
 }
 
+/* What an operator asked for here does not happen. */
+static int on_stays(struct ft_engine *e, const struct ft_msg *msg, struct ft_err *err)
+{
+	struct ft_standby *s = &e->standby;
+	Ft__Stays *stays = ft__stays__unpack(NULL, msg->body_len, msg->body);
+	struct ft_err why = {0};
+
+	if (!stays)
+		return ft_err_set(err, EPROTO, "STAYS: body does not parse");
+	ft_err_set(&why, EAGAIN, "failover: the primary keeps the guest: %.200s", stays->what);
+	ft__stays__free_unpacked(stays, NULL);
+	s->asked_ns = 0;
+	done_call(&s->failover_done, &why, 0);
+	return 0;
+}
+
 void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 {
 	struct ft_err err = {0};
@@ -375,6 +391,9 @@ void standby_message(struct ft_engine *e, const struct ft_msg *msg)
 			break;
 		case FT_MSG_HANDOVER:
 			on_handover(e, msg);
+			break;
+		case FT_MSG_STAYS:
+			rc = on_stays(e, msg, &err);
 			break;
 		default:
 			rc = ft_err_set(&err, EPROTO, "%s: not for a standby",

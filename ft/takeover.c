@@ -231,14 +231,26 @@ static int replay(struct ft_engine *e, const struct tap_record *rec, struct ft_e
 	}
 }
 
-static void takeover_failed(struct ft_engine *e, const struct ft_err *err)
+/* The disks may say already that they are the guest's. */
+static void takeover_failed(struct ft_engine *e, bool activated, const struct ft_err *err)
 {
-	struct ft_err copy = *err;
+	struct ft_err copy = *err, not_proven = {0};
 
 	ft_err_context(&copy, "takeover");
 	engine_note_error(e, &copy);
 	if (e->standby.handover && e->conns[CONN_DATA].greeted) {
-		/* The guest does not run here: who handed it over may have it back. */
+		/* The guest does not run here, nor will anybody start it here: who handed it over
+		 * may have it back. */
+		e->standby.gave_up =
+			(activated ? e->env->guard(e->env_ctx, true, &not_proven)
+				   : e->env->store_outdate(e->env_ctx, &not_proven)) == 0;
+		if (!e->standby.gave_up)
+			engine_note_error(e, &not_proven);
+		/* One that was late to answer must not begin to run. */
+		if (activated)
+			e->env->vm_end(e->env_ctx);
+		else
+			e->env->disarm(e->env_ctx);
 		e->generation = e->standby.primary_generation;
 		engine_set_state(e, FT_FAILED, "%s", copy.text);
 		engine_refuse(e, engine_data(e), &copy);
@@ -271,7 +283,7 @@ static void takeover_continue(struct ft_engine *e)
 	struct ft_stage *g = &s->stage;
 	unsigned which = g->staging ^ 1;
 	struct ft_err err = {0};
-	bool agreed,
+	bool agreed, activated,
 		settled = s->given || s->fence == FENCE_DONE || engine_now(e) >= s->grant.over_ns;
 	int rc;
 
@@ -290,10 +302,11 @@ static void takeover_continue(struct ft_engine *e)
 		ft_engine_tick(e);
 		return;
 	}
+	activated = !rc;
 	if (!rc && s->postcopy)
 		rc = pages_begin(e, &err);
 	if (rc || vmm_resume(e->vmm, g->state[which], g->state_len[which], &err)) {
-		takeover_failed(e, &err);
+		takeover_failed(e, activated, &err);
 		return;
 	}
 	/* Whose memory is elsewhere yet must not outlive this process. */

@@ -455,7 +455,7 @@ int disk_tap_yield(struct tap *tap, struct ft_err *err)
 	return ret;
 }
 
-int disk_tap_reclaim(struct tap *tap, struct ft_err *err)
+int disk_tap_reclaim(struct tap *tap, uint64_t void_generation, struct ft_err *err)
 {
 	struct disk_tap *d = of(tap);
 	struct metadata_record left = d->meta.record;
@@ -468,19 +468,19 @@ int disk_tap_reclaim(struct tap *tap, struct ft_err *err)
 		return ft_err_context(err, "disk %s", tap->id);
 	// The lock is free too while the other host's guest runs unprotected: the record tells.
 	// One that died in its replay has written nothing but what we had written before.
-	const struct metadata_record *now = &d->meta.record;
-	bool cut_short = now->state == STORE_INCONSISTENT;
-	if (d->meta.fresh || now->generation != left.generation ||
-	    (now->state != left.state && !cut_short)) {
-		metadata_close(&d->meta);
-		return ft_err_set(err, EBUSY,
-				  "disk %s: the other host has taken it (generation %llu)", tap->id,
-				  (unsigned long long)now->generation);
-	}
-	if (cut_short)
+	const struct metadata_record now = d->meta.record;
+	bool cut_short = now.generation == left.generation && now.state == STORE_INCONSISTENT;
+	bool given_up = void_generation && now.generation == void_generation;
+	bool untouched = now.generation == left.generation && now.state == left.state;
+	if (d->meta.fresh || (!untouched && !cut_short && !given_up))
+		ret = ft_err_set(err, EBUSY,
+				 "disk %s: the other host has taken it (generation %llu)", tap->id,
+				 (unsigned long long)now.generation);
+	else if (!untouched)
 		ret = metadata_write(&d->meta, &left, err);
 	if (ret < 0)
 		metadata_close(&d->meta);
+	// Whatever was found: what we left is what the next attempt has to find.
 	d->meta.record = left;
 	return ret;
 }

@@ -83,9 +83,10 @@ int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generati
  * changes, no release), discard() makes it final. -errno: the image cannot be flushed, nothing was
  * given up. */
 int disk_tap_yield(struct tap *tap, struct ft_err *err);
-/* Takes it back. -EBUSY: the other host has it, or had it. Nothing to do for a disk that is not
- * yielded. */
-int disk_tap_reclaim(struct tap *tap, struct ft_err *err);
+/* Takes it back. void_generation: one under which the other host took it and gave it up again,
+ * without having run the guest; 0: there is none. -EBUSY: the other host has it, or had it. Nothing
+ * to do for a disk that is not yielded. */
+int disk_tap_reclaim(struct tap *tap, uint64_t void_generation, struct ft_err *err);
 /* Whether a checkpoint is about to pause the guest: from before the VMM is told until close_epoch()
  * or the failure. Writers are not made to wait meanwhile. */
 void disk_tap_firing(struct tap *tap, bool firing);

@@ -94,6 +94,55 @@ static void switched(void **state)
 	}
 }
 
+/* A standby that cannot run the guest, as it shows when it is to: the address that its NIC should
+ * have is not to be had there. */
+static void setup_unable(const char *extra)
+{
+	const char *conf = at("g.conf");
+
+	shared_setup("", extra);
+	host_stop(&b);
+	wait_state(&a, "solo", GOES_ON_MS);
+	host_start(&b, conf, "--set", "disk.root.image=B.img", "--set",
+		   "nic.net0.attach=udp:192.0.2.1:7777", "--incoming", unix_uri("b.sock"), NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	kv_work(&client, 10);
+}
+
+static int setup_unable_none(void **state)
+{
+	(void)state;
+	setup_unable("");
+	return 0;
+}
+
+static int setup_unable_record(void **state)
+{
+	(void)state;
+	setup_unable("arbiter { type = \"file\" dir = \"arbiter\" }");
+	return 0;
+}
+
+/* It was granted the guest, and says that it cannot: the guest goes on where it was, nobody is
+ * asked, and what the other host has is no guest to start. */
+static void cannot_run(void **state)
+{
+	(void)state;
+	ask_refused(&a, "failover", NULL, "Cannot assign requested address");
+	wait_state(&a, "solo", GOES_ON_MS);
+	kv_work(&client, 20);
+	assert_int_not_equal(host_reap(&b, GOES_ON_MS), 0);
+	assert_int_equal(host_try(&b, at("g.conf"), "--set", "disk.root.image=B.img", NULL), 2);
+	kv_work(&client, 5);
+	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--incoming",
+		   unix_uri("b.sock"), NULL);
+	wait_state(&a, "protected", PROTECT_MS);
+	ask_ok(&a, "verify", NULL);
+	ask_ok(&a, "failover", NULL);
+	wait_state(&b, "protected", PROTECT_MS);
+	kv_work(&client, 10);
+}
+
 static uint64_t copied(struct host *h, uint64_t *alike)
 {
 	Ctl__Reply *r = status_of(h);
@@ -452,6 +501,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		NONE(there_and_back),
 		NONE(switched),
+		cmocka_unit_test_setup_teardown(cannot_run, setup_unable_none, teardown),
+		cmocka_unit_test_setup_teardown(cannot_run, setup_unable_record, teardown),
 		cmocka_unit_test_setup_teardown(home_again, setup_filled, teardown),
 		cmocka_unit_test_setup_teardown(noted, setup_tracked, teardown),
 		NONE(not_as_primary_by_memory),

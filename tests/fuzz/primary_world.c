@@ -430,9 +430,10 @@ static void env_disks_yield(void *ctx)
 	(void)ctx;
 }
 
-static int env_disks_reclaim(void *ctx, struct ft_err *err)
+static int env_disks_reclaim(void *ctx, uint64_t void_generation, struct ft_err *err)
 {
 	(void)ctx;
+	(void)void_generation;
 	(void)err;
 	return 0;
 }

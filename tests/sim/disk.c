@@ -379,16 +379,18 @@ static void env_disks_yield(void *ctx)
 			world_log(n->world, "%s: %s", n->name, err.text);
 }
 
-static int env_disks_reclaim(void *ctx, struct ft_err *err)
+static int env_disks_reclaim(void *ctx, uint64_t void_generation, struct ft_err *err)
 {
 	struct node *n = ctx;
 	int rc = 0;
 
 	for (unsigned i = 0; i < SIM_DISKS && !rc; i++)
 		if (n->disks[i].tap && n->disks[i].shared)
-			rc = disk_tap_reclaim(n->disks[i].tap, err);
+			rc = disk_tap_reclaim(n->disks[i].tap, void_generation, err);
 	if (rc)
 		env_disks_yield(n);
+	else if (void_generation && n->world->options.shared)
+		check_shared_taken(n);
 	return rc;
 }
 

@@ -195,7 +195,7 @@ static int env_guard(void *ctx, bool on, struct ft_err *why)
 		rc = disks_mark(n, on, &err);
 		if (rc)
 			world_log(n->world, "%s: %s", n->name, err.text);
-		for (unsigned i = 0; on && i < SIM_DISKS; i++)
+		for (unsigned i = 0; on && n->engine->primary.session && i < SIM_DISKS; i++)
 			if (n->disks[i].tap)
 				disk_tap_in_sync(n->disks[i].tap, n->engine->primary.session);
 	}

@@ -207,7 +207,7 @@ static void small_fault(struct world *w, struct node *p, struct node *s)
 		p->checkpoint_fails = true;
 		break;
 	case 3:
-		s->trial_fails = true;
+		s->trial_fails = s->resume_fails = true;
 		break;
 	case 4:
 		s->arm_fails = true;
@@ -352,7 +352,7 @@ void faults_end(struct world *w)
 		struct node *n = &w->nodes[i];
 
 		w->cut[i] = n->arbiter_cut = n->checkpoint_fails = n->trial_fails = n->arm_fails =
-			n->overflow_fails = false;
+			n->overflow_fails = n->resume_fails = false;
 		n->disk_errors = 0;
 		n->crash_in = 0;
 		if (n->frozen)

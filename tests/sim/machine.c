@@ -475,6 +475,13 @@ static int m_resume(struct vmm *vmm, const uint8_t *state, size_t len, struct ft
 		return rc;
 	if (!node_step(m->node))
 		return ft_err_set(err, EINTR, "dying");
+	if (m->node->resume_fails) {
+		m->node->resume_fails = false;
+		/* A primary that is there gets the guest back. */
+		if (!m->node->engine->standby.handover)
+			m->node->world->must_survive = false;
+		return ft_err_set(err, EIO, "sim: it does not run");
+	}
 	rc = disks_vm_open(m->node, err);
 	if (rc)
 		return rc;

@@ -236,7 +236,7 @@ struct node {
 	bool dying;
 	unsigned crash_in; /* 0 = no */
 	/* Faults that happen once. */
-	bool checkpoint_fails, trial_fails, arm_fails, overflow_fails;
+	bool checkpoint_fails, trial_fails, resume_fails, arm_fails, overflow_fails;
 	uint64_t incarnation; /* of the process: events of an older one are dropped */
 	struct overflow overflow[3];
 	/* Postcopy: the source's half, the target's, and the connection, 0 = none. */

@@ -934,15 +934,15 @@ static void test_yield(void **state)
 	make_image(image, BYTES);
 	open_tap(true, 4u << 20);
 	assert_int_equal(disk_tap_set_protected(tap, true, 3, &err), 0);
-	assert_int_equal(disk_tap_reclaim(tap, &err), 0); // nothing to do
+	assert_int_equal(disk_tap_reclaim(tap, 0, &err), 0); // nothing to do
 	assert_int_equal(metadata_open(image, &other, &err), -EBUSY);
 	// The other host has it for the moment, but does not become its owner.
 	assert_int_equal(disk_tap_yield(tap, &err), 0);
 	assert_int_equal(metadata_open(image, &other, &err), 0);
 	assert_int_equal(disk_tap_set_generation(tap, 4, 0, &err), -EBUSY);
-	assert_int_equal(disk_tap_reclaim(tap, &err), -EBUSY);
+	assert_int_equal(disk_tap_reclaim(tap, 0, &err), -EBUSY);
 	metadata_close(&other);
-	assert_int_equal(disk_tap_reclaim(tap, &err), 0);
+	assert_int_equal(disk_tap_reclaim(tap, 0, &err), 0);
 	assert_int_equal(metadata_open(image, &other, &err), -EBUSY);
 	assert_int_equal(disk_tap_set_generation(tap, 4, 0, &err), 0);
 	// It takes over, and runs the guest without holding the lock.
@@ -952,10 +952,19 @@ static void test_yield(void **state)
 	assert_int_equal(store_commit(s, 4, 9, &err), 0);
 	assert_int_equal(store_activate(s, 5, 9, true, &err), 0);
 	store_free(s);
-	assert_int_equal(disk_tap_reclaim(tap, &err), -EBUSY);
+	assert_int_equal(disk_tap_reclaim(tap, 0, &err), -EBUSY);
 	assert_non_null(strstr(err.text, "generation 5"));
+	// However often it is asked.
+	assert_int_equal(disk_tap_reclaim(tap, 0, &err), -EBUSY);
+	assert_int_equal(disk_tap_reclaim(tap, 6, &err), -EBUSY);
+	// It could not run the guest, and says so.
+	assert_int_equal(disk_tap_reclaim(tap, 5, &err), 0);
+	assert_int_equal(metadata_open(image, &other, &err), -EBUSY);
+	assert_int_equal(disk_tap_set_generation(tap, 6, 0, &err), 0);
+	assert_int_equal(disk_tap_yield(tap, &err), 0);
+	assert_int_equal(disk_tap_reclaim(tap, 5, &err), 0);
 	tap_chain_discard(&chain);
-	assert_int_equal(disk_tap_reclaim(tap, &err), -ESHUTDOWN);
+	assert_int_equal(disk_tap_reclaim(tap, 0, &err), -ESHUTDOWN);
 }
 
 static void test_replay(void **state)

@@ -109,7 +109,7 @@ static void test_bodies(void **state)
 		&ft__hello__descriptor, &ft__refuse__descriptor,  &ft__setup__descriptor,
 		&ft__disk__descriptor,	&ft__ready__descriptor,	  &ft__disk_chunk__descriptor,
 		&ft__end__descriptor,	&ft__digest__descriptor,  &ft__beat__descriptor,
-		&ft__sums__descriptor,	&ft__missing__descriptor,
+		&ft__sums__descriptor,	&ft__missing__descriptor, &ft__stays__descriptor,
 	};
 	const size_t bodies_n = sizeof bodies / sizeof *bodies;
 	char *proto = read_file("proto/ft.proto");

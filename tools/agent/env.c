@@ -82,7 +82,7 @@ static void disks_in_sync(struct agent *a)
 	struct ft_engine_status s;
 
 	ft_engine_status(a->engine, &s);
-	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+	for (unsigned i = 0; s.session && i < VMM_DISKS_MAX; i++)
 		if (a->disk_taps[i])
 			disk_tap_in_sync(a->disk_taps[i], s.session);
 }
@@ -252,14 +252,14 @@ static void env_disks_yield(void *ctx)
 			ft_warn("%s: %s", a->config.name, err.text);
 }
 
-static int env_disks_reclaim(void *ctx, struct ft_err *err)
+static int env_disks_reclaim(void *ctx, uint64_t void_generation, struct ft_err *err)
 {
 	struct agent *a = ctx;
 	int rc = 0;
 
 	for (unsigned i = 0; i < VMM_DISKS_MAX && !rc; i++)
 		if (is_shared(a, i))
-			rc = disk_tap_reclaim(a->disk_taps[i], err);
+			rc = disk_tap_reclaim(a->disk_taps[i], void_generation, err);
 	if (rc)
 		env_disks_yield(a);
 	return rc;
