@@ -199,6 +199,22 @@ bool ft_dirty_at(const struct ft_dirty_bitmap *b, uint64_t offset, uint64_t *len
 	return set;
 }
 
+bool ft_dirty_frozen_at(const struct ft_dirty_bitmap *b, uint64_t offset, uint64_t *len)
+{
+	struct ft_dirty_bitmap alone = *b;
+
+	alone.successor = NULL;
+	return ft_dirty_at(&alone, offset, len);
+}
+
+void ft_dirty_gather(struct ft_dirty_bitmap *b)
+{
+	if (!b->successor || !b->successor->touched.count)
+		return;
+	ft_bitmap_merge(&b->touched, &b->successor->touched);
+	ft_bitmap_clear_all(&b->successor->touched);
+}
+
 uint64_t ft_dirty_map_bytes(const struct ft_dirty_bitmap *b)
 {
 	return (b->bits.bits + 63) / 64 * WORD_BYTES;
@@ -212,6 +228,19 @@ void ft_dirty_get(const struct ft_dirty_bitmap *b, uint64_t at, uint8_t *out, si
 	for (size_t i = 0; i < len; i += WORD_BYTES) {
 		uint64_t word = htole64(b->bits.words[(at + i) / WORD_BYTES]);
 
+		memcpy(out + i, &word, WORD_BYTES);
+	}
+}
+
+void ft_dirty_get_all(const struct ft_dirty_bitmap *b, uint64_t at, uint8_t *out, size_t len)
+{
+	uint64_t word, more;
+
+	ft_dirty_get(b, at, out, len);
+	for (size_t i = 0; b->successor && i < len; i += WORD_BYTES) {
+		more = htole64(b->successor->bits.words[(at + i) / WORD_BYTES]);
+		memcpy(&word, out + i, WORD_BYTES);
+		word |= more;
 		memcpy(out + i, &word, WORD_BYTES);
 	}
 }

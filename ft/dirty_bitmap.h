@@ -67,10 +67,17 @@ uint64_t ft_dirty_count_bytes(const struct ft_dirty_bitmap *b);
 /* State at an offset: *len is cut to what is alike. */
 bool ft_dirty_at(const struct ft_dirty_bitmap *b, uint64_t offset, uint64_t *len);
 
+/* Of a frozen one alone, as it was when it was frozen. */
+bool ft_dirty_frozen_at(const struct ft_dirty_bitmap *b, uint64_t offset, uint64_t *len);
+/* What its successor touched counts as touched by itself: before changes are shipped. */
+void ft_dirty_gather(struct ft_dirty_bitmap *b);
+
 /* The map as bytes: words of 64 bits, little endian; bits beyond the disk are zero. */
 uint64_t ft_dirty_map_bytes(const struct ft_dirty_bitmap *b);
 /* Whole words within the map. */
 void ft_dirty_get(const struct ft_dirty_bitmap *b, uint64_t at, uint8_t *out, size_t len);
+/* With the bits of the successor. */
+void ft_dirty_get_all(const struct ft_dirty_bitmap *b, uint64_t at, uint8_t *out, size_t len);
 /* In place of what is there; data NULL: zeroes. -EPROTO: not whole words within the map, or bits
  * beyond the disk. Input is hostile. */
 int ft_dirty_put(struct ft_dirty_bitmap *b, uint64_t at, const uint8_t *data, uint64_t len);

@@ -93,6 +93,15 @@ static const struct command commands[] = {
 	 "qemu:dirty-bitmap:BITMAP. sha256 prints a digest of the map, the same on both\n"
 	 "hosts at the same checkpoint.",
 	 run_bitmap, 60000},
+	{"backup", "begin|end|abort NAME DISK [BITMAP]",
+	 "a disk as it is at one moment, for backup clients",
+	 "begin serves the disk as it is now, read-only, while the guest writes on, at the URI\n"
+	 "that is printed; and BITMAP as the context qemu:dirty-bitmap:BITMAP, as it is now.\n"
+	 "What the guest overwrites is kept aside, beside the image, until the end.\n"
+	 "\n"
+	 "end: the backup is good; only what was written since begin is dirty in BITMAP then.\n"
+	 "abort: it is not; BITMAP is as if there had been none.",
+	 run_backup, 60000},
 	{"history", "NAME",
 	 "past checkpoints that a standby keeps",
 	 "At the standby, with ft { history = N } in the guest file (kemari-guest(5)): epoch,\n"

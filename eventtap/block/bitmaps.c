@@ -99,7 +99,8 @@ static int take_locked(struct bitmaps *s, const char *name, bool to_remove,
 	if (!*entry)
 		return ft_err_set(err, ENOENT, "bitmap %.64s: there is none of that name", name);
 	if ((*entry)->map->busy)
-		return ft_err_set(err, EBUSY, "bitmap %.64s: is being migrated", name);
+		return ft_err_set(err, EBUSY, "bitmap %.64s: is being %s", name,
+				  (*entry)->backup ? "backed up" : "migrated");
 	if ((*entry)->map->inconsistent && !to_remove)
 		return ft_err_set(
 			err, EINVAL,
@@ -185,7 +186,8 @@ int bitmaps_at(struct bitmaps *s, const char *name, uint64_t offset, uint64_t *l
 	const struct bitmaps_entry *entry = find_locked(s, name);
 	bool usable = entry && !entry->map->inconsistent;
 	if (usable)
-		*dirty = ft_dirty_at(entry->map, offset, len);
+		*dirty = entry->backup ? ft_dirty_frozen_at(entry->map, offset, len)
+				       : ft_dirty_at(entry->map, offset, len);
 	pthread_mutex_unlock(&s->lock);
 	return usable ? 0 : -ENOENT;
 }
@@ -202,6 +204,35 @@ int bitmaps_read(struct bitmaps *s, const char *name, uint64_t at, uint8_t *out,
 		ft_dirty_get(entry->map, at, out, len);
 	pthread_mutex_unlock(&s->lock);
 	return ret;
+}
+
+// ---- backups ----
+
+int bitmaps_backup_begin(struct bitmaps *s, const char *name, struct ft_err *err)
+{
+	struct bitmaps_entry *entry;
+	pthread_mutex_lock(&s->lock);
+	int ret = take_locked(s, name, false, &entry, err);
+	if (ret == 0 && ft_dirty_freeze(entry->map) < 0)
+		ret = ft_err_set(err, ENOMEM, "bitmap %.64s: out of memory", name);
+	if (ret == 0)
+		entry->backup = entry->map->busy = true;
+	pthread_mutex_unlock(&s->lock);
+	return ret;
+}
+
+void bitmaps_backup_end(struct bitmaps *s, const char *name, bool used)
+{
+	pthread_mutex_lock(&s->lock);
+	struct bitmaps_entry *entry = find_locked(s, name);
+	if (entry && entry->backup) {
+		entry->backup = entry->map->busy = false;
+		if (used)
+			ft_dirty_abdicate(entry->map);
+		else
+			ft_dirty_reclaim(entry->map);
+	}
+	pthread_mutex_unlock(&s->lock);
 }
 
 // ---- checkpoints ----
@@ -257,7 +288,7 @@ static bool all_zero(const uint8_t *data, size_t len)
 static int tell_bits(struct teller *t, const struct ft_dirty_bitmap *map, uint64_t at, size_t len)
 {
 	size_t before = head(t, WHAT_DATA, map->name);
-	ft_dirty_get(map, at, t->data + before, len);
+	ft_dirty_get_all(map, at, t->data + before, len);
 	if (!all_zero(t->data + before, len))
 		return tell(t, at, before + len);
 	if (len <= sizeof(uint64_t))
@@ -273,7 +304,8 @@ static int tell_map(struct teller *t, struct ft_dirty_bitmap *map, bool all)
 {
 	uint64_t bytes = ft_dirty_map_bytes(map), end;
 	int ret = all || map->changed ? tell_set(t, map) : 0;
-	if (all && map->bits.count > 0)
+	ft_dirty_gather(map);
+	if (all && ft_dirty_count_bytes(map) > 0)
 		ft_bitmap_set_all(&map->touched);
 	else if (all)
 		ft_bitmap_clear_all(&map->touched);

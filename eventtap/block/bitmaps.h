@@ -54,6 +54,7 @@ struct bitmaps {
 	struct bitmaps_entry {
 		struct ft_dirty_bitmap *map;
 		bool incoming, enable_after;
+		bool backup; /* frozen for a backup */
 	} list[BITMAPS_MAX];
 	bool tell_all; /* the next bitmaps_log() is the first, or something went */
 	bool told;     /* the peer may have some */
@@ -99,6 +100,13 @@ void bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len);
 int bitmaps_at(struct bitmaps *s, const char *name, uint64_t offset, uint64_t *len, bool *dirty);
 /* Whole words of a map. -ENOENT; -EINVAL: not within it. */
 int bitmaps_read(struct bitmaps *s, const char *name, uint64_t at, uint8_t *out, size_t len);
+
+/* ---- backups ---- */
+/* Frozen: readers see it as it is now, and what is written from now on is its successor's. Errors
+ * as of clear. */
+int bitmaps_backup_begin(struct bitmaps *s, const char *name, struct ft_err *err);
+/* used: what it said is saved, so that only what was written since is dirty; else all is again. */
+void bitmaps_backup_end(struct bitmaps *s, const char *name, bool used);
 
 /* ---- checkpoints ---- */
 void bitmaps_tell_all(struct bitmaps *s);

@@ -131,6 +131,14 @@ int disk_tap_bitmaps_keep(struct tap *tap, struct ft_err *err);
  * contexts. Nothing to do if it does already. */
 int disk_tap_backups(struct tap *tap, const char *socket, struct ft_err *err);
 void disk_tap_backups_end(struct tap *tap);
+/* From now until the end they are served the disk as it is now, and one bitmap ("" = none) too: see
+ * bitmaps.h. Whoever reads is hung up on, at both. Guest's writes wait for those under way, at most
+ * 2 s: -ETIMEDOUT. -EBUSY: one is on; -ENOTSUP: a shared disk; errors of bitmaps_backup_begin(). */
+int disk_tap_backup_begin(struct tap *tap, const char *bitmap, const char *socket,
+			  struct ft_err *err);
+/* used: the backup is good. Clients are served nothing any more. -EINVAL: none is on. */
+int disk_tap_backup_end(struct tap *tap, bool used, struct ft_err *err);
+bool disk_tap_backup_on(const struct tap *tap);
 
 /* From now on the copy is told before anything changes (cow.h), until unwatch(). One at a time;
  * the guest is paused. -ETIMEDOUT: a write is still on its way. */

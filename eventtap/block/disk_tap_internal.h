@@ -10,6 +10,7 @@
 #include "eventtap/block/notes.h"
 #include "eventtap/block/cow.h"
 #include "eventtap/block/disk_log.h"
+#include "eventtap/block/fleece.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
 #include "eventtap/block/metadata.h"
@@ -37,8 +38,9 @@ struct disk_tap {
 	struct bitmaps bitmaps; /* has a lock of its own, the innermost */
 	struct nbd_backend_ops backup_ops;
 	struct nbd_server *backups; /* NULL: none; engine's thread */
-	bool left;		    /* the VM goes on without the tap; engine's thread */
-	struct notes notes;	    /* has a lock of its own; never open for a shared disk */
+	char backup_bitmap[FT_DIRTY_NAME_MAX];
+	bool left;	    /* the VM goes on without the tap; engine's thread */
+	struct notes notes; /* has a lock of its own; never open for a shared disk */
 
 	/* engine's thread only */
 	struct metadata meta; /* fd < 0: yielded, or fenced */
@@ -62,6 +64,9 @@ struct disk_tap {
 	bool pressure;	 /* the owner was told */
 	bool flush_owed; /* a FLUSH that found no room in the log */
 	struct cow *cow; /* told before the image changes; NULL: nobody wants to know */
+	/* Likewise; set and unset with the whole disk's range held, so whoever holds one may use
+	 * it. */
+	struct fleece *fleece;
 	struct disk_log log;
 	struct overlay overlay;
 	struct ft_bitmap behind;
@@ -79,6 +84,9 @@ int disk_write_held(struct disk_tap *d, bool all, uint64_t epoch, uint64_t *seq)
 
 /* disk_watch.c: before any change of the image, without the lock; a guest's range is held. */
 void disk_before_change(struct disk_tap *d, uint64_t offset, uint64_t len);
+
+/* disk_backup.c: nobody writes any more. */
+void disk_backups_close(struct disk_tap *d);
 
 /* disk_bitmaps.c: of the tap's life; open: config.known */
 void disk_bitmaps_open(struct disk_tap *d, const char *image, bool known);

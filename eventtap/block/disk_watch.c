@@ -12,7 +12,10 @@ void disk_before_change(struct disk_tap *d, uint64_t offset, uint64_t len)
 {
 	pthread_mutex_lock(&d->lock);
 	struct cow *cow = d->cow ? cow_ref(d->cow) : NULL;
+	struct fleece *fleece = d->fleece;
 	pthread_mutex_unlock(&d->lock);
+	if (fleece)
+		fleece_before_change(fleece, offset, len);
 	if (cow)
 		cow_before_change(cow, offset, len);
 	cow_unref(cow);

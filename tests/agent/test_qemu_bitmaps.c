@@ -44,17 +44,33 @@ static void guest_writes(const struct host *h, unsigned first, unsigned n)
 		breathe(until, done);
 }
 
-static Ctl__Reply *bitmap(struct host *h, const char *action, const char *name,
-			  uint32_t granularity)
+static Ctl__Reply *ask_for(struct host *h, const char *command, const char *action,
+			   const char *name, uint32_t granularity)
 {
 	Ctl__Request r = CTL__REQUEST__INIT;
 
-	r.command = (char *)"bitmap";
+	r.command = (char *)(uintptr_t)command;
 	r.action = (char *)(uintptr_t)action;
 	r.disk = (char *)"root";
 	r.bitmap = (char *)(uintptr_t)name;
 	r.granularity = granularity;
 	return ask_any(h, &r);
+}
+
+static Ctl__Reply *bitmap(struct host *h, const char *action, const char *name,
+			  uint32_t granularity)
+{
+	return ask_for(h, "bitmap", action, name, granularity);
+}
+
+/* "" = it works; else what it is refused for. */
+static void backup(struct host *h, const char *action, const char *name, const char *why)
+{
+	Ctl__Reply *reply = ask_for(h, "backup", action, name, 0);
+
+	if (*why ? !strstr(reply->message, why) : *reply->error != 0)
+		fail_msg("%s %s: '%s'", action, name, reply->message);
+	ctl__reply__free_unpacked(reply, NULL);
 }
 
 static void bitmap_ok(struct host *h, const char *action, const char *name, uint32_t granularity)
@@ -244,6 +260,84 @@ static void chain_across_a_takeover(void **state)
 	host_stop(&b);
 }
 
+/* The guest says nothing more until it is told: what its disk is like now is what a backup that is
+ * begun now has to be. */
+static void begin(struct host *h, const char *name)
+{
+	backup(h, "begin", name, "");
+	shell("cp --sparse=always %s %s", at("%s.img", h->id), at("moment.img"));
+}
+
+static void of_one_moment(void **state)
+{
+	bool bad = false;
+
+	(void)state;
+	qemu_conf(at("g.conf"), "", "", "");
+	qemu_start(&a, at("g.conf"));
+	start_b();
+	guest_writes(&a, 0, 2000);
+	/* A full one, of a disk that had no tap. */
+	begin(&a, "");
+	assert_int_equal(nbd_nodes(&a), 1);
+	guest_writes(&a, 100, 50);
+	full_backup(&a, "backup.img");
+	shell("cmp %s %s", at("backup.img"), at("moment.img"));
+	shell("! cmp -s %s %s", at("backup.img"), at("A.img"));
+	backup(&a, "begin", "", "under way");
+	backup(&a, "end", "", "");
+	assert_int_equal(nbd_nodes(&a), 0);
+	backup(&a, "end", "", "none of disk root is under way");
+	backup(&a, "begin", "none", "there is none of that name");
+	assert_int_equal(nbd_nodes(&a), 0);
+
+	bitmap_ok(&a, "add", "daily", 4096);
+	begin(&a, "daily");
+	guest_writes(&a, 300, 3);
+	full_backup(&a, "backup.img");
+	shell("cmp %s %s", at("backup.img"), at("moment.img"));
+	bitmap_refused(&a, "clear", "daily", "is being backed up");
+	ask_refused(&a, "migrate", unix_uri("b.sock") + strlen("kemari:"), "a backup is under way");
+	backup(&a, "end", "", "");
+	assert_int_equal(dirty_of(&a, "daily", &bad), 3 * 4096);
+
+	/* What is written while it is read is the next one's, also under protection. */
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	guest_writes(&a, 400, 4);
+	begin(&a, "daily");
+	guest_writes(&a, 300, 1);
+	guest_writes(&a, 500, 5);
+	assert_int_equal(incremental_backup(&a, "daily", "backup.img"), 7 * 4096);
+	shell("cmp %s %s", at("backup.img"), at("moment.img"));
+	backup(&a, "end", "", "");
+	assert_int_equal(dirty_of(&a, "daily", &bad), 6 * 4096);
+
+	/* One that fails is as if it had not been. */
+	begin(&a, "daily");
+	guest_writes(&a, 600, 6);
+	backup(&a, "abort", "", "");
+	assert_int_equal(dirty_of(&a, "daily", &bad), 12 * 4096);
+
+	/* And one whose host is lost in the middle. */
+	begin(&a, "daily");
+	guest_writes(&a, 700, 7);
+	ask_ok(&a, "checkpoint", NULL);
+	ask_ok(&a, "verify", NULL);
+	assert_int_equal(dirty_of(&b, "daily", &bad), 19 * 4096);
+	backup(&b, "begin", "daily", "this is the standby");
+	host_kill(&a);
+	wait_state(&b, "solo", GOES_ON_MS);
+	ticks_on(&b);
+	begin(&b, "daily");
+	guest_writes(&b, 800, 8);
+	assert_int_equal(incremental_backup(&b, "daily", "backup.img"), 19 * 4096);
+	shell("cmp %s %s", at("backup.img"), at("moment.img"));
+	backup(&b, "end", "", "");
+	assert_int_equal(dirty_of(&b, "daily", &bad), 8 * 4096);
+	assert_false(bad);
+	host_stop(&b);
+}
+
 /* Stopped in order they are kept; killed, they say that they are of no use. */
 static void across_restarts(void **state)
 {
@@ -287,6 +381,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(chain_across_a_takeover, setup, place_clear),
+		cmocka_unit_test_setup_teardown(of_one_moment, setup, place_clear),
 		cmocka_unit_test_setup_teardown(across_restarts, setup, place_clear),
 	};
 	int failed;

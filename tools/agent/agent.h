@@ -276,6 +276,8 @@ void taps_in_solo(struct agent *a, bool known);
 /* One disk of a solo guest. known: it has not run without a tap since this host had the disk. */
 int taps_disk_in(struct agent *a, unsigned i, bool known, struct ft_err *err);
 int taps_disk_out(struct agent *a, unsigned i, struct ft_err *err);
+/* A disk with a tap that has bitmaps, or of which a backup is under way. */
+bool taps_disk_in_use(const struct agent *a, unsigned i);
 /* The read-only export of a disk that has bitmaps. */
 int taps_serve_backups(struct agent *a, unsigned i, struct ft_err *err);
 void taps_backup_path(const struct agent *a, unsigned i, char out[VMM_PATH_MAX]);

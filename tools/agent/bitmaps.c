@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* `ftctl bitmap`: named dirty bitmaps of the guest's disks. A disk that has one keeps its tap also
- * when the guest is solo, from the first bitmap to the last; a standby has those of the last
- * checkpoint, to be looked at. */
+/* `ftctl bitmap`: named dirty bitmaps of the guest's disks, and `ftctl backup`, what they are for.
+ * A disk that has one, or of which a backup is made, keeps its tap also when the guest is solo; a
+ * standby has those of the last checkpoint, to be looked at. */
 #include <errno.h>
 #include <openssl/evp.h>
 #include <stdio.h>
@@ -27,7 +27,7 @@ static void drop_tap(struct agent *a, unsigned i)
 {
 	struct ft_err err = {0};
 
-	if (!a->disk_taps[i] || bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])))
+	if (!a->disk_taps[i] || taps_disk_in_use(a, i))
 		return;
 	disk_tap_backups_end(a->disk_taps[i]);
 	if (!a->taps_made && !(taps_disks_stay(a) & 1u << i) && taps_disk_out(a, i, &err))
@@ -110,6 +110,35 @@ static int change(struct agent *a, unsigned i, const Ctl__Request *r, struct ft_
 	return rc;
 }
 
+/* What a backup client reads from now on is of one moment; until the end. */
+static int back_up(struct agent *a, unsigned i, const Ctl__Request *r, struct ft_err *err)
+{
+	char socket[VMM_PATH_MAX];
+	struct ft_err why;
+	int rc;
+
+	taps_backup_path(a, i, socket);
+	if (!strcmp(r->action, "begin")) {
+		rc = add_tap(a, i, err);
+		if (!rc)
+			rc = disk_tap_backup_begin(a->disk_taps[i], r->bitmap, socket, err);
+		if (!rc)
+			a->disks_stay |= a->taps_made ? 0 : 1u << i;
+		else
+			drop_tap(a, i);
+		return rc;
+	}
+	if (!a->disk_taps[i])
+		return ft_err_set(err, EINVAL, "backup: none of disk %.64s is under way", r->disk);
+	rc = disk_tap_backup_end(a->disk_taps[i], !strcmp(r->action, "end"), err);
+	if (!rc && taps_serve_backups(a, i, &why))
+		ft_warn("%s: disk %s: %s", a->config.name, r->disk, why.text);
+	if (!rc && bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])))
+		rc = disk_tap_bitmaps_keep(a->disk_taps[i], err);
+	drop_tap(a, i);
+	return rc;
+}
+
 static bool digest_map(EVP_MD_CTX *ctx, struct bitmaps *s, const struct bitmap_info *info)
 {
 	uint8_t piece[DIGEST_PIECE];
@@ -176,7 +205,7 @@ static void reply(struct agent *a, struct ctl_call *call, unsigned disk, const c
 	out.n_bitmaps = fill_list(set_of(a, disk), bitmaps, ptrs, infos);
 	out.bitmaps = ptrs;
 	out.sha256 = (char *)(uintptr_t)digest;
-	if (out.n_bitmaps && !a->stores_n) {
+	if (!a->stores_n && a->disk_taps[disk] && taps_disk_in_use(a, disk)) {
 		taps_backup_path(a, disk, socket);
 		snprintf(uri, sizeof uri, "nbd+unix:///%s?socket=%s", a->vm_info.disks[disk].id,
 			 socket);
@@ -185,27 +214,35 @@ static void reply(struct agent *a, struct ctl_call *call, unsigned disk, const c
 	ctl_reply(call, &out);
 }
 
-static bool is_action(const char *action)
+static bool is_one_of(const char *action, const char *const *actions)
 {
-	static const char *const actions[] = {"add",   "remove", "enable", "disable",
-					      "clear", "list",	 "sha256"};
-
-	for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
+	for (size_t i = 0; actions[i]; i++)
 		if (!strcmp(action, actions[i]))
 			return true;
 	return false;
 }
 
+static bool is_action(const Ctl__Request *r, bool backup)
+{
+	static const char *const of_bitmaps[] = {"add",	  "remove", "enable", "disable",
+						 "clear", "list",   "sha256", NULL};
+	static const char *const of_backups[] = {"begin", "end", "abort", NULL};
+
+	return is_one_of(r->action, backup ? of_backups : of_bitmaps);
+}
+
 void bitmap_request(struct agent *a, struct ctl_call *call, const Ctl__Request *r)
 {
 	bool looks = !strcmp(r->action, "list") || !strcmp(r->action, "sha256");
+	bool backup = !strcmp(r->command, "backup");
 	char hex[DIGEST_HEX] = "";
 	struct ft_err err = {0};
 	unsigned disk = 0;
 	int rc;
 
-	if (!is_action(r->action)) {
-		ctl_reply_error(call, CTL_ERR_USAGE, "bitmap: '%.32s': no such action", r->action);
+	if (!is_action(r, backup)) {
+		ctl_reply_error(call, CTL_ERR_USAGE, "%s: '%.32s': no such action",
+				backup ? "backup" : "bitmap", r->action);
 		return;
 	}
 	rc = a->vmm ? find_disk(a, r->disk, &disk, &err)
@@ -215,7 +252,7 @@ void bitmap_request(struct agent *a, struct ctl_call *call, const Ctl__Request *
 	if (!rc && !looks)
 		rc = check_changeable(a, &err);
 	if (!rc && !looks)
-		rc = change(a, disk, r, &err);
+		rc = backup ? back_up(a, disk, r, &err) : change(a, disk, r, &err);
 	if (rc)
 		requests_fail(call, &err);
 	else

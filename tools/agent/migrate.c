@@ -4,12 +4,22 @@
 #include <errno.h>
 #include <string.h>
 
+#include "eventtap/block/disk_tap.h"
 #include "tools/agent/agent.h"
 
 /* NULL, or why the guest cannot go anywhere now. */
 static const char *busy(const struct agent *a)
 {
 	return a->keeper_lost ? AGENT_KEEPER_LOST : snapshot_busy(a);
+}
+
+/* Of a guest that is only to be protected it goes on. */
+static bool backup_on(const struct agent *a)
+{
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (a->disk_taps[i] && disk_tap_backup_on(a->disk_taps[i]))
+			return true;
+	return false;
 }
 
 static void start(struct agent *a, struct ctl_call *call, const Ctl__Request *request)
@@ -78,6 +88,14 @@ void migrate_request(struct agent *a, struct ctl_call *call, const Ctl__Request 
 		a->peer = before;
 		a->has_peer = had;
 		ctl_reply_error(call, CTL_ERR_USAGE, "%s", err.text);
+		return;
+	}
+	if (!a->peer.kemari && backup_on(a)) {
+		a->peer = before;
+		a->has_peer = had;
+		ctl_reply_error(call, CTL_ERR_BUSY,
+				"migrate: a backup is under way: `ftctl "
+				"backup end`");
 		return;
 	}
 	start(a, call, request);

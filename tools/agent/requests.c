@@ -146,7 +146,7 @@ static void on_request(void *ctx, struct ctl_call *call, const Ctl__Request *req
 		run_later(a, call, ft_engine_failback, CALL_STATUS);
 	} else if (!strcmp(command, "snapshot")) {
 		snapshot_request(a, call, request);
-	} else if (!strcmp(command, "bitmap")) {
+	} else if (!strcmp(command, "bitmap") || !strcmp(command, "backup")) {
 		bitmap_request(a, call, request);
 	} else if (!strcmp(command, "history")) {
 		history_request(a, call);

@@ -222,10 +222,15 @@ static bool is_tracked(const struct agent *a, const char *id)
 	return false;
 }
 
+bool taps_disk_in_use(const struct agent *a, unsigned i)
+{
+	return bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])) > 0 ||
+	       disk_tap_backup_on(a->disk_taps[i]);
+}
+
 static bool has_bitmaps(const struct agent *a, unsigned i)
 {
-	return a->disk_taps[i] ? bitmaps_count(disk_tap_bitmaps(a->disk_taps[i])) > 0
-			       : bitmaps_exist(a->vm_info.disks[i].image);
+	return a->disk_taps[i] ? taps_disk_in_use(a, i) : bitmaps_exist(a->vm_info.disks[i].image);
 }
 
 unsigned taps_disks_stay(struct agent *a)

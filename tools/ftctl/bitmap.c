@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* bitmap: named dirty bitmaps of a guest's disks. */
+/* bitmap: named dirty bitmaps of a guest's disks; backup: a view of one moment for backup clients.
+ */
 #include "tools/ftctl/ftctl.h"
 
 #include <getopt.h>
@@ -66,7 +67,7 @@ static int print_answer(const struct ftctl *ctl, const Ctl__Request *r, const ch
 		printf("%s\n", clean(line, sizeof line, reply->sha256));
 		return FTCTL_OK;
 	}
-	if (!reply->n_bitmaps)
+	if (!reply->n_bitmaps && strcmp(r->command, "backup"))
 		printf("disk %s has no bitmaps\n", r->disk);
 	for (size_t i = 0; i < reply->n_bitmaps; i++) {
 		const Ctl__Bitmap *b = reply->bitmaps[i];
@@ -80,13 +81,41 @@ static int print_answer(const struct ftctl *ctl, const Ctl__Request *r, const ch
 	return FTCTL_OK;
 }
 
+static int ask_and_print(const struct ftctl *ctl, const struct command *command,
+			 const Ctl__Request *r, const char *name)
+{
+	Ctl__Reply *reply;
+	int ret = ask(ctl, name, r, command->answer_ms, &reply);
+
+	if (ret)
+		return ret;
+	ret = print_answer(ctl, r, name, reply);
+	free_reply(reply);
+	return ret;
+}
+
+int run_backup(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	bool begin = argc > 1 && !strcmp(argv[1], "begin");
+
+	if (argc != 4 && !(begin && argc == 5))
+		return fail_usage(ctl, command, "backup takes an action, a name, a disk%s",
+				  begin ? " and perhaps a bitmap" : "");
+	r.command = argv[0];
+	r.action = argv[1];
+	r.disk = argv[3];
+	if (argc == 5)
+		r.bitmap = argv[4];
+	return ask_and_print(ctl, command, &r, argv[2]);
+}
+
 int run_bitmap(const struct ftctl *ctl, const struct command *command, int argc, char **argv)
 {
 	static const struct option options[] = {{"granularity", required_argument, NULL, 'g'}, {0}};
 	Ctl__Request r = CTL__REQUEST__INIT;
-	Ctl__Reply *reply;
 	bool list;
-	int ret, opt;
+	int opt;
 
 	while ((opt = getopt_long(argc, argv, ":", options, NULL)) != -1) {
 		if (opt == ':' || (opt == 'g' && !parse_granularity(optarg, &r.granularity)))
@@ -107,10 +136,5 @@ int run_bitmap(const struct ftctl *ctl, const struct command *command, int argc,
 	r.disk = argv[optind + 2];
 	if (!list)
 		r.bitmap = argv[optind + 3];
-	ret = ask(ctl, argv[optind + 1], &r, command->answer_ms, &reply);
-	if (ret)
-		return ret;
-	ret = print_answer(ctl, &r, argv[optind + 1], reply);
-	free_reply(reply);
-	return ret;
+	return ask_and_print(ctl, command, &r, argv[optind + 1]);
 }

@@ -48,6 +48,7 @@ int run_plain(const struct ftctl *ctl, const struct command *command, int argc, 
 int run_checkpoint(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_snapshot(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_bitmap(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
+int run_backup(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_history(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_verify(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
 int run_pki(const struct ftctl *ctl, const struct command *command, int argc, char **argv);
