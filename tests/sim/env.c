@@ -186,6 +186,8 @@ static int env_guard(void *ctx, bool on, struct ft_err *why)
 
 	if (!node_step(n))
 		return 0;
+	if (n->world->mutant == MUTANT_FAILED_UNPROVEN && ft_engine_state(n->engine) == FT_TAKEOVER)
+		return 0;
 	if (n->world->mutant != MUTANT_GUARD_FORGOTTEN) {
 		n->elsewhere = on;
 		if (on) {

@@ -149,6 +149,8 @@ static void operate(struct world *w, struct node *n)
 		if (standby && !n->world->options.arbiter_file &&
 		    n->engine->conns[CONN_DATA].link == NULL)
 			return;
+		if (w->options.seed % 8 == 2 && w->now / US % 2)
+			(standby ? n : node_other(n))->resume_fails = true;
 		world_log(w, "%s: FAILOVER by an operator: %s", n->name,
 			  ft_engine_failover(n->engine, switched, w, &err) ? err.text
 									   : "under way");

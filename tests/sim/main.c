@@ -56,6 +56,7 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_START_UNASKED] = "start-unasked",
 	[MUTANT_RELEASE_FENCED] = "release-fenced",
 	[MUTANT_GUARD_FORGOTTEN] = "guard-forgotten",
+	[MUTANT_FAILED_UNPROVEN] = "failed-unproven",
 	[MUTANT_HOME_FORGOTTEN] = "home-forgotten",
 	[MUTANT_COW_FORGETS] = "cow-forgets",
 	[MUTANT_COW_LATE] = "cow-late",

@@ -400,6 +400,8 @@ enum mutant {
 	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
 				*/
 	/* bounds */
+	MUTANT_FAILED_UNPROVEN, /* a standby that cannot run the guest says so, and could be started
+				 */
 	MUTANT_HOME_FORGOTTEN,	/* a restarted agent forgets where its guest belongs */
 	MUTANT_QUEUE_UNBOUNDED, /* the NIC's queue never drops */
 	MUTANT_N,
