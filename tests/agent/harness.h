@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "ft/err.h"
+#include "tests/fixture/clock.h"
 #include "tools/ctl/ctl.h"
 
 #define GUEST	   "g"	 /* its name, in all tests */
@@ -55,7 +56,6 @@ void write_file(const char *path, const char *fmt, ...) __attribute__((format(pr
 /* All of it, "" when there is none. Static buffer. */
 const char *file_text(const char *path);
 void make_image(const char *path, uint64_t bytes);
-uint64_t now_ms(void);
 /* For waits of the form: while (!done) { check; breathe(deadline, what); }. Fails the test after
  * the deadline. */
 void breathe(uint64_t deadline_ms, const char *what);
