@@ -2,9 +2,17 @@
 // Our listener and connector against each other and against OpenSSL peers that do what ours never
 // would. Bare peers block in a thread of their own.
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include <openssl/err.h>
@@ -12,7 +20,7 @@
 #include <poll.h>
 #include <pthread.h>
 
-#include "tests/unit/transport_fixture.h"
+#include "tests/fixture/transport.h"
 #include "transport/connector.h"
 #include "transport/listener.h"
 
