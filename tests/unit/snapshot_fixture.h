@@ -73,6 +73,21 @@ static inline void fixture_remove(void)
 	assert_int_equal(system(line), 0);
 }
 
+/* cmocka's, for tests that need nothing but the folder. */
+static inline int fixture_setup(void **state)
+{
+	(void)state;
+	fixture_folder();
+	return 0;
+}
+
+static inline int fixture_teardown(void **state)
+{
+	(void)state;
+	fixture_remove();
+	return 0;
+}
+
 /* A filesystem of its own with little room at "small". False: this user may not mount. */
 static inline bool fixture_small(const char *size)
 {

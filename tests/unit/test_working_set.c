@@ -16,20 +16,6 @@
 #define TRIES  20
 #define MEMORY (PAGES * (uint64_t)VMM_PAGE_BYTES)
 
-static int setup(void **state)
-{
-	(void)state;
-	fixture_folder();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	fixture_remove();
-	return 0;
-}
-
 static void written_and_read(void **state)
 {
 	const char *path = fixture_path("s");
@@ -202,9 +188,9 @@ static void read_ahead(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(written_and_read, setup, teardown),
-		cmocka_unit_test_setup_teardown(refused, setup, teardown),
-		cmocka_unit_test_setup_teardown(read_ahead, setup, teardown),
+		cmocka_unit_test_setup_teardown(written_and_read, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(refused, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(read_ahead, fixture_setup, fixture_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
