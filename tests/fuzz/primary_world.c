@@ -378,12 +378,12 @@ static int env_disks_reclaim(void *ctx, uint64_t void_generation, struct ft_err 
 static int env_guard(void *ctx, bool on, struct ft_err *err)
 {
 	(void)ctx;
+	(void)err;
 	assert(on || !w.guarded || w.alone || w.survivor);
 	w.guarded = on;
-	(void)err;
-	return 0;
 	if (on)
 		w.alone = false;
+	return 0;
 }
 
 static void env_vm_end(void *ctx)
