@@ -385,6 +385,14 @@ void host_stop(struct host *h)
 		fail_msg("agent %s: exit code %d; it said: %s", h->id, code, file_text(h->log));
 }
 
+void hosts_stop(struct host *a, struct host *b)
+{
+	if (b->agent)
+		host_stop(b);
+	if (a->agent)
+		host_stop(a);
+}
+
 bool host_said(const struct host *h, const char *text)
 {
 	return strstr(file_text(h->log), text) != NULL;

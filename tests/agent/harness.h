@@ -83,6 +83,9 @@ int host_reap(struct host *h, unsigned within_ms);
 /* By an operator; asserts exit code 0. */
 void host_stop(struct host *h);
 
+/* Both, the standby first, if they have an agent: it must not take over. */
+void hosts_stop(struct host *a, struct host *b);
+
 /* What it wrote since it was started last. */
 bool host_said(const struct host *h, const char *text);
 void host_wait_said(const struct host *h, const char *text, unsigned within_ms);
@@ -142,6 +145,9 @@ void assert_state(struct host *h, const char *state);
 pid_t vmm_pid(struct host *h);
 uint64_t committed(struct host *h);
 
+/* Until it knows that the line of its migration was cut. */
+void wait_migration_cut(struct host *h);
+
 /* ---- guests ---- */
 
 /* A client of the kv program on a pocket machine at 127.0.0.1:port: counts and hashes along, so
@@ -167,6 +173,11 @@ void pocket_conf(const char *path, const char *ft, const char *extra);
 const char *unix_uri(const char *name);
 void pocket_pair(struct host *a, struct host *b, const char *ft, const char *extra);
 
+/* A pocket machine of so much memory, without a disk, whose program writes it: the guest of
+ * snapshots. _start: and lets it write for a second. */
+void pocket_writer_conf(const char *path, const char *memory);
+void pocket_writer_start(struct host *h, const char *conf);
+
 /* ---- QEMU guests ---- */
 
 /* Exits 77 unless there are QEMU, kernel and initrd. */
@@ -178,6 +189,11 @@ void bridge(void);
  * more lines, the NICs among them. */
 void qemu_conf(const char *path, const char *append, const char *ft, const char *extra);
 void qemu_start(struct host *h, const char *conf);
+/* The other host of g.conf: with its own image and console, it waits at uri. set: one more setting,
+ * "KEY=VALUE"; NULL: none. */
+void qemu_standby(struct host *h, const char *uri, const char *set);
+/* The guest writes n blocks of noise from block `first` of its disk on, and syncs them. */
+void guest_noise(const struct host *h, unsigned block_bytes, unsigned first, unsigned n);
 /* A TCP connection to the guest's echo server, and n exchanges over it. */
 int guest_connect(void);
 void guest_echo(int fd, unsigned n);
