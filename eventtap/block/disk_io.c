@@ -25,15 +25,6 @@ struct change {
 	bool no_hole, fast, fua;
 };
 
-void disk_mark_behind_locked(struct disk_tap *d, uint64_t offset, uint64_t len)
-{
-	if (d->shared || len == 0)
-		return;
-	uint64_t first = offset / DISK_TAP_BLOCK_BYTES;
-	uint64_t last = (offset + len - 1) / DISK_TAP_BLOCK_BYTES;
-	ft_bitmap_set_range(&d->behind, first, last - first + 1);
-}
-
 int disk_io_failed_locked(struct disk_tap *d, const char *what, int ret)
 {
 	d->io_errors++;

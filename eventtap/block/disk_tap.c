@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine's side of a disk tap: modes, epochs, the copier. The guest's side is disk_io.c.
+// The engine's side of a disk tap: its life, modes and epochs. The guest's side is disk_io.c; the
+// map is in disk_tap_internal.h.
 //
 // Only this side takes segments out of the log, and closed segments do not change: release() may
 // read them without the lock. Lock order: a range, then d->lock (a range is waited for with d->lock
@@ -19,154 +20,10 @@
 
 #define CLOSE_WAIT_MS                                                                              \
 	2000 /* close_epoch() for the last writers: the VMM has drained them already */
-#define COPY_WAIT_MS  10000	 /* the copier for a writer in its range */
-#define SYNC_HOLE_MAX (1u << 30) /* bytes of one hole that the copier reports */
 
 static struct disk_tap *of(struct tap *tap)
 {
 	return (struct disk_tap *)tap;
-}
-
-// ---- what the peer lacks ----
-
-void disk_tap_mark_range_behind(struct tap *tap, uint64_t offset, uint64_t len)
-{
-	struct disk_tap *d = of(tap);
-	assert(offset <= d->image.bytes && len <= d->image.bytes - offset);
-	pthread_mutex_lock(&d->lock);
-	disk_mark_behind_locked(d, offset, len);
-	pthread_mutex_unlock(&d->lock);
-}
-
-void disk_tap_mark_all_behind(struct tap *tap)
-{
-	disk_tap_mark_range_behind(tap, 0, of(tap)->image.bytes);
-}
-
-static uint64_t behind_bytes_locked(const struct disk_tap *d)
-{
-	uint64_t bytes = d->behind.count * DISK_TAP_BLOCK_BYTES;
-	return bytes < d->image.bytes ? bytes : d->image.bytes;
-}
-
-uint64_t disk_tap_behind_bytes(struct tap *tap)
-{
-	struct disk_tap *d = of(tap);
-	pthread_mutex_lock(&d->lock);
-	uint64_t bytes = behind_bytes_locked(d);
-	pthread_mutex_unlock(&d->lock);
-	return bytes;
-}
-
-// First and end of a run of behind blocks at or after d->sync_at, at most max bytes; in bytes.
-// False: there is none.
-static bool next_run_locked(struct disk_tap *d, uint64_t max, uint64_t *start, uint64_t *end)
-{
-	uint64_t first = ft_bitmap_next(&d->behind, d->sync_at);
-	if (first == d->behind.bits)
-		first = ft_bitmap_next(&d->behind, 0);
-	if (first == d->behind.bits)
-		return false;
-	uint64_t last = first + 1, blocks_max = max / DISK_TAP_BLOCK_BYTES;
-	while (last < d->behind.bits && last - first < blocks_max &&
-	       ft_bitmap_test(&d->behind, last))
-		last++;
-	*start = first * DISK_TAP_BLOCK_BYTES;
-	*end = last * DISK_TAP_BLOCK_BYTES;
-	if (*end > d->image.bytes)
-		*end = d->image.bytes;
-	return true;
-}
-
-// Reads the beginning of the run [start, end), whose range is held: a hole of any length, or as
-// much data as buf takes. *len is whole blocks but at the end of the disk.
-static int read_run(struct disk_tap *d, uint64_t start, uint64_t end, uint8_t *buf, size_t buf_max,
-		    uint64_t *len, bool *zero)
-{
-	uint64_t extent;
-	int ret = image_extent(&d->image, start, end - start, &extent, zero);
-	if (ret < 0)
-		return ret;
-	bool to_end = start + extent == end;
-	if (*zero && !to_end)
-		extent -= extent % DISK_TAP_BLOCK_BYTES;
-	if (*zero && extent > 0) {
-		*len = extent;
-		return 0;
-	}
-	*zero = false;
-	// Data up to the next hole, that hole's first bytes included where it begins in mid-block.
-	extent = (extent + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES * DISK_TAP_BLOCK_BYTES;
-	if (extent == 0)
-		extent = DISK_TAP_BLOCK_BYTES;
-	if (extent > buf_max)
-		extent = buf_max / DISK_TAP_BLOCK_BYTES * DISK_TAP_BLOCK_BYTES;
-	*len = extent < end - start ? extent : end - start;
-	return image_pread(&d->image, buf, *len, start);
-}
-
-static void clear_behind_locked(struct disk_tap *d, uint64_t start, uint64_t len)
-{
-	uint64_t first = start / DISK_TAP_BLOCK_BYTES;
-	uint64_t end = (start + len + DISK_TAP_BLOCK_BYTES - 1) / DISK_TAP_BLOCK_BYTES;
-	ft_bitmap_clear_range(&d->behind, first, end - first);
-	d->sync_at = end;
-}
-
-int disk_tap_sync_next(struct tap *tap, uint8_t *buf, size_t buf_max, uint64_t *offset,
-		       uint32_t *len, bool *zero, struct ft_err *err)
-{
-	assert(buf_max >= DISK_TAP_BLOCK_BYTES);
-	struct disk_tap *d = of(tap);
-	uint64_t start, end, part = 0;
-	pthread_mutex_lock(&d->lock);
-	if (!next_run_locked(d, SYNC_HOLE_MAX, &start, &end)) {
-		pthread_mutex_unlock(&d->lock);
-		return 0;
-	}
-	int range = range_lock_take(&d->ranges, &d->lock, start, end, COPY_WAIT_MS), ret = range;
-	if (range >= 0) {
-		pthread_mutex_unlock(&d->lock);
-		ret = read_run(d, start, end, buf, buf_max, &part, zero);
-		pthread_mutex_lock(&d->lock);
-		// Writers of this range come after us, and will set the bits again.
-		if (ret == 0)
-			clear_behind_locked(d, start, part);
-		range_lock_give(&d->ranges, range);
-	}
-	if (ret < 0)
-		disk_io_failed_locked(d, "read for the peer", ret);
-	pthread_mutex_unlock(&d->lock);
-	if (ret < 0)
-		return ft_err_set(err, -ret, "disk %s: copy at byte %llu: %s", tap->id,
-				  (unsigned long long)start, strerror(-ret));
-	*offset = start;
-	*len = (uint32_t)part;
-	return 1;
-}
-
-// Everything that is behind goes into the open epoch. The whole disk is held.
-static int log_behind(struct disk_tap *d, struct ft_err *err)
-{
-	uint64_t start, end, len;
-	bool zero;
-	int ret = 0;
-	pthread_mutex_lock(&d->lock);
-	while (ret == 0 && next_run_locked(d, UINT64_MAX, &start, &end)) {
-		pthread_mutex_unlock(&d->lock);
-		ret = read_run(d, start, end, d->scratch, SCRATCH_BYTES, &len, &zero);
-		pthread_mutex_lock(&d->lock);
-		if (ret == 0)
-			ret = zero ? disk_log_zero_locked(d, TAP_DISK_TRIM, start, len)
-				   : disk_log_write_locked(d, d->scratch, start, len);
-		if (ret == 0)
-			clear_behind_locked(d, start, len);
-	}
-	pthread_mutex_unlock(&d->lock);
-	if (ret < 0)
-		return ft_err_set(err, -ret, "disk: what the peer lacks at byte %llu: %s",
-				  (unsigned long long)start, strerror(-ret));
-	return 0;
 }
 
 // ---- modes ----
@@ -271,7 +128,7 @@ static int disk_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 	int range = take_whole(d, CLOSE_WAIT_MS);
 	if (range < 0)
 		return ft_err_set(err, -range, "disk: writes are still on their way to the image");
-	int ret = log_behind(d, err);
+	int ret = disk_log_behind(d, err);
 	// From now on another host may take a shared disk: what the VM wrote before there was a tap
 	// must not be on its way from a cache of this host any more.
 	if (ret == 0 && d->shared && d->hold_next && (ret = image_flush(&d->image)) < 0)
@@ -399,7 +256,7 @@ static void disk_stats(struct tap *tap, struct tap_stats *stats)
 	stats->outputs = d->writes;
 	stats->bytes = d->bytes_written;
 	stats->dropped = 0;
-	stats->behind_bytes = behind_bytes_locked(d);
+	stats->behind_bytes = disk_behind_bytes_locked(d);
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -430,85 +287,6 @@ void disk_tap_info(struct tap *tap, struct disk_tap_info *info)
 uint64_t disk_tap_bytes(const struct tap *tap)
 {
 	return ((const struct disk_tap *)tap)->image.bytes;
-}
-
-static int check_writable(const struct disk_tap *d, struct ft_err *err)
-{
-	if (d->fenced)
-		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", d->tap.id);
-	if (d->meta.fd < 0)
-		return ft_err_set(err, EBUSY, "disk %s: yielded to the other host", d->tap.id);
-	return 0;
-}
-
-int disk_tap_yield(struct tap *tap, struct ft_err *err)
-{
-	struct disk_tap *d = of(tap);
-	assert(d->shared);
-	if (!d->fenced && d->meta.fd < 0)
-		return 0;
-	int ret = check_writable(d, err);
-	if (ret == 0 && (ret = image_flush(&d->image)) < 0)
-		ft_err_set(err, -ret, "disk %s: flush: %s", tap->id, strerror(-ret));
-	if (ret == 0)
-		metadata_close(&d->meta);
-	return ret;
-}
-
-int disk_tap_reclaim(struct tap *tap, uint64_t void_generation, struct ft_err *err)
-{
-	struct disk_tap *d = of(tap);
-	struct metadata_record left = d->meta.record;
-	if (d->fenced)
-		return ft_err_set(err, ESHUTDOWN, "disk %s: fenced", tap->id);
-	if (d->meta.fd >= 0)
-		return 0;
-	int ret = metadata_open(d->image_path, &d->meta, err);
-	if (ret < 0)
-		return ft_err_context(err, "disk %s", tap->id);
-	// The lock is free too while the other host's guest runs unprotected: the record tells.
-	// One that died in its replay has written nothing but what we had written before.
-	const struct metadata_record now = d->meta.record;
-	bool cut_short = now.generation == left.generation && now.state == STORE_INCONSISTENT;
-	bool given_up = void_generation && now.generation == void_generation;
-	bool untouched = now.generation == left.generation && now.state == left.state;
-	if (d->meta.fresh || (!untouched && !cut_short && !given_up))
-		ret = ft_err_set(err, EBUSY,
-				 "disk %s: the other host has taken it (generation %llu)", tap->id,
-				 (unsigned long long)now.generation);
-	else if (!untouched)
-		ret = metadata_write(&d->meta, &left, err);
-	if (ret < 0)
-		metadata_close(&d->meta);
-	// Whatever was found: what we left is what the next attempt has to find.
-	d->meta.record = left;
-	return ret;
-}
-
-int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch,
-			    struct ft_err *err)
-{
-	struct disk_tap *d = of(tap);
-	int ret = check_writable(d, err);
-	if (ret < 0)
-		return ret;
-	struct metadata_record record = d->meta.record;
-	record.generation = generation;
-	record.epoch = epoch;
-	return metadata_write(&d->meta, &record, err);
-}
-
-int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generation,
-			   struct ft_err *err)
-{
-	struct disk_tap *d = of(tap);
-	int ret = check_writable(d, err);
-	if (ret < 0)
-		return ret;
-	struct metadata_record record = d->meta.record;
-	record.generation = generation;
-	record.state = is_protected ? STORE_PROTECTED : STORE_UP_TO_DATE;
-	return metadata_write(&d->meta, &record, err);
 }
 
 // ---- creation ----

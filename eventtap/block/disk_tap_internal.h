@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The disk tap's object; shared by disk_tap.c (the engine's side) and disk_io.c (the guest's side)
- * only. */
+/* The disk tap's object, shared by the files of the tap and nobody else:
+ *
+ *   disk_tap.c      its life, modes and epochs: the engine's side
+ *   disk_io.c       the guest's side: the NBD server's backend
+ *   disk_behind.c   what the peer lacks, and the copier
+ *   disk_sums.c     what it does not lack after all, by sums; disk_notes.c: by notes of changes
+ *   disk_release.c  held writes of a shared disk on their way to the image
+ *   disk_owner.c    whose the image is: metadata and lock
+ *   disk_bitmaps.c  named bitmaps and their export; disk_watch.c: a snapshot's copy */
 #ifndef EVENTTAP_BLOCK_DISK_TAP_INTERNAL_H
 #define EVENTTAP_BLOCK_DISK_TAP_INTERNAL_H
 
@@ -105,9 +112,14 @@ void disk_notes_released(struct disk_tap *d);
 /* Nobody writes any more. */
 void disk_notes_seal(struct disk_tap *d);
 
+/* disk_behind.c */
+void disk_mark_behind_locked(struct disk_tap *d, uint64_t offset, uint64_t len);
+uint64_t disk_behind_bytes_locked(const struct disk_tap *d);
+/* Everything that is behind goes into the open epoch. The whole disk is held. */
+int disk_log_behind(struct disk_tap *d, struct ft_err *err);
+
 /* disk_io.c */
 extern const struct nbd_backend_ops disk_io_ops;
-void disk_mark_behind_locked(struct disk_tap *d, uint64_t offset, uint64_t len);
 /* Appends a write, cut into records, to the open epoch; shared: into the overlay too. On -errno a
  * part may be there. */
 int disk_log_write_locked(struct disk_tap *d, const uint8_t *data, uint64_t offset, uint64_t len);

@@ -6,7 +6,6 @@
 #include "eventtap/net/net_tap.h"
 
 #include <assert.h>
-#include <endian.h>
 #include <errno.h>
 #include <linux/sockios.h>
 #include <poll.h>
@@ -19,23 +18,20 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "eventtap/net/frame_stream.h"
 #include "eventtap/net/host_tap.h"
 #include "eventtap/pump.h"
 #include "eventtap/queue.h"
 #include "ft/log.h"
 
-#define LENGTH_BYTES 4
-// Of one recv(2), with room for the rest of a frame.
-#define READ_BYTES (256u << 10)
 // What a paused guest can have left in a socket, many times over.
 #define DRAIN_BYTES_MAX (16u << 20)
-// Of one sendmsg(2), two iovecs each.
-#define FLUSH_FRAMES_MAX 128
+// Given to the interface in one go, one write(2) each.
+#define HOST_FRAMES_MAX 128
 // Written in one go; beyond it the others have their turn at the lock.
 #define FLUSH_BYTES_MAX (1u << 20)
 // Asked for, so that most releases fit the socket.
 #define IN_SOCKET_BYTES (256 << 10)
-_Static_assert(READ_BYTES >= LENGTH_BYTES + TAP_NET_FRAME_MAX, "a frame fits the read buffer");
 _Static_assert(NET_TAP_HELD_BYTES_MIN >= TAP_RECORD_HEADER + TAP_NET_FRAME_MAX,
 	       "a frame fits the queue");
 
@@ -52,13 +48,11 @@ struct net_tap {
 	enum tap_mode mode;   // PASS or HOLD
 	bool hold_next;	      // HOLD from the next close_epoch() on
 	struct queue *queue;
-	size_t sent; // bytes of the first released frame, its length included, that IN has
+	struct frame_writer writer; // to IN
 	bool pressed;
 	uint64_t outputs, bytes, dropped;
-	size_t read_len; // of read_buf: the beginning of a frame
-	uint32_t skip;	 // bytes to come of a frame that is too long
-	bool skipped;	 // told so once
-	uint8_t read_buf[READ_BYTES];
+	bool giant_told;	    // once
+	struct frame_reader reader; // of OUT
 };
 
 static struct net_tap *net_tap(struct tap *tap)
@@ -76,7 +70,7 @@ static void drop_released_locked(struct net_tap *t)
 		queue_pop(t->queue);
 		t->dropped++;
 	}
-	t->sent = 0;
+	t->writer.sent = 0;
 }
 
 static void in_closed_locked(struct net_tap *t)
@@ -86,58 +80,6 @@ static void in_closed_locked(struct net_tap *t)
 	ft_debug("%s: IN is closed", t->tap.id);
 }
 
-// Released frames as QEMU wants them, without what IN has of the first. Returns the number of
-// iovecs.
-static size_t gather_locked(const struct net_tap *t, struct iovec *iov, uint32_t *lengths)
-{
-	struct tap_record rec;
-	size_t at = 0, n = 0, skip = t->sent;
-
-	for (int i = 0; i < FLUSH_FRAMES_MAX && at < FLUSH_BYTES_MAX; i++) {
-		if (!queue_peek(t->queue, &at, &rec))
-			break;
-		lengths[i] = htobe32(rec.len);
-		if (skip < LENGTH_BYTES) {
-			iov[n++] =
-				(struct iovec){(uint8_t *)&lengths[i] + skip, LENGTH_BYTES - skip};
-			skip = LENGTH_BYTES;
-		}
-		iov[n++] = (struct iovec){(void *)(rec.data + skip - LENGTH_BYTES),
-					  rec.len + LENGTH_BYTES - skip};
-		skip = 0;
-	}
-	return n;
-}
-
-static void sent_locked(struct net_tap *t, size_t n)
-{
-	struct tap_record rec;
-
-	t->sent += n;
-	for (size_t at = 0; queue_peek(t->queue, &at, &rec) && t->sent >= LENGTH_BYTES + rec.len;
-	     at = 0) {
-		t->sent -= LENGTH_BYTES + rec.len;
-		queue_pop(t->queue);
-	}
-}
-
-// One sendmsg(2). Bytes that IN took, 0 = nothing was left to send, or -errno.
-static ssize_t send_locked(struct net_tap *t)
-{
-	struct iovec iov[2 * FLUSH_FRAMES_MAX];
-	uint32_t lengths[FLUSH_FRAMES_MAX];
-	struct msghdr msg = {.msg_iov = iov, .msg_iovlen = gather_locked(t, iov, lengths)};
-	ssize_t n;
-
-	if (!msg.msg_iovlen)
-		return 0;
-	n = sendmsg(t->in.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-	if (n < 0)
-		return -errno;
-	sent_locked(t, (size_t)n);
-	return n;
-}
-
 // As many released frames as the interface takes, one a write. 0 = all, -EAGAIN = there are more.
 static int write_host_locked(struct net_tap *t)
 {
@@ -145,8 +87,8 @@ static int write_host_locked(struct net_tap *t)
 	size_t at = 0;
 
 	for (int i = 0; queue_peek(t->queue, &at, &rec); i++, at = 0) {
-		int rc = i < FLUSH_FRAMES_MAX ? host_tap_write(&t->host, rec.data, rec.len)
-					      : -EAGAIN;
+		int rc =
+			i < HOST_FRAMES_MAX ? host_tap_write(&t->host, rec.data, rec.len) : -EAGAIN;
 
 		if (rc == -EAGAIN)
 			return rc;
@@ -167,7 +109,9 @@ static void flush_locked(struct net_tap *t)
 		return;
 	}
 	while (t->in.fd >= 0) {
-		ssize_t n = written < FLUSH_BYTES_MAX ? send_locked(t) : -EAGAIN;
+		ssize_t n = written < FLUSH_BYTES_MAX
+				    ? frame_stream_write(&t->writer, t->in.fd, t->queue)
+				    : -EAGAIN;
 
 		if (n == 0 || n == -EAGAIN) {
 			pump_watch(&t->pump, &t->in, n ? EPOLLIN | EPOLLOUT : EPOLLIN);
@@ -192,7 +136,7 @@ static void push_locked(struct net_tap *t)
 static void out_closed_locked(struct net_tap *t)
 {
 	pump_close(&t->pump, &t->out);
-	t->read_len = t->skip = 0;
+	frame_reader_reset(&t->reader);
 	ft_debug("%s: OUT is closed", t->tap.id);
 }
 
@@ -220,80 +164,39 @@ static void captured_locked(struct net_tap *t, const uint8_t *frame, uint32_t le
 	t->bytes += len;
 }
 
-// A guest may hand its NIC as much as it likes in one piece. No network takes it, so it is lost,
-// and nothing else is: to hang up would end the guest's protection at the guest's wish.
-static void skip_locked(struct net_tap *t, uint32_t len)
+static void on_frame_locked(void *ctx, const uint8_t *frame, uint32_t len)
 {
-	if (!t->skipped)
-		ft_warn("%s: a frame of %u bytes: dropped, and others like it", t->tap.id, len);
-	t->skipped = true;
-	t->skip = len;
-	t->dropped++;
+	captured_locked(ctx, frame, len);
 }
 
-// Takes whole frames out of read_buf. -EPROTO: what is there can never be one.
-static int parse_locked(struct net_tap *t)
+// A guest may hand its NIC as much as it likes in one piece. No network takes it, so it is lost,
+// and nothing else is: to hang up would end the guest's protection at the guest's wish.
+static void on_giant_locked(void *ctx, uint32_t len)
 {
-	size_t at = 0;
-	uint32_t len;
-	int rc = 0;
+	struct net_tap *t = ctx;
 
-	for (;;) {
-		if (t->skip) {
-			size_t n = t->read_len - at < t->skip ? t->read_len - at : t->skip;
-
-			at += n;
-			t->skip -= (uint32_t)n;
-		}
-		if (t->read_len - at < LENGTH_BYTES)
-			break;
-		memcpy(&len, t->read_buf + at, LENGTH_BYTES);
-		len = be32toh(len);
-		if (len == 0) {
-			ft_warn("%s: a frame of no bytes: OUT is closed", t->tap.id);
-			rc = -EPROTO;
-			break;
-		}
-		if (len > TAP_NET_FRAME_MAX) {
-			at += LENGTH_BYTES;
-			skip_locked(t, len);
-			continue;
-		}
-		if (t->read_len - at < LENGTH_BYTES + len)
-			break;
-		captured_locked(t, t->read_buf + at + LENGTH_BYTES, len);
-		at += LENGTH_BYTES + len;
-	}
-	t->read_len -= at;
-	memmove(t->read_buf, t->read_buf + at, t->read_len);
-	return rc;
+	if (!t->giant_told)
+		ft_warn("%s: a frame of %u bytes: dropped, and others like it", t->tap.id, len);
+	t->giant_told = true;
+	t->dropped++;
 }
 
 // Reads OUT once. True: something was there, there may be more.
 static bool read_locked(struct net_tap *t)
 {
-	ssize_t n;
+	int rc = t->out.fd < 0 ? 0 : frame_stream_read(&t->reader, t->out.fd);
 
-	if (t->out.fd < 0)
-		return false;
-	n = recv(t->out.fd, t->read_buf + t->read_len, READ_BYTES - t->read_len, MSG_DONTWAIT);
-	if (n < 0 && errno == EINTR)
-		return true;
-	if (n < 0 && errno == EAGAIN)
-		return false;
-	if (n > 0) {
-		t->read_len += (size_t)n;
-		if (parse_locked(t) == 0)
-			return true;
-	}
-	out_closed_locked(t);
-	return false;
+	if (rc == -EPROTO)
+		ft_warn("%s: a frame of no bytes: OUT is closed", t->tap.id);
+	if (rc < 0)
+		out_closed_locked(t);
+	return rc > 0;
 }
 
 // Reads what can be left in a connection that ended.
 static void read_on_locked(struct net_tap *t)
 {
-	for (size_t bytes = 0; bytes < DRAIN_BYTES_MAX && read_locked(t); bytes += READ_BYTES)
+	for (size_t bytes = 0; bytes < DRAIN_BYTES_MAX && read_locked(t); bytes += FRAME_READ_BYTES)
 		;
 }
 
@@ -431,7 +334,7 @@ static int drain_locked(struct net_tap *t, struct ft_err *err)
 			accept_in_locked(t);
 	}
 	while (read_locked(t)) {
-		bytes += READ_BYTES;
+		bytes += FRAME_READ_BYTES;
 		if (bytes > DRAIN_BYTES_MAX)
 			return ft_err_set(
 				err, EBUSY,
@@ -439,7 +342,7 @@ static int drain_locked(struct net_tap *t, struct ft_err *err)
 	}
 	if (t->out.fd < 0 || t->in.fd < 0)
 		return ft_err_set(err, ENOTCONN, "drain OUT: QEMU is not connected");
-	if (t->read_len || t->skip)
+	if (frame_reader_is_within(&t->reader))
 		return ft_err_set(err, EBUSY, "drain OUT: half a frame: the guest is not paused");
 	return 0;
 }
@@ -494,7 +397,7 @@ static void net_tap_discard(struct tap *tap)
 
 	pthread_mutex_lock(&t->lock);
 	t->dropped += queue_discard(t->queue);
-	if (t->sent)
+	if (t->writer.sent)
 		in_closed_locked(t);
 	drop_released_locked(t);
 	pthread_mutex_unlock(&t->lock);
@@ -621,6 +524,9 @@ int net_tap_open(const struct net_tap_config *config, struct tap **out, struct f
 	t->tap.ops = &net_tap_ops;
 	t->tap.device = config->device;
 	snprintf(t->tap.id, sizeof t->tap.id, "%s", config->id);
+	t->reader.frame = on_frame_locked;
+	t->reader.giant = on_giant_locked;
+	t->reader.ctx = t;
 	t->out = t->in = t->out_listener = t->in_listener = none;
 	t->direct = direct;
 	pthread_mutex_init(&t->lock, NULL);

@@ -140,6 +140,24 @@ void pocket_pair(struct host *a, struct host *b, const char *ft, const char *ext
 	wait_state(b, "standby", START_MS);
 }
 
+void pocket_writer_conf(const char *path, const char *memory)
+{
+	write_file(path,
+		   "name = \"%s\"\nvmm = \"pocket\"\nmemory = \"%s\"\nprogram = \"dirty\"\n"
+		   "tls { insecure = true }\n",
+		   GUEST, memory);
+}
+
+void pocket_writer_start(struct host *h, const char *conf)
+{
+	uint64_t until = now_ms() + 1000;
+
+	host_start(h, conf, NULL);
+	wait_state(h, "solo", START_MS);
+	while (now_ms() < until - 5)
+		breathe(until, "the guest writes");
+}
+
 /* ---- QEMU ---- */
 
 static char kernel[200], initrd[200];
@@ -231,6 +249,34 @@ void qemu_start(struct host *h, const char *conf)
 	wait_state(h, "solo", START_MS);
 	while (!strstr(file_text(at("%s.console", h->id)), "GUEST-READY"))
 		breathe(until, "the guest boots");
+}
+
+void qemu_standby(struct host *h, const char *uri, const char *set)
+{
+	char image[64], console[64], tty[64];
+
+	snprintf(image, sizeof image, "disk.root.image=%s.img", h->id);
+	snprintf(console, sizeof console, "console.log=%s.console", h->id);
+	snprintf(tty, sizeof tty, "console.socket=%s.tty.sock", h->id);
+	host_start(h, at("g.conf"), "--set", image, "--set", console, "--set", tty, "--incoming",
+		   uri, set ? "--set" : NULL, set, NULL);
+	wait_state(h, "standby", START_MS);
+}
+
+void guest_noise(const struct host *h, unsigned block_bytes, unsigned first, unsigned n)
+{
+	static unsigned number;
+	char line[200], done[32];
+	uint64_t until = now_ms() + GOES_ON_MS;
+
+	snprintf(done, sizeof done, "WROTE-%u", ++number);
+	snprintf(line, sizeof line,
+		 "dd if=/dev/urandom of=/dev/vda bs=%u seek=%u count=%u conv=notrunc,fsync "
+		 "2>/dev/null; echo WROTE-$((%u))",
+		 block_bytes, first, n, number);
+	guest_type(h, line);
+	while (!strstr(file_text(at("%s.console", h->id)), done))
+		breathe(until, done);
 }
 
 int last_tick(const struct host *h)

@@ -13,7 +13,6 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #define ARGS_MAX     40
 #define AGENTS_MAX   32
@@ -26,14 +25,6 @@ char place[64];
 static pid_t agents[AGENTS_MAX];
 
 /* ---- time ---- */
-
-uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
 
 void breathe(uint64_t deadline_ms, const char *what)
 {
@@ -392,6 +383,14 @@ void host_stop(struct host *h)
 	code = host_reap(h, START_MS);
 	if (code)
 		fail_msg("agent %s: exit code %d; it said: %s", h->id, code, file_text(h->log));
+}
+
+void hosts_stop(struct host *a, struct host *b)
+{
+	if (b->agent)
+		host_stop(b);
+	if (a->agent)
+		host_stop(a);
 }
 
 bool host_said(const struct host *h, const char *text)

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "ft/err.h"
+#include "tests/fixture/clock.h"
 #include "tools/ctl/ctl.h"
 
 #define GUEST	   "g"	 /* its name, in all tests */
@@ -55,7 +56,6 @@ void write_file(const char *path, const char *fmt, ...) __attribute__((format(pr
 /* All of it, "" when there is none. Static buffer. */
 const char *file_text(const char *path);
 void make_image(const char *path, uint64_t bytes);
-uint64_t now_ms(void);
 /* For waits of the form: while (!done) { check; breathe(deadline, what); }. Fails the test after
  * the deadline. */
 void breathe(uint64_t deadline_ms, const char *what);
@@ -82,6 +82,9 @@ void host_kill(struct host *h); /* SIGKILL, reaped */
 int host_reap(struct host *h, unsigned within_ms);
 /* By an operator; asserts exit code 0. */
 void host_stop(struct host *h);
+
+/* Both, the standby first, if they have an agent: it must not take over. */
+void hosts_stop(struct host *a, struct host *b);
 
 /* What it wrote since it was started last. */
 bool host_said(const struct host *h, const char *text);
@@ -142,6 +145,9 @@ void assert_state(struct host *h, const char *state);
 pid_t vmm_pid(struct host *h);
 uint64_t committed(struct host *h);
 
+/* Until it knows that the line of its migration was cut. */
+void wait_migration_cut(struct host *h);
+
 /* ---- guests ---- */
 
 /* A client of the kv program on a pocket machine at 127.0.0.1:port: counts and hashes along, so
@@ -167,6 +173,11 @@ void pocket_conf(const char *path, const char *ft, const char *extra);
 const char *unix_uri(const char *name);
 void pocket_pair(struct host *a, struct host *b, const char *ft, const char *extra);
 
+/* A pocket machine of so much memory, without a disk, whose program writes it: the guest of
+ * snapshots. _start: and lets it write for a second. */
+void pocket_writer_conf(const char *path, const char *memory);
+void pocket_writer_start(struct host *h, const char *conf);
+
 /* ---- QEMU guests ---- */
 
 /* Exits 77 unless there are QEMU, kernel and initrd. */
@@ -178,6 +189,11 @@ void bridge(void);
  * more lines, the NICs among them. */
 void qemu_conf(const char *path, const char *append, const char *ft, const char *extra);
 void qemu_start(struct host *h, const char *conf);
+/* The other host of g.conf: with its own image and console, it waits at uri. set: one more setting,
+ * "KEY=VALUE"; NULL: none. */
+void qemu_standby(struct host *h, const char *uri, const char *set);
+/* The guest writes n blocks of noise from block `first` of its disk on, and syncs them. */
+void guest_noise(const struct host *h, unsigned block_bytes, unsigned first, unsigned n);
 /* A TCP connection to the guest's echo server, and n exchanges over it. */
 int guest_connect(void);
 void guest_echo(int fd, unsigned n);

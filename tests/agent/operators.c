@@ -263,3 +263,17 @@ uint64_t committed(struct host *h)
 	ctl__reply__free_unpacked(reply, NULL);
 	return epoch;
 }
+
+void wait_migration_cut(struct host *h)
+{
+	uint64_t until = now_ms() + GOES_ON_MS;
+	bool lost = false;
+
+	while (!lost) {
+		Ctl__Reply *reply = status_of(h);
+
+		lost = reply->status->migration && reply->status->migration->cut;
+		ctl__reply__free_unpacked(reply, NULL);
+		breathe(until, "the link's end is noticed");
+	}
+}

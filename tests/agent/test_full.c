@@ -26,10 +26,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	kv_close(&client);
-	if (b.agent)
-		host_stop(&b);
-	if (a.agent)
-		host_stop(&a);
+	hosts_stop(&a, &b);
 	umount2(small, MNT_DETACH);
 	return place_clear(state);
 }

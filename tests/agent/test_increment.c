@@ -20,22 +20,9 @@ static int setup(void **state)
 	place_clear(state);
 	a = host_make("A");
 	b = host_make("B");
-	write_file(at("d.conf"),
-		   "name = \"%s\"\nvmm = \"pocket\"\nmemory = \"32M\"\nprogram = \"dirty\"\n"
-		   "tls { insecure = true }\n",
-		   GUEST);
+	pocket_writer_conf(at("d.conf"), "32M");
 	shell("rm -f %s* %s/A/*.memory %s/B/*.memory", at("s"), place, place);
 	return 0;
-}
-
-static void start(void)
-{
-	uint64_t until = now_ms() + 1000;
-
-	host_start(&a, at("d.conf"), NULL);
-	wait_state(&a, "solo", START_MS);
-	while (now_ms() < until - 5)
-		breathe(until, "the guest writes");
 }
 
 static Ctl__Request request_of(const char *file)
@@ -88,7 +75,7 @@ static void restores(struct host *h, const char *file, bool lazy)
 static void of_a_guest_alone(void **state)
 {
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	(void)update(&a, "s", false);
 	for (unsigned i = 0; i < UPDATES; i++)
 		(void)update(&a, "s", true);
@@ -114,7 +101,7 @@ static void of_a_guest_alone(void **state)
 static void of_a_standby(void **state)
 {
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	(void)update(&a, "s", false);
 	(void)update(&a, "s", true);
 	host_start(&b, at("d.conf"), "--incoming", unix_uri("b.sock"), NULL);
@@ -158,7 +145,7 @@ static void killed(void **state)
 	unsigned journals = 0;
 
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	(void)update(&a, "s", false);
 	srandom(5);
 	for (unsigned i = 0; i < KILLS; i++) {

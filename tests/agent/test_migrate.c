@@ -51,10 +51,7 @@ static int setup_file(void **state)
 static int teardown(void **state)
 {
 	kv_close(&client);
-	if (b.agent)
-		host_stop(&b);
-	if (a.agent)
-		host_stop(&a);
+	hosts_stop(&a, &b);
 	assert_int_equal(children(), 0);
 	return place_clear(state);
 }

@@ -85,26 +85,12 @@ static void give_away(void)
 	wait_state(&b, "solo", GOES_ON_MS);
 }
 
-static void wait_link_lost(struct host *h)
-{
-	uint64_t until = now_ms() + GOES_ON_MS;
-	bool lost = false;
-
-	while (!lost) {
-		Ctl__Reply *reply = status_of(h);
-
-		lost = reply->status->migration && reply->status->migration->cut;
-		ctl__reply__free_unpacked(reply, NULL);
-		breathe(until, "the link's end is noticed");
-	}
-}
-
 static void cut(void)
 {
 	proxy_stop(wire);
 	wire = NULL;
-	wait_link_lost(&a);
-	wait_link_lost(&b);
+	wait_migration_cut(&a);
+	wait_migration_cut(&b);
 }
 
 /* The guest is asked and does not answer, neither right nor wrong. */
@@ -212,7 +198,7 @@ static void source_killed(void **state)
 	give_away();
 	kv_work(&client, 5);
 	host_kill(&a);
-	wait_link_lost(&b);
+	wait_migration_cut(&b);
 	assert_silent();
 	assert_state(&b, "solo");
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
@@ -224,7 +210,7 @@ static void target_killed(void **state)
 	give_away();
 	kv_work(&client, 5);
 	host_kill(&b);
-	wait_link_lost(&a);
+	wait_migration_cut(&a);
 	/* It may not go on here, whoever asks. */
 	assert_state(&a, "fenced");
 	ask_refused(&a, "cancel", NULL, "");

@@ -20,10 +20,7 @@ static void start_pair(void)
 {
 	qemu_conf(at("g.conf"), "", "", "");
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
-		   unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 	wait_state(&a, "protected", PROTECT_MS);
 }
@@ -146,10 +143,7 @@ static void other_machine(void **state)
 	qemu_conf(at("g.conf"), "", "", "");
 	host_start(&a, at("g.conf"), NULL);
 	wait_state(&a, "solo", START_MS);
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--set",
-		   "machine=pc-i440fx-7.1", "--incoming", unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), "machine=pc-i440fx-7.1");
 	ask_refused(&a, "migrate", unix_uri("b.sock"),
 		    "machine: 'pc-i440fx-7.1' here, 'pc-i440fx-");
 	host_stop(&a);

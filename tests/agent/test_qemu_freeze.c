@@ -92,10 +92,7 @@ static void start(const char *ft, const char *extra)
 {
 	qemu_conf(at("g.conf"), "", ft, extra);
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
-		   unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 }
 
@@ -135,10 +132,7 @@ static void frozen_before_anybody_has_it(void **state)
 	/* A standby that stands still itself never acknowledges the first checkpoint. */
 	qemu_conf(at("g.conf"), "", "", "");
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
-		   unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
 	qemu = vmm_pid(&a);
 	ask_async(&a, "migrate", unix_uri("b.sock"));
 	host_wait_said(&a, "async rounds to", PROTECT_MS);

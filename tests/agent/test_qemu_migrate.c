@@ -165,20 +165,6 @@ static Ctl__Reply *migrate(bool recover, bool demand_only)
 	return reply;
 }
 
-static void wait_link_lost(struct host *h)
-{
-	uint64_t until = now_ms() + GOES_ON_MS;
-	bool lost = false;
-
-	while (!lost) {
-		Ctl__Reply *reply = status_of(h);
-
-		lost = reply->status->migration && reply->status->migration->cut;
-		ctl__reply__free_unpacked(reply, NULL);
-		breathe(until, "the link's end is noticed");
-	}
-}
-
 static void begin_without_memory(void)
 {
 	a = host_make("A");
@@ -191,8 +177,8 @@ static void begin_without_memory(void)
 	ctl__reply__free_unpacked(migrate(false, true), NULL);
 	wait_state(&b, "solo", GOES_ON_MS);
 	proxy_stop(wire);
-	wait_link_lost(&a);
-	wait_link_lost(&b);
+	wait_migration_cut(&a);
+	wait_migration_cut(&b);
 }
 
 /* Ticks that the guest counted before it had to wait. */

@@ -17,10 +17,7 @@ static void qemu_agent(void **state)
 	b = host_make("B");
 	qemu_conf(at("g.conf"), "", "", "");
 	qemu_start(&a, at("g.conf"));
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
-		   unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 	wait_state(&a, "protected", PROTECT_MS);
 	assert_rights(a.agent, rights); /* it has no NIC, so no CAP_NET_ADMIN */

@@ -22,10 +22,7 @@ static int setup(void **state)
 /* One network namespace is both hosts' here, so B's tap needs a name of its own. */
 static void start_standby(void)
 {
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--set",
-		   "nic.net0.attach=tap:tapb", "--incoming", unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), "nic.net0.attach=tap:tapb");
 }
 
 static void start_pair(const char *append, const char *ft)

@@ -188,10 +188,7 @@ static void from_the_standby(void **state)
 	/* One of the guest that runs alone leaves nothing in the way of protection. */
 	snapshot(&a, "s", 0);
 	b = host_make("B");
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
-		   unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
 	ask_ok(&a, "migrate", unix_uri("b.sock"));
 	for (unsigned round = 0; round < STANDBY_ROUNDS; round++) {
 		snapshot(&b, "s", 0);

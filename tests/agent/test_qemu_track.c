@@ -19,27 +19,12 @@ static int setup(void **state)
 
 static void start_b(void)
 {
-	host_start(&b, at("g.conf"), "--set", "disk.root.image=B.img", "--set",
-		   "console.log=B.console", "--set", "console.socket=B.tty.sock", "--incoming",
-		   unix_uri("b.sock"), NULL);
-	wait_state(&b, "standby", START_MS);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
 }
 
-/* The guest writes n blocks of 64 KiB of noise from block `at` on, and syncs them. */
 static void guest_writes(const struct host *h, unsigned first, unsigned n)
 {
-	static unsigned number;
-	char line[200], done[32];
-	uint64_t until = now_ms() + GOES_ON_MS;
-
-	snprintf(done, sizeof done, "WROTE-%u", ++number);
-	snprintf(line, sizeof line,
-		 "dd if=/dev/urandom of=/dev/vda bs=65536 seek=%u count=%u conv=notrunc,fsync "
-		 "2>/dev/null; echo WROTE-$((%u))",
-		 first, n, number);
-	guest_type(h, line);
-	while (!strstr(file_text(at("%s.console", h->id)), done))
-		breathe(until, done);
+	guest_noise(h, 65536, first, n);
 }
 
 static void expect_copied(struct host *h, uint64_t at_least, uint64_t at_most)

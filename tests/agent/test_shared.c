@@ -55,10 +55,7 @@ static int setup_no_lock(void **state)
 static int teardown(void **state)
 {
 	kv_close(&client);
-	if (b.agent)
-		host_stop(&b);
-	if (a.agent)
-		host_stop(&a);
+	hosts_stop(&a, &b);
 	wait_children(0, GOES_ON_MS);
 	return place_clear(state);
 }

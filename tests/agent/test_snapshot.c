@@ -11,33 +11,14 @@
 
 static struct host a, b;
 
-static void conf(const char *path, const char *memory)
-{
-	write_file(path,
-		   "name = \"%s\"\nvmm = \"pocket\"\nmemory = \"%s\"\nprogram = \"dirty\"\n"
-		   "tls { insecure = true }\n",
-		   GUEST, memory);
-}
-
 static int setup(void **state)
 {
 	place_clear(state);
 	a = host_make("A");
 	b = host_make("B");
-	conf(at("d.conf"), "32M");
+	pocket_writer_conf(at("d.conf"), "32M");
 	shell("rm -f %s %s %s/A/*.memory %s/B/*.memory", at("s"), at("s.part"), place, place);
 	return 0;
-}
-
-/* A machine that has written half of its memory, or a second long. */
-static void start(void)
-{
-	uint64_t until = now_ms() + 1000;
-
-	host_start(&a, at("d.conf"), NULL);
-	wait_state(&a, "solo", START_MS);
-	while (now_ms() < until - 5)
-		breathe(until, "the guest writes");
 }
 
 static bool there(const char *file)
@@ -61,7 +42,7 @@ static void wait_no_snapshot(struct host *h)
 static void saved_and_restored(void **state)
 {
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	snapshot(&a, "s", 0);
 	assert_state(&a, "solo");
 	snapshot(&a, "s", 0);
@@ -86,7 +67,7 @@ static void interrupted(void **state)
 	int fd;
 
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	/* By who asked for it: the connection is the snapshot. */
 	fd = snapshot_begin_slow(&a, "s", SLOW);
 	assert_true(there("s.part"));
@@ -140,7 +121,7 @@ static void from_the_standby(void **state)
 	int fd;
 
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	/* One of the guest that runs alone leaves nothing in the way of protection. */
 	snapshot(&a, "s", 0);
 	host_start(&b, at("d.conf"), "--incoming", unix_uri("b.sock"), NULL);
@@ -169,10 +150,10 @@ static void from_the_standby(void **state)
 static void not_restored(void **state)
 {
 	(void)state;
-	start();
+	pocket_writer_start(&a, at("d.conf"));
 	snapshot(&a, "s", 0);
 	host_stop(&a);
-	conf(at("large.conf"), "64M");
+	pocket_writer_conf(at("large.conf"), "64M");
 	assert_int_equal(host_try(&b, at("large.conf"), "--restore", file_uri("s"), NULL), 2);
 	host_one_error(&b, "memory: 67108864 bytes here, 33554432 in the snapshot");
 	assert_int_equal(host_try(&b, at("d.conf"), "--restore", file_uri("none"), NULL), 2);

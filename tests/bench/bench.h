@@ -6,7 +6,8 @@
  *   report.c    table, JSON, summary          samples.c  medians, clock, idle time
  *   net.c       network namespaces            guest.c    the Linux guest and its console
  *   direct.h    guests that this process drives through vmm.h
- *   pair.h      two hosts, two ft-agents, a client     tls.h    bare TLS connections
+ *   host.h      one ft-agent and its files        tls.h      bare TLS connections
+ *   pair.h      two hosts, two ft-agents, a client
  *
  * One file per group of figures: harvest pause growth ship commit wire progress echo takeover taps
  * snapshot migrate postcopy (mover.h: our side and QEMU's).

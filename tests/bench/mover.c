@@ -16,21 +16,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "host.h"
 #include "tls.h"
-#include "tools/ctl/ctl.h"
 
-#define GUEST	 "mover"
-#define START_MS 20000
-#define MOVE_MS	 60000
-#define FILL_MS	 60000
-#define PORT	 7100 /* and a new one each time: the one before may be in use for a while */
-
-struct host {
-	unsigned number;
-	char run_dir[BENCH_PATH_MAX], file[BENCH_PATH_MAX], console[BENCH_PATH_MAX + 16],
-		tty[BENCH_PATH_MAX + 16];
-	pid_t agent;
-};
+#define GUEST	"mover"
+#define ASK_MS	20000
+#define MOVE_MS 60000
+#define FILL_MS 60000
+#define PORT	7100 /* and a new one each time: the one before may be in use for a while */
 
 struct mover {
 	struct bench *b;
@@ -109,77 +102,11 @@ static int write_file(struct mover *m, struct host *h, struct ft_err *err)
 	return 0;
 }
 
-static void exec_agent(struct mover *m, struct host *h, const char *incoming)
-{
-	char program[BENCH_PATH_MAX + 16], log[BENCH_PATH_MAX + 16], id[12];
-	const char *argv[] = {
-		program,	"--guest",     h->file, "--run-dir",  h->run_dir, "--host-id", id,
-		"--foreground", "--log-level", "info",	"--incoming", incoming,	  NULL};
-	int fd;
-
-	snprintf(program, sizeof program, "%s/ft-agent", m->b->bin);
-	snprintf(log, sizeof log, "%s/agent.log", h->run_dir);
-	snprintf(id, sizeof id, "mover%u", h->number);
-	if (!incoming)
-		argv[10] = NULL;
-	fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	dup2(fd, STDOUT_FILENO);
-	dup2(fd, STDERR_FILENO);
-	execv(program, (char **)(uintptr_t)argv);
-	_exit(127);
-}
-
-static int ask(struct host *h, Ctl__Request *request, Ctl__Reply **reply, unsigned within_ms,
-	       struct ft_err *err)
-{
-	int rc = ctl_ask(h->run_dir, GUEST, request, (int)within_ms, reply, err);
-
-	if (!rc && (*reply)->error[0]) {
-		rc = ft_err_set(err, EIO, "mover%u: %s: %s", h->number, request->command,
-				(*reply)->message);
-		ctl__reply__free_unpacked(*reply, NULL);
-	}
-	return rc;
-}
-
-static int wait_state(struct host *h, const char *state, struct ft_err *err)
-{
-	Ctl__Request r = CTL__REQUEST__INIT;
-	Ctl__Reply *reply;
-	int rc;
-
-	r.command = (char *)"wait";
-	r.state = (char *)(uintptr_t)state;
-	r.timeout_ms = START_MS;
-	rc = ask(h, &r, &reply, START_MS, err);
-	if (!rc)
-		ctl__reply__free_unpacked(reply, NULL);
-	return rc;
-}
-
-static int start_agent(struct mover *m, struct host *h, const char *incoming, struct ft_err *err)
-{
-	uint64_t start = bench_now_ns();
-	char path[BENCH_PATH_MAX + 16];
-	struct stat st;
-
-	snprintf(path, sizeof path, "%s/" GUEST ".sock", h->run_dir);
-	h->agent = fork();
-	if (h->agent == 0)
-		exec_agent(m, h, incoming);
-	while (h->agent > 0 && stat(path, &st)) {
-		if (bench_ms_since(start) > START_MS)
-			return ft_err_set(err, ETIMEDOUT, "mover%u: no agent", h->number);
-		bench_idle_ms(5);
-	}
-	return wait_state(h, incoming ? "standby" : "solo", err);
-}
-
 int mover_start(struct bench *b, struct mover **out, struct ft_err *err)
 {
 	struct mover *m = calloc(1, sizeof *m);
 	int rc = guest_available(b, err);
+	char folder[16];
 
 	assert(m);
 	m->b = b;
@@ -190,16 +117,12 @@ int mover_start(struct bench *b, struct mover **out, struct ft_err *err)
 		struct host *h = &m->host[i];
 
 		h->number = i;
-		snprintf(h->run_dir, sizeof h->run_dir, "%s/mover%u", b->dir, i);
-		snprintf(h->file, sizeof h->file, "%s/guest.conf", h->run_dir);
-		snprintf(h->console, sizeof h->console, "%s/console", h->run_dir);
-		snprintf(h->tty, sizeof h->tty, "%s/tty", h->run_dir);
-		if (mkdir(h->run_dir, 0700))
-			rc = ft_err_set(err, errno, "%s: %s", h->run_dir, strerror(errno));
+		snprintf(folder, sizeof folder, "mover%u", i);
+		rc = host_place(h, b, GUEST, "mover", folder, err);
 		if (!rc)
 			rc = write_file(m, h, err);
 	}
-	return rc ? rc : start_agent(m, &m->host[0], NULL, err);
+	return rc ? rc : host_start(&m->host[0], NULL, err);
 }
 
 int mover_ready(struct mover *m, struct ft_err *err)
@@ -214,7 +137,7 @@ static pid_t vmm_of(struct host *h)
 	pid_t pid;
 
 	r.command = (char *)"status";
-	if (ask(h, &r, &reply, START_MS, NULL))
+	if (host_ask(h, &r, &reply, ASK_MS, NULL))
 		return 0;
 	pid = (pid_t)reply->status->vmm->pid;
 	ctl__reply__free_unpacked(reply, NULL);
@@ -238,7 +161,7 @@ static int target_figures(struct host *h, struct move *move, struct ft_err *err)
 	int rc;
 
 	r.command = (char *)"status";
-	rc = ask(h, &r, &reply, START_MS, err);
+	rc = host_ask(h, &r, &reply, ASK_MS, err);
 	if (rc)
 		return rc;
 	if (reply->status->migration && reply->status->migration->fault_us) {
@@ -262,14 +185,14 @@ int mover_move(struct mover *m, struct move *move, struct ft_err *err)
 	int rc, status;
 
 	snprintf(uri, sizeof uri, "%s:127.0.0.1:%u", move->tls ? "tls" : "tcp", PORT + m->moves++);
-	rc = start_agent(m, to, uri, err);
+	rc = host_start(to, uri, err);
 	if (rc)
 		return rc;
 	r.command = (char *)"migrate";
 	r.uri = uri;
 	r.postcopy = move->postcopy;
 	start = bench_now_ns();
-	rc = ask(from, &r, &reply, MOVE_MS, err);
+	rc = host_ask(from, &r, &reply, MOVE_MS, err);
 	move->total_ms = bench_ms_since(start);
 	if (rc)
 		return rc;

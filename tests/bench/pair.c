@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,24 +16,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "host.h"
 #include "tls.h"
-#include "tools/ctl/ctl.h"
 
 #define GUEST	   "bench"
 #define PORT	   7000
-#define START_MS   15000 /* an agent and its QEMU */
 #define PROTECT_MS 60000
 #define ASK_MS	   15000
 #define UP_MS	   3000
-
-struct host {
-	int ns;
-	unsigned number;
-	char run_dir[BENCH_PATH_MAX];
-	char file[BENCH_PATH_MAX]; /* guest file; what differs between the hosts is in it */
-	char console[BENCH_PATH_MAX + 16];
-	pid_t agent; /* 0: none */
-};
 
 struct pair {
 	struct bench *b;
@@ -121,45 +110,21 @@ static int write_file(struct pair *p, struct host *h, struct ft_err *err)
 		"append = \"" GUEST_APPEND "\"\n"
 		"disk root { image = \"%s/disk.img\" size = \"128M\" }\n"
 		"nic net0 { mac = \"52:54:00:12:34:56\" attach = \"bridge:br0\" }\n"
-		"console { log = \"%s\" socket = \"%s/tty\" }\n"
+		"console { log = \"%s\" socket = \"%s\" }\n"
 		"ft { trigger = \"both\" interval_ms = 100 takeover_ms = %d }\n"
 		"tls { ca = \"%s/pki/ca.pem\" cert = \"%s/pki/" TLS_NAME
 		".pem\" key = \"%s/pki/" TLS_NAME ".key\" }\n"
 		"arbiter { type = \"none\" survivor = \"standby\" }\n",
-		p->b->kernel, p->b->initrd, h->run_dir, h->console, h->run_dir, PAIR_TAKEOVER_MS,
-		dir, dir, dir);
+		p->b->kernel, p->b->initrd, h->run_dir, h->console, h->tty, PAIR_TAKEOVER_MS, dir,
+		dir, dir);
 	fclose(f);
 	return 0;
-}
-
-static void exec_agent(struct pair *p, struct host *h, bool standby)
-{
-	char program[BENCH_PATH_MAX + 16], log[BENCH_PATH_MAX + 16], id[8], uri[48];
-	char *argv[] = {
-		program,	"--guest",     h->file, "--run-dir",  h->run_dir, "--host-id", id,
-		"--foreground", "--log-level", "info",	"--incoming", uri,	  NULL};
-	int fd;
-
-	snprintf(program, sizeof program, "%s/ft-agent", p->b->bin);
-	snprintf(log, sizeof log, "%s/agent.log", h->run_dir);
-	snprintf(id, sizeof id, "host%u", h->number);
-	snprintf(uri, sizeof uri, "kemari:tls:10.8.0.%u:%d", h->number + 1, PORT);
-	if (!standby)
-		argv[10] = NULL;
-	fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	net_enter(h->ns);
-	dup2(fd, STDOUT_FILENO);
-	dup2(fd, STDERR_FILENO);
-	execv(program, argv);
-	_exit(127);
 }
 
 static int ask(struct host *h, const char *command, const char *argument, unsigned within_ms,
 	       Ctl__Reply **reply, struct ft_err *err)
 {
 	Ctl__Request request = CTL__REQUEST__INIT;
-	int rc;
 
 	request.command = (char *)(uintptr_t)command;
 	if (!strcmp(command, "wait"))
@@ -167,12 +132,7 @@ static int ask(struct host *h, const char *command, const char *argument, unsign
 	else if (argument)
 		request.uri = (char *)(uintptr_t)argument;
 	request.timeout_ms = within_ms;
-	rc = ctl_ask(h->run_dir, GUEST, &request, (int)within_ms, reply, err);
-	if (!rc && (*reply)->error[0]) {
-		rc = ft_err_set(err, EIO, "host%u: %s: %s", h->number, command, (*reply)->message);
-		ctl__reply__free_unpacked(*reply, NULL);
-	}
-	return rc;
+	return host_ask(h, &request, reply, within_ms, err);
 }
 
 static int tell(struct host *h, const char *command, const char *argument, unsigned within_ms,
@@ -186,50 +146,12 @@ static int tell(struct host *h, const char *command, const char *argument, unsig
 	return rc;
 }
 
-/* Waits until the agent's control socket answers. */
-static int wait_agent(struct host *h, const char *state, struct ft_err *err)
+static int start_standby(struct host *h, struct ft_err *err)
 {
-	uint64_t start = bench_now_ns();
-	struct stat st;
-	char path[BENCH_PATH_MAX + 16];
+	char uri[48];
 
-	snprintf(path, sizeof path, "%s/" GUEST ".sock", h->run_dir);
-	while (stat(path, &st)) {
-		int status;
-
-		if (waitpid(h->agent, &status, WNOHANG) == h->agent) {
-			h->agent = 0;
-			return ft_err_set(err, ECHILD, "host%u: ft-agent ended with %d", h->number,
-					  WEXITSTATUS(status));
-		}
-		if (bench_ms_since(start) > START_MS)
-			return ft_err_set(err, ETIMEDOUT, "host%u: no %s", h->number, path);
-		bench_idle_ms(5);
-	}
-	return tell(h, "wait", state, START_MS, err);
-}
-
-static int start_agent(struct pair *p, struct host *h, bool standby, struct ft_err *err)
-{
-	char path[BENCH_PATH_MAX + 16];
-
-	snprintf(path, sizeof path, "%s/" GUEST ".sock", h->run_dir);
-	unlink(path); /* of a killed agent */
-	h->agent = fork();
-	if (h->agent == 0)
-		exec_agent(p, h, standby);
-	if (h->agent < 0)
-		return ft_err_set(err, errno, "fork: %s", strerror(errno));
-	return wait_agent(h, standby ? "standby" : "solo", err);
-}
-
-static void kill_agent(struct host *h)
-{
-	if (h->agent > 0) {
-		kill(h->agent, SIGKILL);
-		waitpid(h->agent, NULL, 0);
-	}
-	h->agent = 0;
+	snprintf(uri, sizeof uri, "kemari:tls:10.8.0.%u:%d", h->number + 1, PORT);
+	return host_start(h, uri, err);
 }
 
 /* ---- up ---- */
@@ -237,25 +159,23 @@ static void kill_agent(struct host *h)
 static int start_pair(struct pair *p, struct ft_err *err)
 {
 	int rc = tls_files_make(p->b, err);
+	char folder[32];
 
 	for (unsigned i = 0; i < 2 && !rc; i++) {
 		struct host *h = &p->host[i];
 
 		h->number = i;
-		snprintf(h->run_dir, sizeof h->run_dir, "%s/%u.host%u", p->b->dir, p->serial, i);
-		snprintf(h->file, sizeof h->file, "%s/guest.conf", h->run_dir);
-		snprintf(h->console, sizeof h->console, "%s/console", h->run_dir);
-		if (mkdir(h->run_dir, 0700))
-			rc = ft_err_set(err, errno, "%s: %s", h->run_dir, strerror(errno));
+		snprintf(folder, sizeof folder, "%u.host%u", p->serial, i);
+		rc = host_place(h, p->b, GUEST, "host", folder, err);
 		if (!rc)
 			rc = write_file(p, h, err);
 	}
 	if (!rc)
 		rc = make_network(p, err);
 	if (!rc)
-		rc = start_agent(p, &p->host[0], false, err);
+		rc = host_start(&p->host[0], NULL, err);
 	if (!rc)
-		rc = start_agent(p, &p->host[1], true, err);
+		rc = start_standby(&p->host[1], err);
 	return rc;
 }
 
@@ -303,7 +223,7 @@ void pair_end(struct pair *p)
 	if (!p)
 		return;
 	for (unsigned i = 0; i < 2; i++) {
-		kill_agent(&p->host[i]);
+		host_kill(&p->host[i]);
 		if (p->host[i].ns > 0)
 			close(p->host[i].ns);
 	}
@@ -376,7 +296,7 @@ int pair_type(struct pair *p, const char *line, struct ft_err *err)
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), rc = 0;
 	pthread_t thread;
 
-	snprintf(at.sun_path, sizeof at.sun_path, "%s/tty", active(p)->run_dir);
+	snprintf(at.sun_path, sizeof at.sun_path, "%s", active(p)->tty);
 	if (connect(fd, (struct sockaddr *)&at, sizeof at) ||
 	    dprintf(fd, "%s\n", line) != (int)strlen(line) + 1)
 		rc = ft_err_set(err, errno, "%s: %s", at.sun_path, strerror(errno));
@@ -393,7 +313,7 @@ int pair_strike(struct pair *p, uint64_t *at_ns, struct ft_err *err)
 {
 	(void)err;
 	*at_ns = bench_now_ns();
-	kill_agent(active(p));
+	host_kill(active(p));
 	p->active = !p->active;
 	return 0;
 }
@@ -404,7 +324,7 @@ int pair_silence(struct pair *p, uint64_t *at_ns, struct ft_err *err)
 
 	*at_ns = bench_now_ns();
 	rc = net_run(active(p)->ns, err, "ip link set peer down; ip link set uplink down");
-	kill_agent(active(p));
+	host_kill(active(p));
 	p->active = !p->active;
 	return rc;
 }
@@ -416,6 +336,6 @@ int pair_heal(struct pair *p, struct ft_err *err)
 	if (!rc)
 		rc = net_run(other(p)->ns, err, "ip link set peer up && ip link set uplink up");
 	if (!rc)
-		rc = start_agent(p, other(p), true, err);
+		rc = start_standby(other(p), err);
 	return rc ? rc : pair_protect(p, err);
 }

@@ -14,27 +14,18 @@
 
 #include "eventtap/block/bitmaps.h"
 #include "eventtap/block/notes.h"
+#include "tests/fuzz/beside.h"
 
 #define DISK_BYTES ((2u << 20) + 5000)
 #define FILE_MAX   8192
 
-static char folder[] = "/dev/shm/fuzz-bitmaps-XXXXXX", image[64], path[96];
 static struct bitmaps first, second;
-
-static void clean_up(void)
-{
-	unlink(path);
-	rmdir(folder);
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
 	(void)argv;
-	assert(mkdtemp(folder));
-	snprintf(image, sizeof image, "%s/disk", folder);
-	snprintf(path, sizeof path, "%s" NOTES_SUFFIX, image);
-	atexit(clean_up);
+	beside_open(NOTES_SUFFIX);
 	return 0;
 }
 
@@ -112,7 +103,7 @@ static void try_changes(const uint8_t *data, size_t len, bool seal)
 	struct notes c;
 	uint8_t head[56] = {0};
 	uint64_t sum;
-	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	int fd = open(beside_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 
 	assert(fd >= 0);
 	memcpy(head, data, len < 40 ? len : 40);
@@ -127,8 +118,8 @@ static void try_changes(const uint8_t *data, size_t len, bool seal)
 	if (len > 40)
 		assert(pwrite(fd, data + 40, len - 40, 4096) == (ssize_t)(len - 40));
 	close(fd);
-	assert(notes_open(&c, image, DISK_BYTES, true) == 0);
-	assert(notes_session(&c) || access(path, F_OK));
+	assert(notes_open(&c, beside_image, DISK_BYTES, true) == 0);
+	assert(notes_session(&c) || access(beside_path, F_OK));
 	for (uint64_t at = 0, part; at < DISK_BYTES; at += part) {
 		part = DISK_BYTES - at;
 		(void)notes_at(&c, at, &part);
@@ -142,8 +133,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
 	if (!len)
 		return 0;
-	bitmaps_init(&first, image, DISK_BYTES);
-	bitmaps_init(&second, image, DISK_BYTES);
+	bitmaps_init(&first, beside_image, DISK_BYTES);
+	bitmaps_init(&second, beside_image, DISK_BYTES);
 	switch (data[0] >> 1 & 3) {
 	case 0:
 		try_records(data + 1, len - 1);

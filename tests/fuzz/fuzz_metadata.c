@@ -14,31 +14,21 @@
 #include <xxhash.h>
 
 #include "eventtap/block/metadata.h"
+#include "tests/fuzz/beside.h"
 
 #define TEXT_MAX (2 * METADATA_BYTES_MAX)
-
-static char folder[] = "/dev/shm/fuzz-metadata-XXXXXX", image[64], path[80];
-
-static void clean_up(void)
-{
-	unlink(path);
-	rmdir(folder);
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
 	(void)argv;
-	assert(mkdtemp(folder));
-	snprintf(image, sizeof image, "%s/disk", folder);
-	snprintf(path, sizeof path, "%s" METADATA_SUFFIX, image);
-	atexit(clean_up);
+	beside_open(METADATA_SUFFIX);
 	return 0;
 }
 
 static size_t file_text(char text[TEXT_MAX])
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open(beside_path, O_RDONLY | O_CLOEXEC);
 	ssize_t n = fd < 0 ? -1 : read(fd, text, TEXT_MAX);
 
 	assert(n >= 0);
@@ -61,15 +51,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	if (len && data[0] & 1)
 		n += (size_t)snprintf(text + n, sizeof text - n, "sum %016" PRIx64 "\n",
 				      (uint64_t)XXH3_64bits(text, n));
-	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	fd = open(beside_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	assert(fd >= 0 && write(fd, text, n) == (ssize_t)n);
 	close(fd);
-	ret = metadata_read(image, &record, &err);
+	ret = metadata_read(beside_image, &record, &err);
 	/* An empty one is none, and one of a later version is not damaged. */
 	assert(ret == 0 || ret == -EBADMSG || ret == -ENOTSUP || (ret == -ENOENT && !n));
 	if (ret == 0)
-		(void)metadata_startable(image, &record, &err);
-	if (n && metadata_open(image, &meta, &err)) {
+		(void)metadata_startable(beside_image, &record, &err);
+	if (n && metadata_open(beside_image, &meta, &err)) {
 		assert(ret < 0 && err.code == -ret);
 	} else if (n) {
 		assert(ret == 0 && !memcmp(&meta.record, &record, sizeof record));

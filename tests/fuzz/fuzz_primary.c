@@ -17,29 +17,11 @@
 #include "ft/log.h"
 #include "tests/fuzz/primary_world.h"
 
-struct input {
-	const uint8_t *at;
-	size_t left;
-};
-
-static unsigned take(struct input *in)
-{
-	if (!in->left)
-		return 0;
-	in->left--;
-	return *in->at++;
-}
-
 static size_t take_bytes(struct input *in, uint8_t *out, size_t max)
 {
 	size_t n = take(in);
 
-	n = n < max ? n : max;
-	n = n < in->left ? n : in->left;
-	memcpy(out, in->at, n);
-	in->at += n;
-	in->left -= n;
-	return n;
+	return take_some(in, out, n < max ? n : max);
 }
 
 /* ---- messages ---- */
@@ -68,7 +50,7 @@ static void deliver(struct input *in, unsigned type, uint64_t epoch, const uint8
 		    size_t body_len, size_t payload_len)
 {
 	unsigned how = take(in);
-	struct fake_link *l = w.links[how % LINKS];
+	struct fake_link *l = host.links[how % LINKS];
 	struct ft_engine_status s;
 	struct ft_msg msg = {.type = (uint16_t)type,
 			     .epoch = epoch,
@@ -76,7 +58,7 @@ static void deliver(struct input *in, unsigned type, uint64_t epoch, const uint8
 			     .payload_len = (uint32_t)payload_len};
 	uint8_t *exact = calloc(1, body_len + payload_len + 1);
 
-	ft_engine_status(w.engine, &s);
+	ft_engine_status(host.engine, &s);
 	msg.generation = how & 0x80 ? s.generation + 1 : s.generation;
 	if (type == FT_MSG_HANDED)
 		msg.generation = how & 0x40 ? UINT64_MAX : s.generation + (how >> 3 & 7);
@@ -124,7 +106,7 @@ static void do_hello(struct input *in)
 	unsigned how = take(in), more = take(in);
 	struct ft_engine_status s;
 
-	ft_engine_status(w.engine, &s);
+	ft_engine_status(host.engine, &s);
 	hello.name = (char *)(how & 1 ? "other" : "guest");
 	hello.host_id = (char *)(how & 2 ? (how & 4 ? "primary" : "another") : "standby");
 	hello.role = how & 8 ? FT__ROLE__ROLE_PRIMARY : FT__ROLE__ROLE_STANDBY;
@@ -144,7 +126,7 @@ static void do_refuse(struct input *in)
 	unsigned how = take(in);
 	struct ft_engine_status s;
 
-	ft_engine_status(w.engine, &s);
+	ft_engine_status(host.engine, &s);
 	memset(what, 'x', sizeof what - 1);
 	refuse.what = how & 1 ? what : (char *)"no";
 	refuse.code = how & 2 ? UINT32_MAX : EBUSY;
@@ -163,7 +145,7 @@ static void do_word(struct input *in)
 	unsigned how = take(in);
 	struct ft_engine_status s;
 
-	ft_engine_status(w.engine, &s);
+	ft_engine_status(host.engine, &s);
 	switch (how % 5) {
 	case 0:
 		deliver(in, FT_MSG_ACK, counter(how / 5, w.end), NULL, 0, 0);
@@ -191,69 +173,25 @@ static void do_word(struct input *in)
 static void arbiter_answers(struct input *in)
 {
 	unsigned how = take(in);
-	ft_arbiter_fn *fn = w.asked;
+	ft_arbiter_fn *fn = host.asked;
 	enum ft_arbiter_answer answer = (enum ft_arbiter_answer)(how % 3);
 	struct ft_grant_record now = {0};
 
 	if (!fn)
 		return;
-	w.asked = NULL;
+	host.asked = NULL;
 	/* Somebody else was first; he was, or the swap happened, and nobody heard. */
 	if (answer == FT_ARBITER_LOST) {
 		w.record.generation += 1 + (how >> 3 & 3);
 		strcpy(w.record.holder, how & 4 ? "standby" : "another");
 	} else if (answer == FT_ARBITER_GRANTED || how & 4) {
-		w.record = w.want;
+		w.record = host.want;
 	}
 	if (answer != FT_ARBITER_UNREACHABLE)
 		now = w.record;
 	if (!strcmp(w.record.holder, "primary") && !w.record.in_sync)
 		w.alone = true;
-	fn(w.asked_ctx, answer, &now, answer ? "fuzz" : "");
-}
-
-static void do_dialed(struct input *in)
-{
-	unsigned how = take(in);
-	struct ft_err err = {.code = how & 2 ? EDESTADDRREQ : ECONNREFUSED, .text = "refused"};
-	struct ft_link *link = how & 1 ? link_make() : NULL;
-
-	if (!w.dialing) {
-		if (link)
-			link->ops->close(link);
-		return;
-	}
-	w.dialing = false;
-	ft_engine_dialed(w.engine, w.dialing_beat, link, link ? NULL : &err);
-}
-
-static void do_accepted(void)
-{
-	struct ft_link *link = link_make();
-
-	if (link)
-		ft_engine_accepted(w.engine, link);
-}
-
-static void do_link(struct input *in)
-{
-	unsigned how = take(in);
-	struct fake_link *l = w.links[how % LINKS];
-	struct ft_err why = {.code = EPIPE, .text = "closed"};
-
-	if (!l)
-		return;
-	if (how & 64)
-		l->base.events.writable(l->base.events.ctx);
-	else
-		l->base.events.closed(l->base.events.ctx, &why);
-}
-
-static void on_done(void *ctx, const struct ft_err *err, uint64_t value)
-{
-	(void)ctx;
-	(void)err;
-	(void)value;
+	fn(host.asked_ctx, answer, &now, answer ? "fuzz" : "");
 }
 
 static void do_operator(struct input *in)
@@ -262,23 +200,23 @@ static void do_operator(struct input *in)
 
 	switch (take(in) % 6) {
 	case 0:
-		(void)ft_engine_protect(w.engine, on_done, NULL, &err);
+		(void)ft_engine_protect(host.engine, on_done, NULL, &err);
 		break;
 	case 1:
-		w.alone |= w.none != NULL; /* the operator's word is the grant */
-		(void)ft_engine_cancel(w.engine, &err);
+		w.alone |= host.none != NULL; /* the operator's word is the grant */
+		(void)ft_engine_cancel(host.engine, &err);
 		break;
 	case 2:
-		(void)ft_engine_checkpoint(w.engine, on_done, NULL, &err);
+		(void)ft_engine_checkpoint(host.engine, on_done, NULL, &err);
 		break;
 	case 3:
-		(void)ft_engine_verify(w.engine, on_done, NULL, &err);
+		(void)ft_engine_verify(host.engine, on_done, NULL, &err);
 		break;
 	case 4:
-		(void)ft_engine_failover(w.engine, on_done, NULL, &err);
+		(void)ft_engine_failover(host.engine, on_done, NULL, &err);
 		break;
 	case 5:
-		ft_engine_vm_lost(w.engine, take(in) & 1, "killed");
+		ft_engine_vm_lost(host.engine, take(in) & 1, "killed");
 		break;
 	}
 }
@@ -291,13 +229,7 @@ static void do_guest(struct input *in)
 	if (how & 1)
 		guest_output();
 	if (how & 2)
-		ft_engine_pressure(w.engine);
-}
-
-static void do_time(struct input *in)
-{
-	w.now += (1 + take(in)) * 3 * MS;
-	ft_engine_tick(w.engine);
+		ft_engine_pressure(host.engine);
 }
 
 static void act(struct input *in)
@@ -337,7 +269,7 @@ static void act(struct input *in)
 		do_time(in);
 		break;
 	case 11:
-		w.fail = take(in);
+		host.fail = take(in);
 		break;
 	}
 }
@@ -368,7 +300,7 @@ static void run(const uint8_t *script, size_t len)
 
 static bool is_primary(void)
 {
-	enum ft_state s = ft_engine_state(w.engine);
+	enum ft_state s = ft_engine_state(host.engine);
 
 	return s == FT_SOLO || s == FT_SYNCING || s == FT_PROTECTED;
 }
@@ -383,34 +315,24 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct ft_engine_config config = {
-		.name = "guest",
-		.host_id = "primary",
-		.policy = {.trigger = FT_TRIGGER_OUTPUT,
-			   .interval_ns = 50 * MS,
-			   .max_downtime_ns = 30 * MS,
-			   .max_overhead = 0.25},
-		.heartbeat_ms = 50,
-		.takeover_ms = 300,
-		.staging_bytes = STAGING,
-	};
+	struct ft_engine_config config = host_begin("primary", STAGING);
 	struct input in = {.at = data, .left = len};
-	struct ft_arbiter *arbiter = &w.arbiter;
+	struct ft_arbiter *arbiter = &host.arbiter;
 	struct ft_err err = {0};
 	unsigned how = take(&in);
 
 	memset(&w, 0, sizeof w);
-	w.now = 1000 * MS;
-	w.arbiter.ops = &world_arbiter;
-	w.vmm.ops = &world_vmm;
+	host.link_ops = &world_link;
+	host.arbiter.ops = &world_arbiter;
+	host.vmm.ops = &world_vmm;
 	if (how & 1) {
-		arbiter = w.none = ft_arbiter_none_new(
+		arbiter = host.none = ft_arbiter_none_new(
 			how & 2 ? FT_SURVIVOR_PRIMARY : FT_SURVIVOR_STANDBY, FT_SIDE_PRIMARY);
 		w.survivor = how & 2;
 	}
-	if (ft_engine_new(&config, &world_env, NULL, arbiter, &w.engine, &err))
+	if (ft_engine_new(&config, &world_env, NULL, arbiter, &host.engine, &err))
 		abort();
-	ft_engine_start_solo(w.engine, &w.vmm);
+	ft_engine_start_solo(host.engine, &host.vmm);
 	/* Some begin in the middle, for a blind hand rarely gets that far. */
 	if (how & 8)
 		run(protect, how & 16 ? sizeof protect : sizeof protect - 9);
@@ -419,10 +341,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		assert(links_n() <= LINKS_MAX);
 	}
 	if (how & 4 && is_primary())
-		ft_engine_stop(w.engine, "the end");
-	ft_engine_free(w.engine);
-	assert(links_n() == 0);
-	if (w.none)
-		w.none->ops->free(w.none);
+		ft_engine_stop(host.engine, "the end");
+	host_end();
 	return 0;
 }

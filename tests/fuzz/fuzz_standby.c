@@ -18,45 +18,27 @@
 #include "ft/page.h"
 #include "tests/fuzz/standby_world.h"
 
-struct input {
-	const uint8_t *at;
-	size_t left;
-};
-
-static unsigned take(struct input *in)
-{
-	if (!in->left)
-		return 0;
-	in->left--;
-	return *in->at++;
-}
-
 static size_t take_bytes(struct input *in, uint8_t *out, size_t max)
 {
 	size_t n = take(in) | (size_t)take(in) << 8;
 
-	n = n < max ? n : max;
-	n = n < in->left ? n : in->left;
-	memcpy(out, in->at, n);
-	in->at += n;
-	in->left -= n;
-	return n;
+	return take_some(in, out, n < max ? n : max);
 }
 
 static void arbiter_answers(struct input *in)
 {
 	unsigned how = take(in);
-	struct ft_grant_record now = w.want;
-	ft_arbiter_fn *fn = w.asked;
+	struct ft_grant_record now = host.want;
+	ft_arbiter_fn *fn = host.asked;
 
 	if (!fn)
 		return;
-	w.asked = NULL;
+	host.asked = NULL;
 	if (how & 4)
 		now.generation += how >> 3;
 	if (how % 4 == FT_ARBITER_UNREACHABLE)
 		memset(&now, 0, sizeof now);
-	fn(w.asked_ctx, (enum ft_arbiter_answer)(how % 4), &now, how % 4 ? "fuzz" : "");
+	fn(host.asked_ctx, (enum ft_arbiter_answer)(how % 4), &now, how % 4 ? "fuzz" : "");
 }
 
 /* ---- messages ---- */
@@ -64,7 +46,7 @@ static void arbiter_answers(struct input *in)
 static void deliver(struct input *in, unsigned type, uint64_t epoch, const uint8_t *body,
 		    size_t body_len, const uint8_t *payload, size_t len)
 {
-	struct fake_link *l = w.links[take(in) % LINKS];
+	struct fake_link *l = host.links[take(in) % LINKS];
 	struct ft_msg msg = {.type = (uint16_t)type,
 			     .generation = w.generation,
 			     .epoch = epoch,
@@ -255,66 +237,25 @@ static void do_word(struct input *in)
 
 /* ---- what happens otherwise ---- */
 
-static void do_dialed(struct input *in)
-{
-	struct ft_err err = {.code = ECONNREFUSED, .text = "refused"};
-	struct ft_link *link = take(in) & 1 ? link_make() : NULL;
-
-	if (!w.dialing) {
-		if (link)
-			link->ops->close(link);
-		return;
-	}
-	w.dialing = false;
-	ft_engine_dialed(w.engine, w.dialing_beat, link, link ? NULL : &err);
-}
-
-static void do_link(struct input *in)
-{
-	unsigned how = take(in);
-	struct fake_link *l = w.links[how % LINKS];
-	struct ft_err why = {.code = EPIPE, .text = "closed"};
-
-	if (!l)
-		return;
-	if (how & 64)
-		l->base.events.writable(l->base.events.ctx);
-	else
-		l->base.events.closed(l->base.events.ctx, &why);
-}
-
-static void on_done(void *ctx, const struct ft_err *err, uint64_t value)
-{
-	(void)ctx;
-	(void)err;
-	(void)value;
-}
-
 static void do_operator(struct input *in)
 {
 	struct ft_err err = {0};
 
 	switch (take(in) % 4) {
 	case 0:
-		(void)ft_engine_failover(w.engine, on_done, NULL, &err);
+		(void)ft_engine_failover(host.engine, on_done, NULL, &err);
 		break;
 	case 1:
-		assert(ft_engine_cancel(w.engine, &err));
+		assert(ft_engine_cancel(host.engine, &err));
 		break;
 	case 2:
-		assert(ft_engine_checkpoint(w.engine, on_done, NULL, &err));
+		assert(ft_engine_checkpoint(host.engine, on_done, NULL, &err));
 		break;
 	case 3:
 		if (w.armed)
-			ft_engine_vm_lost(w.engine, false, "killed");
+			ft_engine_vm_lost(host.engine, false, "killed");
 		break;
 	}
-}
-
-static void do_time(struct input *in)
-{
-	w.now += (1 + take(in)) * 3 * MS;
-	ft_engine_tick(w.engine);
 }
 
 /* The journal's answer, right or wrong, in time or for a checkpoint that was given up long ago. */
@@ -329,7 +270,7 @@ static void do_stored(struct input *in)
 	w.sealing = 0;
 	w.epoch = epoch;
 	w.whole = w.durably = true;
-	ft_engine_stored(w.engine, epoch + (how & 1), how & 2 ? &err : NULL);
+	ft_engine_stored(host.engine, epoch + (how & 1), how & 2 ? &err : NULL);
 	w.whole = w.durably = false;
 }
 
@@ -367,13 +308,9 @@ static void do_checkpoint(struct input *in)
 
 static void act(struct input *in)
 {
-	struct ft_link *link;
-
 	switch (take(in) % 18) {
 	case 0:
-		link = link_make();
-		if (link)
-			ft_engine_accepted(w.engine, link);
+		do_accepted();
 		break;
 	case 1:
 		do_raw(in);
@@ -418,7 +355,7 @@ static void act(struct input *in)
 		arbiter_answers(in);
 		break;
 	case 15:
-		w.fail = take(in);
+		host.fail = take(in);
 		break;
 	case 16:
 		do_checkpoint(in);
@@ -431,7 +368,8 @@ static void act(struct input *in)
 
 static bool is_standby(void)
 {
-	return ft_engine_state(w.engine) == FT_STANDBY || ft_engine_state(w.engine) == FT_TAKEOVER;
+	return ft_engine_state(host.engine) == FT_STANDBY ||
+	       ft_engine_state(host.engine) == FT_TAKEOVER;
 }
 
 static void check(void)
@@ -442,7 +380,7 @@ static void check(void)
 	assert(links_n() <= LINKS_MAX);
 	if (!is_standby())
 		return;
-	ft_engine_status(w.engine, &status);
+	ft_engine_status(host.engine, &status);
 	if (!status.epoch_committed || !w.armed) {
 		w.committed_seen = 0;
 		return;
@@ -465,34 +403,24 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-	struct ft_engine_config config = {
-		.name = "guest",
-		.host_id = "standby",
-		.policy = {.trigger = FT_TRIGGER_OUTPUT,
-			   .interval_ns = 50 * MS,
-			   .max_downtime_ns = 30 * MS,
-			   .max_overhead = 0.25},
-		.heartbeat_ms = 50,
-		.takeover_ms = 300,
-		.staging_bytes = STAGING,
-	};
+	struct ft_engine_config config = host_begin("standby", STAGING);
 	struct input in = {.at = data, .left = len};
-	struct ft_arbiter *arbiter = &w.arbiter;
+	struct ft_arbiter *arbiter = &host.arbiter;
 	struct ft_err err = {0};
 	unsigned how = take(&in);
 
 	memset(&w, 0, sizeof w);
-	w.now = 1000 * MS;
+	host.link_ops = &world_link;
 	w.generation = 1;
-	w.arbiter.ops = &world_arbiter;
-	w.vmm.ops = &world_vmm;
+	host.arbiter.ops = &world_arbiter;
+	host.vmm.ops = &world_vmm;
 	config.takeover_manual = how & 2;
 	config.durable = w.durable = how & 32;
 	if (how & 1)
-		arbiter = w.none = ft_arbiter_none_new(FT_SURVIVOR_STANDBY, FT_SIDE_STANDBY);
-	if (ft_engine_new(&config, &world_env, NULL, arbiter, &w.engine, &err))
+		arbiter = host.none = ft_arbiter_none_new(FT_SURVIVOR_STANDBY, FT_SIDE_STANDBY);
+	if (ft_engine_new(&config, &world_env, NULL, arbiter, &host.engine, &err))
 		abort();
-	ft_engine_start_standby(w.engine);
+	ft_engine_start_standby(host.engine);
 	/* Some begin in the middle, for a blind hand rarely gets that far. */
 	if (how & 8)
 		run(meeting, sizeof meeting);
@@ -503,10 +431,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 		check();
 	}
 	if (how & 4)
-		ft_engine_stop(w.engine, "the end");
-	ft_engine_free(w.engine);
-	assert(links_n() == 0);
-	if (w.none)
-		w.none->ops->free(w.none);
+		ft_engine_stop(host.engine, "the end");
+	host_end();
 	return 0;
 }

@@ -17,9 +17,9 @@ static int link_send(struct ft_link *link, const struct ft_msg *msg)
 {
 	(void)link;
 	assert(msg->body_len <= FT_BODY_MAX && msg->payload_len <= FT_PAYLOAD_MAX);
-	if (w.fail & FAIL_SEND)
+	if (host.fail & FAIL_SEND)
 		return -EPIPE;
-	if (w.fail & FAIL_ROOM)
+	if (host.fail & FAIL_ROOM)
 		return -EAGAIN;
 	if (msg->type == FT_MSG_SETUP) {
 		Ft__Setup *setup = ft__setup__unpack(NULL, msg->body_len, msg->body);
@@ -41,61 +41,23 @@ static uint8_t *link_reserve(struct ft_link *link, uint32_t payload_max)
 
 	(void)link;
 	assert(payload_max <= sizeof room);
-	return w.fail & FAIL_ROOM ? NULL : room;
+	return host.fail & FAIL_ROOM ? NULL : room;
 }
 
 static int link_drain(struct ft_link *link, unsigned deadline_ms)
 {
 	(void)link;
-	w.now += deadline_ms * MS;
-	return w.fail & (FAIL_ROOM | FAIL_SEND) ? -ETIMEDOUT : 0;
+	host.now += deadline_ms * MS;
+	return host.fail & (FAIL_ROOM | FAIL_SEND) ? -ETIMEDOUT : 0;
 }
 
-static uint64_t link_bytes_sent(struct ft_link *link)
-{
-	(void)link;
-	return 0;
-}
-
-static void link_close(struct ft_link *link)
-{
-	struct fake_link *l = (struct fake_link *)link;
-
-	assert(w.links[l->slot] == l);
-	w.links[l->slot] = NULL;
-	free(l);
-}
-
-static const struct ft_link_ops link_ops = {
+const struct ft_link_ops world_link = {
 	.send = link_send,
 	.reserve = link_reserve,
 	.drain = link_drain,
-	.bytes_sent = link_bytes_sent,
-	.close = link_close,
+	.bytes_sent = host_link_bytes_sent,
+	.close = host_link_close,
 };
-
-struct ft_link *link_make(void)
-{
-	for (unsigned i = 0; i < LINKS; i++) {
-		if (w.links[i])
-			continue;
-		w.links[i] = calloc(1, sizeof *w.links[i]);
-		w.links[i]->slot = i;
-		w.links[i]->base.ops = &link_ops;
-		snprintf(w.links[i]->base.peer, sizeof w.links[i]->base.peer, "fuzz");
-		return &w.links[i]->base;
-	}
-	return NULL;
-}
-
-unsigned links_n(void)
-{
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < LINKS; i++)
-		n += w.links[i] != NULL;
-	return n;
-}
 
 /* ---- the tap ---- */
 
@@ -105,7 +67,7 @@ void guest_output(void)
 		return;
 	if (!w.oldest)
 		w.oldest = w.open;
-	ft_engine_output(w.engine);
+	ft_engine_output(host.engine);
 }
 
 static int t_set_mode(struct tap *tap, enum tap_mode mode)
@@ -117,7 +79,7 @@ static int t_set_mode(struct tap *tap, enum tap_mode mode)
 	}
 	/* What is held goes out now: nobody else may have another history of it. */
 	assert(!w.oldest || !w.guarded);
-	assert(ft_engine_state(w.engine) != FT_FENCED);
+	assert(ft_engine_state(host.engine) != FT_FENCED);
 	w.becomes_hold = false;
 	w.mode = mode;
 	w.oldest = 0;
@@ -127,7 +89,7 @@ static int t_set_mode(struct tap *tap, enum tap_mode mode)
 static int t_close_epoch(struct tap *tap, uint64_t epoch, struct ft_err *err)
 {
 	(void)tap;
-	if (w.fail & FAIL_CLOSE_EPOCH)
+	if (host.fail & FAIL_CLOSE_EPOCH)
 		return ft_err_set(err, EIO, "the tap does not close");
 	if (w.becomes_hold)
 		w.mode = TAP_HOLD;
@@ -155,8 +117,8 @@ static int t_release(struct tap *tap, uint64_t epoch, struct ft_err *err)
 	(void)tap;
 	/* Output commit. */
 	assert(epoch <= w.acked);
-	assert(ft_engine_state(w.engine) != FT_FENCED);
-	if (w.fail & FAIL_RELEASE)
+	assert(ft_engine_state(host.engine) != FT_FENCED);
+	if (host.fail & FAIL_RELEASE)
 		return ft_err_set(err, EIO, "the disk does not take it");
 	if (w.oldest && w.oldest <= epoch)
 		w.oldest = epoch + 1 < w.open ? epoch + 1 : 0;
@@ -218,7 +180,7 @@ static int m_check(struct vmm *vmm, struct ft_err *err)
 static int m_track_start(struct vmm *vmm, struct ft_err *err)
 {
 	(void)vmm;
-	return w.fail & FAIL_HARVEST ? ft_err_set(err, EIO, "no tracker") : 0;
+	return host.fail & FAIL_HARVEST ? ft_err_set(err, EIO, "no tracker") : 0;
 }
 
 static void m_track_stop(struct vmm *vmm)
@@ -237,7 +199,7 @@ static void harvest(struct ft_bitmap *dirty)
 static int m_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err)
 {
 	(void)vmm;
-	if (w.fail & FAIL_HARVEST)
+	if (host.fail & FAIL_HARVEST)
 		return ft_err_set(err, ESRCH, "the process is gone");
 	harvest(dirty);
 	return 0;
@@ -273,7 +235,7 @@ static int copy(const struct ft_bitmap *pending, struct vmm_capture *c,
 			return rc;
 		assert(c->pages_n < c->pages_max);
 		c->pfns[c->pages_n] = i;
-		memset(c->pages + c->pages_n++ * VMM_PAGE_BYTES, (int)w.now, VMM_PAGE_BYTES);
+		memset(c->pages + c->pages_n++ * VMM_PAGE_BYTES, (int)host.now, VMM_PAGE_BYTES);
 	}
 	return 0;
 }
@@ -290,7 +252,7 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 	hooks->stopped(hooks->ctx);
 	harvest(pending);
 	rc = copy(pending, c, hooks);
-	if (!rc && w.fail & FAIL_CHECKPOINT)
+	if (!rc && host.fail & FAIL_CHECKPOINT)
 		rc = -EIO;
 	if (rc)
 		return ft_err_set(err, -rc, "the state cannot be saved");
@@ -304,7 +266,7 @@ static int m_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_c
 static int m_cont(struct vmm *vmm, struct ft_err *err)
 {
 	(void)vmm;
-	if (w.fail & FAIL_CONT)
+	if (host.fail & FAIL_CONT)
 		return ft_err_set(err, EPIPE, "the monitor is gone");
 	w.stopped = false;
 	return 0;
@@ -335,56 +297,31 @@ const struct vmm_ops world_vmm = {
 
 /* ---- environment ---- */
 
-static uint64_t env_now(void *ctx)
-{
-	(void)ctx;
-	return w.now;
-}
-
-static void env_wake_at(void *ctx, uint64_t when_ns)
-{
-	(void)ctx;
-	(void)when_ns;
-}
-
 static uint64_t env_random(void *ctx)
 {
 	(void)ctx;
 	return 4711 + w.session;
 }
 
-static void env_dial(void *ctx, bool heartbeat)
-{
-	(void)ctx;
-	w.dialing = true;
-	w.dialing_beat = heartbeat;
-}
-
-static void env_hang_up(void *ctx)
-{
-	(void)ctx;
-	w.dialing = false;
-}
-
 static int env_taps_in(void *ctx, struct ft_err *err)
 {
 	(void)ctx;
-	if (w.fail & FAIL_TAPS)
+	if (host.fail & FAIL_TAPS)
 		return ft_err_set(err, EIO, "no taps");
 	w.tap = (struct tap){.ops = &tap_ops, .id = "net0"};
 	w.mode = TAP_PASS;
 	w.becomes_hold = false;
-	tap_chain_add(ft_engine_chain(w.engine), &w.tap);
+	tap_chain_add(ft_engine_chain(host.engine), &w.tap);
 	return 0;
 }
 
 static int env_taps_out(void *ctx, struct ft_err *err)
 {
 	(void)ctx;
-	if (w.fail & FAIL_TAPS)
+	if (host.fail & FAIL_TAPS)
 		return ft_err_set(err, EIO, "the taps stay");
 	assert(!w.oldest);
-	ft_engine_chain(w.engine)->first = NULL;
+	ft_engine_chain(host.engine)->first = NULL;
 	return 0;
 }
 
@@ -441,40 +378,29 @@ static int env_disks_reclaim(void *ctx, uint64_t void_generation, struct ft_err 
 static int env_guard(void *ctx, bool on, struct ft_err *err)
 {
 	(void)ctx;
+	(void)err;
 	assert(on || !w.guarded || w.alone || w.survivor);
 	w.guarded = on;
-	(void)err;
-	return 0;
 	if (on)
 		w.alone = false;
+	return 0;
 }
 
 static void env_vm_end(void *ctx)
 {
 	(void)ctx;
 	w.stopped = true;
-	ft_engine_chain(w.engine)->first = NULL;
-	ft_engine_set_vmm(w.engine, NULL);
-}
-
-static void env_generation(void *ctx, uint64_t generation)
-{
-	(void)ctx;
-	assert(generation > 0);
-}
-
-static void env_changed(void *ctx)
-{
-	(void)ctx;
+	ft_engine_chain(host.engine)->first = NULL;
+	ft_engine_set_vmm(host.engine, NULL);
 }
 
 /* What only a standby needs is not there. */
 const struct ft_env_ops world_env = {
-	.now_ns = env_now,
-	.wake_at = env_wake_at,
+	.now_ns = host_now,
+	.wake_at = host_wake_at,
 	.random = env_random,
-	.dial = env_dial,
-	.hang_up = env_hang_up,
+	.dial = host_dial,
+	.hang_up = host_hang_up,
 	.taps_in = env_taps_in,
 	.taps_out = env_taps_out,
 	.firing = env_firing,
@@ -486,24 +412,17 @@ const struct ft_env_ops world_env = {
 	.disks_reclaim = env_disks_reclaim,
 	.guard = env_guard,
 	.vm_end = env_vm_end,
-	.generation = env_generation,
-	.changed = env_changed,
+	.generation = host_generation,
+	.changed = host_changed,
 };
 
 /* ---- arbiter ---- */
 
-static void arbiter_ask(ft_arbiter_fn *fn, void *ctx)
-{
-	assert(!w.asked);
-	w.asked = fn;
-	w.asked_ctx = ctx;
-}
-
 static void arbiter_read(struct ft_arbiter *a, ft_arbiter_fn *fn, void *ctx)
 {
 	(void)a;
-	w.want = w.record;
-	arbiter_ask(fn, ctx);
+	host.want = w.record;
+	host_ask(fn, ctx);
 }
 
 static void arbiter_swap(struct ft_arbiter *a, uint64_t expected,
@@ -511,14 +430,9 @@ static void arbiter_swap(struct ft_arbiter *a, uint64_t expected,
 {
 	(void)a;
 	assert(want->generation == expected + 1 || want->generation == expected);
-	w.want = *want;
-	arbiter_ask(fn, ctx);
-}
-
-static void arbiter_free(struct ft_arbiter *a)
-{
-	(void)a;
+	host.want = *want;
+	host_ask(fn, ctx);
 }
 
 const struct ft_arbiter_ops world_arbiter = {
-	.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = arbiter_free};
+	.type = "file", .read = arbiter_read, .swap = arbiter_swap, .free = host_arbiter_free};

@@ -4,21 +4,13 @@
 #ifndef TESTS_FUZZ_STANDBY_WORLD_H
 #define TESTS_FUZZ_STANDBY_WORLD_H
 
-#include "ft/engine.h"
+#include "tests/fuzz/engine_host.h"
 
 #define PAGES	  16
 #define RAM_BYTES (PAGES * (size_t)VMM_PAGE_BYTES)
 #define STAGING	  (64u << 10) /* small, so that its bound is met */
-#define LINKS	  8
-#define LINKS_MAX 6 /* data, heartbeat and four that have not said who they are */
-#define MS	  UINT64_C(1000000)
 
-struct fake_link {
-	struct ft_link base;
-	unsigned slot;
-};
-
-/* What fails until further notice, in w.fail. */
+/* What fails until further notice, in host.fail. */
 enum {
 	FAIL_SEND = 1,
 	FAIL_ARM = 2,
@@ -30,19 +22,9 @@ enum {
 };
 
 struct world {
-	struct ft_engine *engine;
-	struct ft_arbiter arbiter, *none;
-	struct vmm vmm;
 	uint8_t image[RAM_BYTES];
-	uint64_t now, image_hash, committed_seen;
-	struct fake_link *links[LINKS];
-	bool dialing, dialing_beat, armed, resumed;
-	unsigned fail;
-
-	/* the question that waits */
-	ft_arbiter_fn *asked;
-	void *asked_ctx;
-	struct ft_grant_record want;
+	uint64_t image_hash, committed_seen;
+	bool armed, resumed;
 
 	/* what was sent of the checkpoint on its way, and what has become of it */
 	uint64_t generation, session; /* of the frames; of the SETUP that was taken */
@@ -54,12 +36,9 @@ struct world {
 };
 extern struct world w;
 
+extern const struct ft_link_ops world_link;
 extern const struct ft_env_ops world_env;
 extern const struct vmm_ops world_vmm;
 extern const struct ft_arbiter_ops world_arbiter;
-
-/* NULL: there are LINKS already. */
-struct ft_link *link_make(void);
-unsigned links_n(void);
 
 #endif

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -73,6 +74,21 @@ static inline void fixture_remove(void)
 	assert_int_equal(system(line), 0);
 }
 
+/* cmocka's, for tests that need nothing but the folder. */
+static inline int fixture_setup(void **state)
+{
+	(void)state;
+	fixture_folder();
+	return 0;
+}
+
+static inline int fixture_teardown(void **state)
+{
+	(void)state;
+	fixture_remove();
+	return 0;
+}
+
 /* A filesystem of its own with little room at "small". False: this user may not mount. */
 static inline bool fixture_small(const char *size)
 {
@@ -111,6 +127,30 @@ static inline bool fixture_has_direct(void)
 	if (fd >= 0)
 		close(fd);
 	return fd >= 0;
+}
+
+/* What works in threads of its own has something to tell: a config's `done` or `news`, with an
+ * eventfd of fixture_listen() as its ctx (int *). */
+static inline void fixture_on_news(void *ctx)
+{
+	eventfd_write(*(int *)ctx, 1);
+}
+
+static inline int fixture_listen(void)
+{
+	int fd = eventfd(0, EFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* False: nothing was told in FIXTURE_WAIT_MS. */
+static inline bool fixture_heard(int fd)
+{
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+	eventfd_t n;
+
+	return poll(&p, 1, FIXTURE_WAIT_MS) == 1 && !eventfd_read(fd, &n);
 }
 
 static inline void fixture_wait_dirtied(struct vmm *vmm, uint64_t n)

@@ -20,6 +20,7 @@
 
 #include "ft/arbiter.h"
 #include "tests/fixture/arbiter_contract.h"
+#include "tests/fixture/clock.h"
 #include "transport/grant_file.h"
 
 /* ---- none ---- */
@@ -272,14 +273,6 @@ static void test_file_unreachable(void **state)
 	assert_int_equal(err.code, EINVAL);
 }
 
-static double seconds(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
-
 /* A FIFO in place of the record is a file server that does not answer: open(2) waits for a writer.
  */
 static void test_file_hangs(void **state)
@@ -293,15 +286,15 @@ static void test_file_hangs(void **state)
 	(void)state;
 	snprintf(path, sizeof path, "%s/g.1", dir);
 	assert_int_equal(mkfifo(path, 0600), 0);
-	start = seconds();
+	start = now_s();
 	answer = ask(a);
 	assert_answer(answer, FT_ARBITER_UNREACHABLE);
 	assert_non_null(strstr(answer.why, "hangs"));
-	assert_true(seconds() - start < FT_ARBITER_DEADLINE_MS / 1000.0 + 1);
+	assert_true(now_s() - start < FT_ARBITER_DEADLINE_MS / 1000.0 + 1);
 	/* The next one does not wait again. */
-	start = seconds();
+	start = now_s();
 	assert_answer(swap(a, 1, record(2, "a", false, "")), FT_ARBITER_UNREACHABLE);
-	assert_true(seconds() - start < 1);
+	assert_true(now_s() - start < 1);
 
 	/* b goes away while its request hangs; a sees the folder come back. */
 	assert_answer(ask(b), FT_ARBITER_UNREACHABLE);
@@ -310,10 +303,10 @@ static void test_file_hangs(void **state)
 	assert_true(fd >= 0);
 	assert_int_equal(unlink(path), 0);
 	close(fd);
-	start = seconds();
+	start = now_s();
 	do
 		answer = ask(a);
-	while (answer.answer == FT_ARBITER_UNREACHABLE && seconds() - start < 10);
+	while (answer.answer == FT_ARBITER_UNREACHABLE && now_s() - start < 10);
 	assert_answer(answer, FT_ARBITER_GRANTED);
 	assert_int_equal(answer.now.generation, 0);
 	a->ops->free(a);

@@ -24,20 +24,6 @@
 #define BYTES	(4u << 20)
 #define DATA_AT (1u << 20)
 
-static int setup(void **state)
-{
-	(void)state;
-	fixture_folder();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	fixture_remove();
-	return 0;
-}
-
 // ---- the description
 
 static void described_is_parsed(void **state)
@@ -316,9 +302,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(described_is_parsed),
 		cmocka_unit_test(hostile_descriptions),
-		cmocka_unit_test_setup_teardown(only_other_sets_are_removed, setup, teardown),
-		cmocka_unit_test_setup_teardown(put_into_images, setup, teardown),
-		cmocka_unit_test_setup_teardown(full_filesystem, setup, teardown),
+		cmocka_unit_test_setup_teardown(only_other_sets_are_removed, fixture_setup,
+						fixture_teardown),
+		cmocka_unit_test_setup_teardown(put_into_images, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(full_filesystem, fixture_setup, fixture_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

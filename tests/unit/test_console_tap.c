@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #include "eventtap/console/console_tap.h"
+#include "tests/fixture/clock.h"
 
 #define HELD_BYTES_MAX CONSOLE_TAP_HELD_BYTES_MIN
 #define DEADLINE_MS    10000
@@ -30,14 +31,6 @@ struct lab {
 	off_t log_at;
 	atomic_int outputs, pressure;
 };
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 static struct sockaddr_un address(const char *path)
 {
@@ -177,7 +170,7 @@ static off_t log_size(struct lab *l)
 
 static void wait_log(struct lab *l, off_t size)
 {
-	for (int64_t deadline = now_ms() + DEADLINE_MS; log_size(l) < size; poll(NULL, 0, 1))
+	for (uint64_t deadline = now_ms() + DEADLINE_MS; log_size(l) < size; poll(NULL, 0, 1))
 		assert_true(now_ms() < deadline);
 }
 
@@ -215,7 +208,8 @@ static struct tap_stats stats_of(struct lab *l)
 
 static void wait_outputs(struct lab *l, uint64_t bytes)
 {
-	for (int64_t deadline = now_ms() + DEADLINE_MS; stats_of(l).bytes < bytes; poll(NULL, 0, 1))
+	for (uint64_t deadline = now_ms() + DEADLINE_MS; stats_of(l).bytes < bytes;
+	     poll(NULL, 0, 1))
 		assert_true(now_ms() < deadline);
 }
 
@@ -360,7 +354,7 @@ static void a_slow_operator_is_dropped_and_hurts_nobody(void **state)
 		}
 	}
 	wait_log(l, total);
-	for (int64_t deadline = now_ms() + DEADLINE_MS; n > 0; assert_true(now_ms() < deadline)) {
+	for (uint64_t deadline = now_ms() + DEADLINE_MS; n > 0; assert_true(now_ms() < deadline)) {
 		assert_true(readable(slow, DEADLINE_MS));
 		n = read(slow, buf, sizeof buf);
 	}

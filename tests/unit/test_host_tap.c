@@ -27,6 +27,7 @@
 
 #include "eventtap/net/host_tap.h"
 #include "eventtap/net/net_tap.h"
+#include "tests/fixture/clock.h"
 
 #define HELD_BYTES_MAX (4u << 20)
 #define DEADLINE_MS    10000
@@ -44,14 +45,6 @@ static void run(const char *line)
 {
 	if (system(line))
 		fail_msg("%s", line);
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 static int interface_open(const char *name, int flags)

@@ -6,7 +6,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/wait.h>
 
 #include "vmm-glue/snapshot/increment.h"
@@ -18,26 +17,11 @@
 #define PAGES_PER_S 20000
 #define MEMORY	    (32ull << 20)
 #define PAGES	    (MEMORY / VMM_PAGE_BYTES)
-#define DONE_MS	    60000
 #define KILL_MS	    300 /* some updates */
 
 static struct vmm *vmm;
 static struct since *since;
 static int news_fd;
-
-static void on_news(void *ctx)
-{
-	(void)ctx;
-	eventfd_write(news_fd, 1);
-}
-
-static bool wait_news(void)
-{
-	struct pollfd p = {.fd = news_fd, .events = POLLIN};
-	eventfd_t n;
-
-	return poll(&p, 1, DONE_MS) == 1 && !eventfd_read(news_fd, &n);
-}
 
 /* One that has written so many pages. */
 static struct vmm *machine(unsigned pages_per_s, uint64_t pages)
@@ -72,7 +56,7 @@ static int setup(void **state)
 	(void)state;
 	fixture_folder();
 	has_small = fixture_small("80m");
-	news_fd = eventfd(0, EFD_CLOEXEC);
+	news_fd = fixture_listen();
 	vmm = machine(PAGES_PER_S, PAGES / 2);
 	return 0;
 }
@@ -91,7 +75,8 @@ static int teardown(void **state)
 /* A whole one. Nobody else may watch RAM meanwhile. */
 static int whole(const char *path, struct snapshot_progress *p, struct ft_err *err)
 {
-	struct snapshot_config config = {.path = path, .jobs = 2, .verify = true, .done = on_news};
+	struct snapshot_config config = {
+		.path = path, .jobs = 2, .verify = true, .done = fixture_on_news, .ctx = &news_fd};
 	struct snapshot *s;
 	int rc;
 
@@ -100,7 +85,7 @@ static int whole(const char *path, struct snapshot_progress *p, struct ft_err *e
 	rc = snapshot_begin(&config, vmm, &s, err);
 	if (rc)
 		return rc;
-	if (!wait_news())
+	if (!fixture_heard(news_fd))
 		return -ETIMEDOUT;
 	return snapshot_end(s, p, err);
 }
@@ -115,7 +100,7 @@ static int update_with(const struct increment_config *config, struct snapshot_pr
 	if (rc)
 		return rc;
 	while (increment_wants(inc) != INCREMENT_END) {
-		if (!wait_news())
+		if (!fixture_heard(news_fd))
 			return -ETIMEDOUT;
 		if (increment_wants(inc) == INCREMENT_MOMENT)
 			increment_moment(inc, vmm, NULL, 0);
@@ -125,7 +110,8 @@ static int update_with(const struct increment_config *config, struct snapshot_pr
 
 static struct increment_config config_of(const char *path)
 {
-	return (struct increment_config){.path = path, .verify = true, .news = on_news};
+	return (struct increment_config){
+		.path = path, .verify = true, .news = fixture_on_news, .ctx = &news_fd};
 }
 
 static int update(const char *path, struct snapshot_progress *p, struct ft_err *err)
@@ -239,7 +225,7 @@ static void cancel_leaves_the_old(void **state)
 	assert_int_equal(source_open(config.path, &(struct source){0}, &error), -EBUSY);
 	increment_cancel(inc, "cancelled by an operator");
 	while (increment_wants(inc) != INCREMENT_END)
-		assert_true(wait_news());
+		assert_true(fixture_heard(news_fd));
 	assert_int_equal(increment_end(inc, &p, &error), -ECANCELED);
 	assert_string_equal(error.text, "snapshot: cancelled by an operator");
 	assert_int_equal(digest_of(config.path), old);
@@ -344,7 +330,7 @@ static int update_until_killed(const char *path)
 	struct snapshot_progress p;
 	struct ft_err error = {0};
 
-	news_fd = eventfd(0, EFD_CLOEXEC);
+	news_fd = fixture_listen();
 	vmm = machine(PAGES_PER_S, PAGES / 4);
 	for (;;) {
 		(void)!write(STDOUT_FILENO, "u", 1);

@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -22,6 +21,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "tests/fixture/clock.h"
+#include "tests/fixture/target.h"
 #include "vmm-glue/keeper.h"
 
 #define DEADLINE_MS 10000
@@ -36,76 +37,29 @@ struct shared {
 
 static struct shared *sh;
 
-static long now_ms(void)
+static bool lives(struct target p)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+	return !target_ends_within(p, 0);
 }
 
-static void nap(void)
+static int body_vmm(void)
 {
-	struct timespec ts = {.tv_nsec = 1000000};
-
-	nanosleep(&ts, NULL);
+	for (;;)
+		pause();
+	return 0;
 }
 
-struct process {
-	pid_t pid;
-	int pidfd;
-};
-
-static bool ends_within(struct process p, int ms)
+static struct target start_vmm(void)
 {
-	struct pollfd fd = {.fd = p.pidfd, .events = POLLIN};
-
-	return poll(&fd, 1, ms) == 1;
-}
-
-static bool lives(struct process p)
-{
-	return !ends_within(p, 0);
-}
-
-static struct process open_process(pid_t pid)
-{
-	struct process p = {.pid = pid, .pidfd = pidfd_open(pid, 0)};
-
-	assert_true(p.pidfd >= 0);
-	return p;
-}
-
-// Kills it if need be; returns how it ended.
-static int reap(struct process p)
-{
-	int status = -1;
-
-	kill(p.pid, SIGKILL);
-	assert_int_equal(waitpid(p.pid, &status, 0), p.pid);
-	close(p.pidfd);
-	return status;
-}
-
-static struct process start_vmm(void)
-{
-	pid_t pid = fork();
-
-	assert_true(pid >= 0);
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
-			pause();
-	}
-	return open_process(pid);
+	return target_fork(body_vmm);
 }
 
 // Agents start with a keeper that watches the VMM, and say when they are ready themselves.
-static struct process start_agent(void (*body)(struct keeper *k), struct process vmm,
-				  bool is_protected)
+static struct target start_agent(void (*body)(struct keeper *k), struct target vmm,
+				 bool is_protected)
 {
-	long end = now_ms() + DEADLINE_MS;
-	struct process agent;
+	uint64_t end = now_ms() + DEADLINE_MS;
+	struct target agent;
 	pid_t pid;
 
 	memset(sh, 0, sizeof *sh);
@@ -124,7 +78,7 @@ static struct process start_agent(void (*body)(struct keeper *k), struct process
 		body(k);
 		_exit(0);
 	}
-	agent = open_process(pid);
+	agent = target_of(pid);
 	while (!sh->ready && lives(agent)) {
 		assert_true(now_ms() < end);
 		nap();
@@ -132,7 +86,7 @@ static struct process start_agent(void (*body)(struct keeper *k), struct process
 	return agent;
 }
 
-static struct process keeper_of(struct process agent)
+static struct target keeper_of(struct target agent)
 {
 	char path[64];
 	int pid = 0;
@@ -143,7 +97,7 @@ static struct process keeper_of(struct process agent)
 	assert_non_null(f);
 	assert_int_equal(fscanf(f, "%d", &pid), 1);
 	fclose(f);
-	return open_process(pid);
+	return target_of(pid);
 }
 
 static void body_idle(struct keeper *k)
@@ -214,22 +168,22 @@ static void frozen(void (*body)(struct keeper *k), long limit_ms, bool is_protec
 	long took = 0;
 
 	for (int i = 0; i < TRIES; i++) {
-		struct process vmm = start_vmm(), agent = start_agent(body, vmm, is_protected);
-		struct process keeper = keeper_of(agent);
+		struct target vmm = start_vmm(), agent = start_agent(body, vmm, is_protected);
+		struct target keeper = keeper_of(agent);
 		int status;
 
-		assert_true(ends_within(agent, DEADLINE_MS));
+		assert_true(target_ends_within(agent, DEADLINE_MS));
 		took = now_ms() - sh->at_ms;
-		status = reap(agent);
+		status = target_kill(agent);
 		assert_true(WIFSIGNALED(status));
 		assert_int_equal(WTERMSIG(status), SIGKILL);
-		assert_true(ends_within(keeper, DEADLINE_MS));
+		assert_true(target_ends_within(keeper, DEADLINE_MS));
 		close(keeper.pidfd);
 		if (is_protected)
-			assert_true(ends_within(vmm, DEADLINE_MS));
+			assert_true(target_ends_within(vmm, DEADLINE_MS));
 		else
 			assert_true(lives(vmm));
-		reap(vmm);
+		target_kill(vmm);
 		assert_true(took >= limit_ms - 1);
 		if (took <= limit_ms + 100)
 			break;
@@ -264,16 +218,16 @@ static void test_frozen_writer(void **state)
 
 static void test_slow_writer(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_slow_write, vmm, true);
+	struct target vmm = start_vmm(), agent = start_agent(body_slow_write, vmm, true);
 	int status;
 
 	(void)state;
-	assert_true(ends_within(agent, DEADLINE_MS));
-	status = reap(agent);
+	assert_true(target_ends_within(agent, DEADLINE_MS));
+	status = target_kill(agent);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 7);
 	assert_true(lives(vmm));
-	reap(vmm);
+	target_kill(vmm);
 }
 
 // Frozen, but it holds nothing: it may be stopped in a debugger for all we know.
@@ -291,19 +245,19 @@ static void body_freeze_unheld(struct keeper *k)
 
 static void test_frozen_without_hold(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_freeze_unheld, vmm, true);
+	struct target vmm = start_vmm(), agent = start_agent(body_freeze_unheld, vmm, true);
 
 	(void)state;
-	assert_false(ends_within(agent, 3 * HOLD_MAX_MS));
+	assert_false(target_ends_within(agent, 3 * HOLD_MAX_MS));
 	assert_true(lives(vmm));
-	reap(agent);
-	reap(vmm);
+	target_kill(agent);
+	target_kill(vmm);
 }
 
 // Many holds, each short, so that the keeper's looks meet one each time.
 static void body_holds(struct keeper *k)
 {
-	long end = now_ms() + 4 * HOLD_MAX_MS;
+	uint64_t end = now_ms() + 4 * HOLD_MAX_MS;
 
 	sh->ready = 1;
 	while (now_ms() < end) {
@@ -316,16 +270,16 @@ static void body_holds(struct keeper *k)
 
 static void test_short_holds(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_holds, vmm, true);
+	struct target vmm = start_vmm(), agent = start_agent(body_holds, vmm, true);
 	int status;
 
 	(void)state;
-	assert_true(ends_within(agent, DEADLINE_MS));
-	status = reap(agent);
+	assert_true(target_ends_within(agent, DEADLINE_MS));
+	status = target_kill(agent);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 0);
 	assert_true(lives(vmm));
-	reap(vmm);
+	target_kill(vmm);
 }
 
 static void test_agent_dies_protected(void **state)
@@ -334,14 +288,14 @@ static void test_agent_dies_protected(void **state)
 
 	(void)state;
 	for (int i = 0; i < TRIES; i++) {
-		struct process vmm = start_vmm(), agent = start_agent(body_idle, vmm, true);
+		struct target vmm = start_vmm(), agent = start_agent(body_idle, vmm, true);
 		long begin = now_ms();
 
 		kill(agent.pid, SIGKILL);
-		assert_true(ends_within(vmm, DEADLINE_MS));
+		assert_true(target_ends_within(vmm, DEADLINE_MS));
 		took = now_ms() - begin;
-		reap(agent);
-		reap(vmm);
+		target_kill(agent);
+		target_kill(vmm);
 		if (took <= 50)
 			break;
 	}
@@ -351,16 +305,16 @@ static void test_agent_dies_protected(void **state)
 
 static void test_agent_dies_solo(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_idle, vmm, false),
-		       keeper = keeper_of(agent);
+	struct target vmm = start_vmm(), agent = start_agent(body_idle, vmm, false),
+		      keeper = keeper_of(agent);
 
 	(void)state;
 	kill(agent.pid, SIGKILL);
-	assert_true(ends_within(keeper, DEADLINE_MS));
+	assert_true(target_ends_within(keeper, DEADLINE_MS));
 	assert_true(lives(vmm));
 	close(keeper.pidfd);
-	reap(agent);
-	reap(vmm);
+	target_kill(agent);
+	target_kill(vmm);
 }
 
 static void body_stop(struct keeper *k)
@@ -376,23 +330,23 @@ static void body_stop(struct keeper *k)
 
 static void test_orderly_stop(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_stop, vmm, true);
+	struct target vmm = start_vmm(), agent = start_agent(body_stop, vmm, true);
 	int status;
 
 	(void)state;
 	sh->go = 1;
-	assert_true(ends_within(agent, DEADLINE_MS));
-	status = reap(agent);
+	assert_true(target_ends_within(agent, DEADLINE_MS));
+	status = target_kill(agent);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 0);
 	assert_true(lives(vmm));
-	reap(vmm);
+	target_kill(vmm);
 }
 
 static void body_without_keeper(struct keeper *k)
 {
 	struct ft_err err = {0};
-	long end = now_ms() + DEADLINE_MS;
+	uint64_t end = now_ms() + DEADLINE_MS;
 
 	if (!keeper_alive(k))
 		_exit(1);
@@ -412,41 +366,41 @@ static void body_without_keeper(struct keeper *k)
 
 static void test_keeper_killed(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_without_keeper, vmm, true);
-	struct process keeper = keeper_of(agent);
+	struct target vmm = start_vmm(), agent = start_agent(body_without_keeper, vmm, true);
+	struct target keeper = keeper_of(agent);
 	int status;
 
 	(void)state;
 	kill(keeper.pid, SIGKILL);
-	assert_true(ends_within(agent, DEADLINE_MS));
-	status = reap(agent);
+	assert_true(target_ends_within(agent, DEADLINE_MS));
+	status = target_kill(agent);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 0);
 	assert_true(lives(vmm));
 	close(keeper.pidfd);
-	reap(vmm);
+	target_kill(vmm);
 }
 
 static void test_forgotten(void **state)
 {
-	struct process vmm = start_vmm(), keeper, agent;
-	struct process nobody = {0};
+	struct target vmm = start_vmm(), keeper, agent;
+	struct target nobody = {0};
 
 	(void)state;
 	agent = start_agent(body_idle, nobody, true);
 	keeper = keeper_of(agent);
 	kill(agent.pid, SIGKILL);
-	assert_true(ends_within(keeper, DEADLINE_MS));
+	assert_true(target_ends_within(keeper, DEADLINE_MS));
 	assert_true(lives(vmm));
 	close(keeper.pidfd);
-	reap(agent);
-	reap(vmm);
+	target_kill(agent);
+	target_kill(vmm);
 }
 
 static void test_lives_apart(void **state)
 {
 	static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGPIPE, SIGALRM, SIGUSR1};
-	struct process vmm = start_vmm(), agent, keeper;
+	struct target vmm = start_vmm(), agent, keeper;
 	char path[64], comm[32] = "";
 	int many[2], fds = 0;
 	FILE *f;
@@ -458,7 +412,7 @@ static void test_lives_apart(void **state)
 	keeper = keeper_of(agent);
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
 		kill(keeper.pid, signals[i]);
-	assert_false(ends_within(keeper, 50));
+	assert_false(target_ends_within(keeper, 50));
 	assert_int_equal(getsid(keeper.pid), keeper.pid);
 	snprintf(path, sizeof path, "/proc/%d/comm", keeper.pid);
 	f = fopen(path, "re");
@@ -473,40 +427,40 @@ static void test_lives_apart(void **state)
 	assert_int_equal(fds, 5); // standard error, agent, its state, VMM, socket
 	close_range((unsigned)many[1] - 19, (unsigned)many[1], 0);
 	close(keeper.pidfd);
-	reap(agent);
-	reap(vmm);
+	target_kill(agent);
+	target_kill(vmm);
 }
 
 // A new process with the number of the one that was watched.
 static void test_pid_reuse(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_idle, vmm, true),
-		       keeper = keeper_of(agent);
-	struct process impostor;
+	struct target vmm = start_vmm(), agent = start_agent(body_idle, vmm, true),
+		      keeper = keeper_of(agent);
+	struct target impostor;
 	pid_t wanted = vmm.pid, pid;
 	struct clone_args args = {
 		.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&wanted, .set_tid_size = 1};
 
 	(void)state;
-	reap(vmm);
+	target_kill(vmm);
 	pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
 	if (pid < 0) {
 		print_message("cannot choose a pid: %s\n", strerror(errno));
 		close(keeper.pidfd);
-		reap(agent);
+		target_kill(agent);
 		skip();
 	}
 	if (!pid)
 		for (;;)
 			pause();
 	assert_int_equal(pid, wanted);
-	impostor = open_process(pid);
+	impostor = target_of(pid);
 	kill(agent.pid, SIGKILL);
-	assert_true(ends_within(keeper, DEADLINE_MS));
+	assert_true(target_ends_within(keeper, DEADLINE_MS));
 	assert_true(lives(impostor));
 	close(keeper.pidfd);
-	reap(agent);
-	reap(impostor);
+	target_kill(agent);
+	target_kill(impostor);
 }
 
 static void body_watch_errors(struct keeper *k)
@@ -532,15 +486,15 @@ static void body_watch_errors(struct keeper *k)
 
 static void test_watch_errors(void **state)
 {
-	struct process vmm = start_vmm(), agent = start_agent(body_watch_errors, vmm, false);
+	struct target vmm = start_vmm(), agent = start_agent(body_watch_errors, vmm, false);
 	int status;
 
 	(void)state;
-	assert_true(ends_within(agent, DEADLINE_MS));
-	status = reap(agent);
+	assert_true(target_ends_within(agent, DEADLINE_MS));
+	status = target_kill(agent);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 0);
-	reap(vmm);
+	target_kill(vmm);
 }
 
 int main(void)

@@ -1,88 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// One end is a link. The other is a second link where both must work, and a bare socket where the
-// peer is hostile.
+// Two links, back to back: order, back-pressure, reservations, corks, and what a callback may do.
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <poll.h>
-#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmocka.h>
 
-#include "tests/unit/transport_fixture.h"
-#include "transport/outbuf.h"
-
-struct test {
-	struct event_base *base;
-	struct end a, b;
-	int raw; /* the hostile end */
-};
-
-static void setup_links(struct test *t)
-{
-	int fd[2];
-
-	memset(t, 0, sizeof *t);
-	t->raw = -1;
-	t->base = event_base_new();
-	tcp_pair(fd);
-	end_over(&t->a, t->base, fd[0]);
-	end_over(&t->b, t->base, fd[1]);
-}
-
-static void setup_raw(struct test *t)
-{
-	int fd[2];
-
-	memset(t, 0, sizeof *t);
-	t->base = event_base_new();
-	tcp_pair(fd);
-	end_over(&t->a, t->base, fd[0]);
-	t->raw = fd[1];
-}
-
-static void teardown(struct test *t)
-{
-	end_close(&t->a);
-	end_close(&t->b);
-	if (t->raw >= 0)
-		close(t->raw);
-	event_base_free(t->base);
-}
-
-static size_t make_frame(uint8_t *out, uint16_t type, uint64_t seq, const uint8_t *uuid,
-			 const char *body, const char *payload)
-{
-	struct frame_header h = {.type = type,
-				 .seq = seq,
-				 .body_len = (uint32_t)strlen(body),
-				 .payload_len = (uint32_t)strlen(payload)};
-
-	h.body_hash = frame_hash(body, h.body_len);
-	h.payload_hash = frame_hash(payload, h.payload_len);
-	if (uuid)
-		memcpy(h.uuid, uuid, FRAME_UUID);
-	frame_encode(&h, out);
-	memcpy(out + FRAME_HEADER, body, h.body_len);
-	memcpy(out + FRAME_HEADER + h.body_len, payload, h.payload_len);
-	return frame_length(&h);
-}
-
-static void put(int fd, const void *data, size_t len)
-{
-	assert_int_equal(send(fd, data, len, MSG_NOSIGNAL), len);
-}
-
-static void says(const struct end *end, const char *text)
-{
-	assert_int_equal(end->closes, 1);
-	if (!strstr(end->why.text, text))
-		fail_msg("\"%s\" does not say \"%s\"", end->why.text, text);
-	assert_non_null(strstr(end->why.text, "link to test: "));
-}
-
-/* ---- both ends ours ---- */
+#include "tests/fixture/link_pair.h"
 
 static uint32_t random32(uint32_t *seed)
 {
@@ -187,7 +119,7 @@ static void stream_check(struct end *end, const struct ft_msg *msg)
 
 static void random_frames_both_ways(bool cork)
 {
-	struct test t;
+	struct link_pair t;
 	struct stream a = {
 		.total = 5000, .seed_out = 1, .seed_in = 2, .use_reserve = true, .use_cork = cork};
 	struct stream b = {.total = 5000, .seed_out = 2, .seed_in = 1};
@@ -195,7 +127,7 @@ static void random_frames_both_ways(bool cork)
 
 	for (size_t i = 0; i < sizeof noise; i += 4)
 		memcpy(noise + i, &(uint32_t){random32(&seed)}, 4);
-	setup_links(&t);
+	link_pair_ours(&t);
 	a.memory = malloc(FT_PAYLOAD_MAX);
 	b.memory = malloc(FT_PAYLOAD_MAX);
 	t.a.on_message = t.b.on_message = stream_check;
@@ -210,7 +142,7 @@ static void random_frames_both_ways(bool cork)
 	assert_int_equal(link_queued(t.a.link), 0);
 	free(a.memory);
 	free(b.memory);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void test_random_frames_both_ways(void **state)
@@ -228,12 +160,12 @@ static void test_random_frames_corked(void **state)
 static void test_backpressure(void **state)
 {
 	static uint8_t payload[FT_PAYLOAD_MAX];
-	struct test t;
+	struct link_pair t;
 	unsigned sent = 0;
 	int r;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	while (!(r = end_send(&t.a, 1, payload, sizeof payload)))
 		assert_true(++sent < 1000);
 	assert_int_equal(r, -EAGAIN);
@@ -249,7 +181,7 @@ static void test_backpressure(void **state)
 	assert_int_equal(t.a.writables, 1);
 	assert_true(t.a.link->ops->bytes_sent(t.a.link) ==
 		    sent * (uint64_t)(FRAME_HEADER + FT_PAYLOAD_MAX));
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void order_check(struct end *end, const struct ft_msg *msg)
@@ -263,11 +195,11 @@ static void order_check(struct end *end, const struct ft_msg *msg)
 static void test_cork(void **state)
 {
 	static uint8_t small[100], large[50000];
-	struct test t;
+	struct link_pair t;
 	uint8_t *p;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	t.b.on_message = order_check;
 	ft_link_cork(t.a.link, true);
 	memset(small, 1, sizeof small);
@@ -289,18 +221,18 @@ static void test_cork(void **state)
 	ft_link_cork(t.a.link, true);
 	ft_link_cork(t.a.link, false);
 	assert_int_equal(link_queued(t.a.link), 0);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 /* Others may be sent between a reservation and its use, and a reservation may be given up. */
 static void test_reservation_keeps(void **state)
 {
 	static uint8_t other[20000];
-	struct test t;
+	struct link_pair t;
 	uint8_t *p;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	t.b.on_message = order_check;
 	assert_non_null(t.a.link->ops->reserve(t.a.link, 1000));
 	p = t.a.link->ops->reserve(t.a.link, FT_PAYLOAD_MAX);
@@ -317,7 +249,7 @@ static void test_reservation_keeps(void **state)
 	memset(other, 52, sizeof other);
 	assert_int_equal(end_send(&t.a, 52, other, sizeof other), 0);
 	run_until(t.base, t.b.messages == 52);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void close_self(struct end *end, const struct ft_msg *msg)
@@ -329,10 +261,10 @@ static void close_self(struct end *end, const struct ft_msg *msg)
 
 static void test_close_in_message(void **state)
 {
-	struct test t;
+	struct link_pair t;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	t.b.on_message = close_self;
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(end_send(&t.a, 1, "abc", 3), 0);
@@ -344,7 +276,7 @@ static void test_close_in_message(void **state)
 	assert_int_equal(t.a.link->ops->drain(t.a.link, 10), -EPIPE);
 	run_idle(t.base);
 	assert_int_equal(t.a.closes, 1);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void close_link_writable(struct end *end)
@@ -355,10 +287,10 @@ static void close_link_writable(struct end *end)
 static void test_close_in_writable(void **state)
 {
 	static uint8_t payload[FT_PAYLOAD_MAX];
-	struct test t;
+	struct link_pair t;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	t.a.on_writable = close_link_writable;
 	while (!end_send(&t.a, 1, payload, sizeof payload))
 		;
@@ -367,7 +299,7 @@ static void test_close_in_writable(void **state)
 	assert_null(t.a.link);
 	/* What was queued at the close is lost, in the middle of a frame perhaps, and said so. */
 	assert_non_null(strstr(t.b.why.text, "closed by the peer"));
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void closed_closes(void *ctx, const struct ft_err *why)
@@ -380,27 +312,27 @@ static void closed_closes(void *ctx, const struct ft_err *why)
 
 static void test_close_in_closed(void **state)
 {
-	struct test t;
+	struct link_pair t;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	t.a.link->events.closed = closed_closes;
 	end_close(&t.b);
 	run_until(t.base, t.a.closes);
 	assert_null(t.a.link);
-	says(&t.a, "closed by the peer");
-	teardown(&t);
+	link_pair_says(&t.a, "closed by the peer");
+	link_pair_free(&t);
 }
 
 /* A peer's last words come through although our own writes fail by then. */
 static void test_last_words(void **state)
 {
 	static uint8_t payload[FT_PAYLOAD_MAX];
-	struct test t;
+	struct link_pair t;
 	int r;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	assert_int_equal(end_send(&t.b, 9, "no", 2), 0);
 	end_close(&t.b);
 	for (int i = 0; i < 100; i++) {
@@ -412,7 +344,7 @@ static void test_last_words(void **state)
 	assert_int_equal(t.a.closes, 0); /* never from within send() */
 	run_until(t.base, t.a.closes);
 	assert_int_equal(t.a.messages, 1);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 struct flood {
@@ -432,12 +364,12 @@ static void flood_check(struct end *end, const struct ft_msg *msg)
 /* A link with much to read does not starve another. */
 static void test_fairness(void **state)
 {
-	struct test t, quiet;
+	struct link_pair t, quiet;
 	struct flood f;
 	int fd[2];
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	memset(&quiet, 0, sizeof quiet);
 	tcp_pair(fd);
 	end_over(&quiet.a, t.base, fd[0]);
@@ -452,16 +384,16 @@ static void test_fairness(void **state)
 	assert_true(f.at_other <= 2 * LINK_TURN_FRAMES);
 	end_close(&quiet.a);
 	end_close(&quiet.b);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void test_uuid(void **state)
 {
 	static const uint8_t one[FRAME_UUID] = {1}, two[FRAME_UUID] = {2};
-	struct test t;
+	struct link_pair t;
 
 	(void)state;
-	setup_links(&t);
+	link_pair_ours(&t);
 	link_set_uuid(t.b.link, one);
 	assert_int_equal(end_send(&t.a, 1, "x", 1), 0); /* a stranger's first: marked */
 	run_until(t.base, t.b.messages == 1);
@@ -473,20 +405,20 @@ static void test_uuid(void **state)
 	link_set_uuid(t.a.link, two);
 	assert_int_equal(end_send(&t.a, 1, "x", 1), 0);
 	run_until(t.base, t.b.closes);
-	says(&t.b, "uuid: belongs to another guest");
+	link_pair_says(&t.b, "uuid: belongs to another guest");
 	assert_int_equal(t.b.messages, 2);
-	teardown(&t);
+	link_pair_free(&t);
 }
 
 static void test_drain(void **state)
 {
 	static uint8_t payload[FT_PAYLOAD_MAX];
-	struct test t;
+	struct link_pair t;
 	static uint8_t sink[1 << 20];
 	pid_t reader;
 
 	(void)state;
-	setup_raw(&t);
+	link_pair_raw(&t);
 	while (!end_send(&t.a, 1, payload, sizeof payload))
 		;
 	reader = fork();
@@ -503,231 +435,12 @@ static void test_drain(void **state)
 	run_until(t.base, t.a.writables == 1);
 	kill(reader, SIGKILL);
 	waitpid(reader, NULL, 0);
-	teardown(&t);
-}
-
-/* ---- hostile peers ---- */
-
-static void test_cut_at_every_byte(void **state)
-{
-	uint8_t frame[256];
-	size_t len = make_frame(frame, 1, 1, NULL, "body", "payload");
-
-	(void)state;
-	for (size_t cut = 0; cut < len; cut++) {
-		struct test t;
-
-		setup_raw(&t);
-		put(t.raw, frame, cut);
-		shutdown(t.raw, SHUT_WR);
-		run_until(t.base, t.a.closes);
-		assert_int_equal(t.a.messages, 0);
-		says(&t.a,
-		     cut ? "closed by the peer in the middle of a frame" : "closed by the peer");
-		teardown(&t);
-	}
-}
-
-static void test_corrupted_at_every_byte(void **state)
-{
-	uint8_t frame[256];
-	size_t len = make_frame(frame, 1, 1, NULL, "body", "payload");
-
-	(void)state;
-	for (size_t at = 0; at < len; at++) {
-		struct test t;
-
-		setup_raw(&t);
-		frame[at] ^= 0x55;
-		put(t.raw, frame, len);
-		frame[at] ^= 0x55;
-		run_until(t.base, t.a.closes);
-		assert_int_equal(t.a.messages, 0);
-		says(&t.a, at < FRAME_HEADER	   ? "frame: "
-			   : at < FRAME_HEADER + 4 ? "body hash"
-						   : "payload hash");
-		teardown(&t);
-	}
-}
-
-static void hostile(const uint8_t *bytes, size_t len, unsigned messages, const char *text)
-{
-	struct test t;
-
-	setup_raw(&t);
-	put(t.raw, bytes, len);
-	run_until(t.base, t.a.closes);
-	assert_int_equal(t.a.messages, messages);
-	says(&t.a, text);
-	run_idle(t.base);
-	assert_int_equal(t.a.closes, 1);
-	assert_int_equal(t.a.messages, messages);
-	teardown(&t);
-}
-
-static void test_order(void **state)
-{
-	uint8_t bytes[1024];
-	size_t n;
-
-	(void)state;
-	n = make_frame(bytes, 1, 1, NULL, "a", "b");
-	n += make_frame(bytes + n, 1, 1, NULL, "a", "b");
-	hostile(bytes, n, 1, "replayed or reordered");
-	n = make_frame(bytes, 1, 1, NULL, "a", "b");
-	n += make_frame(bytes + n, 1, 3, NULL, "a", "b");
-	n += make_frame(bytes + n, 1, 2, NULL, "a", "b");
-	hostile(bytes, n, 1, "sequence: 3, not 2: frames are missing");
-	n = make_frame(bytes, 1, 0, NULL, "a", "b");
-	hostile(bytes, n, 0, "sequence: 0, not 1");
-}
-
-static void test_oversized(void **state)
-{
-	static const size_t field[2] = {56, 60};
-	static const char *const names[2] = {"body length", "payload length"};
-	uint8_t frame[256];
-	uint64_t hash;
-	size_t len;
-
-	(void)state;
-	for (int i = 0; i < 2; i++) {
-		len = make_frame(frame, 1, 1, NULL, "", "");
-		memset(frame + field[i], 0xff, 4);
-		hash = frame_hash(frame, 80);
-		for (int k = 0; k < 8; k++)
-			frame[80 + k] = (uint8_t)(hash >> (8 * k));
-		hostile(frame, len, 0, names[i]);
-	}
-}
-
-static void test_foreign_protocols(void **state)
-{
-	static const uint8_t http[200] = "GET / HTTP/1.1\r\nHost: example\r\n";
-	static const uint8_t tls[200] = {0x16, 0x03, 0x01, 0x00, 0xc3, 0x01};
-
-	(void)state;
-	hostile(http, sizeof http, 0, "peer does not speak this protocol");
-	hostile(tls, sizeof tls, 0, "peer speaks TLS, this end is plaintext");
-}
-
-static void test_one_byte_at_a_time(void **state)
-{
-	uint8_t bytes[1024];
-	struct test t;
-	size_t n;
-
-	(void)state;
-	setup_raw(&t);
-	n = make_frame(bytes, 1, 1, NULL, "a body", "a payload");
-	n += make_frame(bytes + n, 2, 2, NULL, "", "");
-	n += make_frame(bytes + n, 3, 3, NULL, "another", "");
-	for (size_t i = 0; i < n; i++) {
-		put(t.raw, bytes + i, 1);
-		run_idle(t.base);
-	}
-	run_until(t.base, t.a.messages == 3);
-	assert_int_equal(t.a.closes, 0);
-	teardown(&t);
-}
-
-/* A peer that reads a byte at a time gets the very stream. */
-static void test_slow_reader(void **state)
-{
-	static uint8_t payload[FT_PAYLOAD_MAX], got[FRAME_MAX];
-	struct frame_header h;
-	struct test t;
-	int small = 32768;
-	size_t have = 0;
-
-	(void)state;
-	setup_raw(&t);
-	setsockopt(t.raw, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
-	for (size_t i = 0; i < sizeof payload; i++)
-		payload[i] = (uint8_t)(i * 7 + (i >> 8));
-	for (int i = 0; i < 4; i++)
-		assert_int_equal(end_send(&t.a, (uint16_t)i, payload, sizeof payload), 0);
-	for (unsigned frame = 0; frame < 4; frame++) {
-		for (have = 0; have < FRAME_HEADER + sizeof payload;) {
-			size_t want = have < 2000 ? 1 : FRAME_HEADER + sizeof payload - have;
-			ssize_t n =
-				recv(t.raw, got + have, want > 3001 ? 3001 : want, MSG_DONTWAIT);
-
-			if (n < 0) {
-				struct pollfd pfd = {.fd = t.raw, .events = POLLIN};
-
-				event_base_loop(t.base, EVLOOP_NONBLOCK);
-				poll(&pfd, 1, 5);
-			} else {
-				have += (size_t)n;
-			}
-		}
-		assert_int_equal(frame_decode(got, &h, NULL), 0);
-		assert_int_equal(h.seq, frame + 1);
-		assert_int_equal(h.type, frame);
-		assert_memory_equal(got + FRAME_HEADER, payload, sizeof payload);
-	}
-	teardown(&t);
-}
-
-/* ---- the ring alone, against a model ---- */
-
-static void test_outbuf(void **state)
-{
-	struct outbuf b;
-	uint8_t written = 0, expected = 0, value;
-	uint32_t seed = 12345;
-	size_t kept = 0;
-	uint64_t pos, kept_at = 0;
-
-	(void)state;
-	assert_int_equal(outbuf_init(&b, 4096), 0);
-	for (int step = 0; step < 200000; step++) {
-		uint32_t r = random32(&seed);
-		size_t len = 1 + r % 700;
-		struct iovec iov;
-
-		if (r >> 28 < 5) {
-			if (!outbuf_room(&b, len, &pos))
-				continue;
-			for (size_t i = 0; i < len; i++)
-				outbuf_at(&b, pos)[i] = written++;
-			outbuf_commit(&b, pos, len);
-		} else if (r >> 28 < 7) {
-			kept = outbuf_reserve(&b, len, &kept_at) ? len : 0;
-			if (kept)
-				memset(outbuf_at(&b, kept_at), 0xaa, kept);
-		} else if (r >> 28 < 9 && kept) {
-			size_t skip = (r >> 8) % kept, use = kept - skip;
-
-			for (size_t i = 0; i < kept; i++)
-				assert_int_equal(outbuf_at(&b, kept_at)[i], 0xaa);
-			use -= use > 1 ? 1 : 0;
-			for (size_t i = 0; i < use; i++)
-				outbuf_at(&b, kept_at + skip)[i] = written++;
-			outbuf_commit_reserved(&b, kept_at + skip, use);
-			kept = 0;
-		} else if (outbuf_front(&b, &iov)) {
-			size_t n = 1 + (r >> 4) % iov.iov_len;
-
-			for (size_t i = 0; i < n; i++) {
-				value = ((uint8_t *)iov.iov_base)[i];
-				assert_int_equal(value, expected);
-				expected++;
-			}
-			outbuf_consume(&b, n);
-		}
-		assert_true(b.queued <= b.size);
-		if (outbuf_is_roomy(&b))
-			assert_true(outbuf_room(&b, b.size / 4, &pos));
-	}
-	outbuf_free(&b);
+	link_pair_free(&t);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_outbuf),
 		cmocka_unit_test(test_random_frames_both_ways),
 		cmocka_unit_test(test_random_frames_corked),
 		cmocka_unit_test(test_cork),
@@ -740,13 +453,6 @@ int main(void)
 		cmocka_unit_test(test_fairness),
 		cmocka_unit_test(test_uuid),
 		cmocka_unit_test(test_drain),
-		cmocka_unit_test(test_cut_at_every_byte),
-		cmocka_unit_test(test_corrupted_at_every_byte),
-		cmocka_unit_test(test_order),
-		cmocka_unit_test(test_oversized),
-		cmocka_unit_test(test_foreign_protocols),
-		cmocka_unit_test(test_one_byte_at_a_time),
-		cmocka_unit_test(test_slow_reader),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,16 +2,23 @@
 // Listener and connector without TLS: addresses, stale sockets, ports in use, deadlines, black
 // holes. (With TLS: test_tls.c)
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include "tests/unit/transport_fixture.h"
+#include "tests/fixture/transport.h"
 #include "transport/connector.h"
 #include "transport/listener.h"
 

@@ -7,20 +7,6 @@
 
 #define BYTES (64ull << 20)
 
-static int setup(void **state)
-{
-	(void)state;
-	fixture_folder();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	fixture_remove();
-	return 0;
-}
-
 static void read_only_folder(void **state)
 {
 	struct ft_err error = {0};
@@ -85,9 +71,9 @@ static void without_holes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(read_only_folder, setup, teardown),
-		cmocka_unit_test_setup_teardown(no_direct_io, setup, teardown),
-		cmocka_unit_test_setup_teardown(without_holes, setup, teardown),
+		cmocka_unit_test_setup_teardown(read_only_folder, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(no_direct_io, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(without_holes, fixture_setup, fixture_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,18 +6,20 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
-#include "tests/unit/transport_fixture.h"
+#include "tests/fixture/transport.h"
 #include "ft/msg.h"
 #include "transport/wire.h"
 #include "vmm-glue/postcopy/page_client.h"

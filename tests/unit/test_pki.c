@@ -5,6 +5,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include <openssl/err.h>
@@ -12,7 +17,7 @@
 #include <openssl/x509v3.h>
 #include <sys/stat.h>
 
-#include "tests/unit/transport_fixture.h"
+#include "tests/fixture/transport.h"
 
 #define DAY_S 86400
 

@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <fcntl.h>
-#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,31 +26,16 @@
 
 #define ROUNDS	     20
 #define PAGES_PER_S  20000
-#define DONE_MS	     60000
 #define MEMORY	     (32ull << 20)
 #define RESTORE_JOBS 3
 
 static struct vmm *vmm;
 static int done_fd;
 
-static void on_done(void *ctx)
-{
-	(void)ctx;
-	eventfd_write(done_fd, 1);
-}
-
-static void wait_done(void)
-{
-	struct pollfd p = {.fd = done_fd, .events = POLLIN};
-	eventfd_t n;
-
-	assert_int_equal(poll(&p, 1, DONE_MS), 1);
-	eventfd_read(done_fd, &n);
-}
-
 static struct snapshot_config config_of(const char *path)
 {
-	return (struct snapshot_config){.path = path, .jobs = 2, .verify = true, .done = on_done};
+	return (struct snapshot_config){
+		.path = path, .jobs = 2, .verify = true, .done = fixture_on_news, .ctx = &done_fd};
 }
 
 /* A round: taken, and the figures. */
@@ -60,7 +44,7 @@ static void take(const struct snapshot_config *config, struct snapshot_progress 
 	struct snapshot *s;
 
 	assert_ok(snapshot_begin(config, vmm, &s, err));
-	wait_done();
+	assert_true(fixture_heard(done_fd));
 	assert_ok(snapshot_end(s, p, err));
 }
 
@@ -70,7 +54,7 @@ static int setup(void **state)
 
 	(void)state;
 	fixture_folder();
-	done_fd = eventfd(0, EFD_CLOEXEC);
+	done_fd = fixture_listen();
 	if (pocket_start(&(struct pocket_config){.name = "g",
 						 .uuid = FIXTURE_UUID,
 						 .memory_bytes = MEMORY,
@@ -175,7 +159,7 @@ static void file_holds_no_more_than_it_must(void **state)
 
 static void wait_progress(struct snapshot *s, uint64_t pages)
 {
-	uint64_t until = fixture_now_ms() + DONE_MS;
+	uint64_t until = fixture_now_ms() + FIXTURE_WAIT_MS;
 	struct snapshot_progress p;
 
 	do {
@@ -197,7 +181,7 @@ static void cancel_leaves_nothing(void **state)
 	assert_ok(snapshot_begin(&config, vmm, &s, err));
 	wait_progress(s, 200);
 	snapshot_cancel(s, "cancelled by an operator");
-	wait_done();
+	assert_true(fixture_heard(done_fd));
 	assert_int_equal(snapshot_end(s, &p, &error), -ECANCELED);
 	assert_string_equal(error.text, "snapshot: cancelled by an operator");
 	assert_true(p.pages_done < p.pages);
@@ -223,7 +207,7 @@ static void old_file_stays_until_the_new_is_whole(void **state)
 	assert_int_equal(snapshot_begin(&config, vmm, &(struct snapshot *){0}, &error), -EBUSY);
 	restore_and_compare(config.path, p.digest);
 	snapshot_cancel(s, "enough");
-	wait_done();
+	assert_true(fixture_heard(done_fd));
 	assert_int_equal(snapshot_end(s, &second, NULL), -ECANCELED);
 	restore_and_compare(config.path, p.digest);
 	assert_int_equal(fixture_files(), 1);
@@ -308,7 +292,7 @@ static void no_room(void **state)
 		skip();
 	config = config_of(fixture_path("small/full.snap"));
 	assert_ok(snapshot_begin(&config, vmm, &s, err));
-	wait_done();
+	assert_true(fixture_heard(done_fd));
 	assert_int_equal(snapshot_end(s, &p, &error), -ENOSPC);
 	assert_non_null(strstr(error.text, "No space left"));
 	assert_int_equal(fixture_files(), 0);

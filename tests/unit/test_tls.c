@@ -2,25 +2,27 @@
 // Our listener and connector against each other and against OpenSSL peers that do what ours never
 // would. Bare peers block in a thread of their own.
 #include <errno.h>
+#include <netinet/in.h>
+#include <openssl/ssl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <cmocka.h>
 
-#include <openssl/err.h>
-#include <openssl/ssl.h>
-#include <poll.h>
-#include <pthread.h>
-
-#include "tests/unit/transport_fixture.h"
+#include "tests/fixture/tls_hosts.h"
+#include "tests/fixture/transport.h"
 #include "transport/connector.h"
 #include "transport/listener.h"
 
 #define DEADLINE_MS 5000
-#define DAY_S	    86400
-
-static char dir[64], other_dir[64];
-static struct tls_config *good_config;
 
 struct test {
 	struct event_base *base;
@@ -215,10 +217,10 @@ static void fails(SSL_CTX *ctx, const char *host, const char *text)
 	struct bare b = {.ctx = ctx};
 	struct test t;
 
-	start(&t, "tls:127.0.0.1:1", good_config);
+	start(&t, "tls:127.0.0.1:1", hosts.good);
 	b.listener = listen_loopback(1, &b.port);
 	bare_start(&b);
-	reach_port(&t, host, b.port, good_config);
+	reach_port(&t, host, b.port, hosts.good);
 	run_until(t.base, t.failures || t.client.link);
 	assert_null(t.client.link);
 	says(&t.failed, "connect to kemari:tls:");
@@ -255,27 +257,28 @@ static void test_good(void **state)
 	struct test t;
 
 	(void)state;
-	exchange(&t, "127.0.0.1", good_config, good_config);
-	exchange(&t, "localhost", good_config, good_config); /* /etc/hosts, DNS name */
+	exchange(&t, "127.0.0.1", hosts.good, hosts.good);
+	exchange(&t, "localhost", hosts.good, hosts.good); /* /etc/hosts, DNS name */
 }
 
 static void test_expected_peer(void **state)
 {
-	struct tls_config *picky = load_config(dir, dir, "good", "backup.example");
-	struct tls_config *by_ip = load_config(dir, dir, "good", "10.9.8.7");
-	struct tls_config *several = load_config(dir, dir, "good", "other.example backup.example");
-	struct tls_config *backup = load_config(dir, dir, "backup", NULL);
+	struct tls_config *picky = load_config(hosts.dir, hosts.dir, "good", "backup.example");
+	struct tls_config *by_ip = load_config(hosts.dir, hosts.dir, "good", "10.9.8.7");
+	struct tls_config *several =
+		load_config(hosts.dir, hosts.dir, "good", "other.example backup.example");
+	struct tls_config *backup = load_config(hosts.dir, hosts.dir, "backup", NULL);
 	struct test t;
 
 	(void)state;
 	exchange(&t, "127.0.0.1", picky, backup);
 	exchange(&t, "127.0.0.1", by_ip, backup);
 	exchange(&t, "127.0.0.1", several, backup);
-	refuses(bare_ctx(dir, "good", TLS1_3_VERSION), picky,
+	refuses(bare_ctx(hosts.dir, "good", TLS1_3_VERSION), picky,
 		"peer's certificate is not for backup.example but for localhost, 127.0.0.1");
-	refuses(bare_ctx(dir, "good", TLS1_3_VERSION), by_ip,
+	refuses(bare_ctx(hosts.dir, "good", TLS1_3_VERSION), by_ip,
 		"is not for 10.9.8.7 but for localhost");
-	refuses(bare_ctx(dir, "good", TLS1_3_VERSION), several,
+	refuses(bare_ctx(hosts.dir, "good", TLS1_3_VERSION), several,
 		"is not for other.example or backup.example but for localhost");
 	tls_config_free(several);
 	tls_config_free(picky);
@@ -283,215 +286,35 @@ static void test_expected_peer(void **state)
 	tls_config_free(backup);
 }
 
-/* ---- a channel that stutters: a byte a call, and now and then "not now" ---- */
-
-struct stutter {
-	struct channel channel;
-	struct channel *inner;
-	uint32_t seed;
-	size_t chunk;
-	uint64_t flip_at, read; /* the byte of the stream that is turned over, 0 none */
-};
-
-static bool stutters(struct stutter *s)
-{
-	s->seed = s->seed * 1664525 + 1013904223;
-	return s->seed >> 30 == 0;
-}
-
-static enum channel_status stutter_open(struct channel *c, struct ft_err *err)
-{
-	struct stutter *s = (struct stutter *)c;
-
-	return s->inner->ops->open(s->inner, err);
-}
-
-static enum channel_status stutter_read(struct channel *c, void *buf, size_t len, size_t *done,
-					struct ft_err *err)
-{
-	struct stutter *s = (struct stutter *)c;
-	enum channel_status status;
-
-	if (stutters(s))
-		return CHANNEL_WANT_READ;
-	status = s->inner->ops->read(s->inner, buf, len < s->chunk ? len : s->chunk, done, err);
-	if (status == CHANNEL_DONE) {
-		if (s->flip_at && s->flip_at >= s->read && s->flip_at < s->read + *done)
-			((uint8_t *)buf)[s->flip_at - s->read] ^= 4;
-		s->read += *done;
-	}
-	return status;
-}
-
-static enum channel_status stutter_write(struct channel *c, const struct iovec *iov, int iov_n,
-					 size_t *done, struct ft_err *err)
-{
-	struct stutter *s = (struct stutter *)c;
-	struct iovec one = {iov[0].iov_base, iov[0].iov_len < s->chunk ? iov[0].iov_len : s->chunk};
-
-	(void)iov_n;
-	return stutters(s) ? CHANNEL_WANT_WRITE
-			   : s->inner->ops->write(s->inner, &one, 1, done, err);
-}
-
-static bool stutter_pending(const struct channel *c)
-{
-	(void)c;
-	return false;
-}
-
-static int stutter_fd(const struct channel *c)
-{
-	const struct stutter *s = (const struct stutter *)c;
-
-	return s->inner->ops->fd(s->inner);
-}
-
-static void stutter_shutdown(struct channel *c)
-{
-	struct stutter *s = (struct stutter *)c;
-
-	s->inner->ops->shutdown(s->inner);
-}
-
-static void stutter_close(struct channel *c)
-{
-	struct stutter *s = (struct stutter *)c;
-
-	s->inner->ops->close(s->inner);
-	free(s);
-}
-
-static const struct channel_ops stutter_ops = {stutter_open,	stutter_read, stutter_write,
-					       stutter_pending, stutter_fd,   stutter_shutdown,
-					       stutter_close};
-
-static struct channel *over_stutter(int fd, enum tls_role role, size_t chunk, uint64_t flip_at)
-{
-	struct stutter *s = calloc(1, sizeof *s);
-	struct channel *c;
-
-	*s = (struct stutter){
-		.channel.ops = &stutter_ops, .seed = 7, .chunk = chunk, .flip_at = flip_at};
-	s->inner = channel_socket_new(fd, NULL);
-	c = channel_tls_new(good_config, &s->channel, role, "localhost", NULL);
-	assert_non_null(c);
-	return c;
-}
-
-/* Both handshakes by turns: the sockets are a pair in this very thread. */
-static void shake(struct channel *a, struct channel *b)
-{
-	enum channel_status sa, sb;
-	struct ft_err err;
-
-	for (int i = 0; i < 1000000; i++) {
-		sa = a->ops->open(a, &err);
-		sb = b->ops->open(b, &err);
-		if (sa == CHANNEL_DONE && sb == CHANNEL_DONE)
-			return;
-		assert_true(sa < CHANNEL_CLOSED && sb < CHANNEL_CLOSED);
-	}
-	fail();
-}
-
-static void check_noise(struct end *end, const struct ft_msg *msg)
-{
-	(void)end;
-	for (uint32_t i = 0; i < msg->payload_len; i++)
-		if (msg->payload[i] != (uint8_t)(i * 13 + msg->type))
-			fail_msg("byte %u of %u", i, msg->payload_len);
-}
-
-static void test_stutter(void **state)
-{
-	static const uint32_t sizes[] = {0, 1, 100, 16383, 16384, 16385, 70000, FT_PAYLOAD_MAX};
-	static uint8_t noise[FT_PAYLOAD_MAX];
-
-	(void)state;
-	for (size_t chunk = 1; chunk < 10000; chunk = chunk * 9 + 1) {
-		struct event_base *base = event_base_new();
-		struct channel *a, *b;
-		struct end ea = {0}, eb = {0};
-		unsigned n = chunk == 1 ? 6 : 8;
-		int fd[2];
-
-		tcp_pair(fd);
-		a = over_stutter(fd[0], TLS_CONNECT, chunk, 0);
-		b = over_stutter(fd[1], TLS_ACCEPT, chunk, 0);
-		shake(a, b);
-		end_take(&ea, link_new(base, a, "a", NULL));
-		end_take(&eb, link_new(base, b, "b", NULL));
-		ea.on_message = eb.on_message = check_noise;
-		for (unsigned i = 0; i < n; i++) {
-			for (uint32_t k = 0; k < sizes[i]; k++)
-				noise[k] = (uint8_t)(k * 13 + i);
-			assert_int_equal(end_send(&ea, (uint16_t)i, noise, sizes[i]), 0);
-			assert_int_equal(end_send(&eb, (uint16_t)i, noise, sizes[i]), 0);
-		}
-		run_until(base, ea.messages == n && eb.messages == n);
-		assert_int_equal(ea.closes + eb.closes, 0);
-		end_close(&ea);
-		end_close(&eb);
-		event_base_free(base);
-	}
-}
-
-static void test_corrupted_record(void **state)
-{
-	struct event_base *base = event_base_new();
-	struct channel *a, *b;
-	struct end ea = {0}, eb = {0};
-	struct stutter *s;
-	int fd[2];
-
-	(void)state;
-	tcp_pair(fd);
-	a = over_stutter(fd[0], TLS_CONNECT, 1000, 0);
-	b = over_stutter(fd[1], TLS_ACCEPT, 1000, 0);
-	shake(a, b);
-	end_take(&ea, link_new(base, a, "a", NULL));
-	end_take(&eb, link_new(base, b, "b", NULL));
-	assert_int_equal(end_send(&ea, 1, "good", 4), 0);
-	run_until(base, eb.messages == 1);
-	s = *(struct stutter **)((char *)b + sizeof *b); /* the first field after the base: inner */
-	s->flip_at = s->read + 50;
-	assert_int_equal(end_send(&ea, 1, "bad", 3), 0);
-	run_until(base, eb.closes);
-	assert_int_equal(eb.messages, 1);
-	says(&eb.why, "link to b: record was corrupted on the way");
-	end_close(&eb);
-	run_until(base, ea.closes);
-	end_close(&ea);
-	event_base_free(base);
-}
-
 /* ---- they must not get along ---- */
 
 static void test_bad_clients(void **state)
 {
 	(void)state;
-	refuses(bare_ctx(NULL, NULL, TLS1_3_VERSION), good_config, "peer showed no certificate");
-	refuses(bare_ctx(other_dir, "stranger", TLS1_3_VERSION), good_config,
+	refuses(bare_ctx(NULL, NULL, TLS1_3_VERSION), hosts.good, "peer showed no certificate");
+	refuses(bare_ctx(hosts.other_dir, "stranger", TLS1_3_VERSION), hosts.good,
 		"peer's certificate is not signed by our CA");
-	refuses(bare_ctx(dir, "old", TLS1_3_VERSION), good_config,
+	refuses(bare_ctx(hosts.dir, "old", TLS1_3_VERSION), hosts.good,
 		"peer's certificate has expired");
-	refuses(bare_ctx(dir, "future", TLS1_3_VERSION), good_config, "not valid yet");
-	refuses(bare_ctx(dir, "good", TLS1_2_VERSION), good_config, "peer does not speak TLS 1.3");
-	refuses(NULL, good_config, "peer does not speak TLS");
+	refuses(bare_ctx(hosts.dir, "future", TLS1_3_VERSION), hosts.good, "not valid yet");
+	refuses(bare_ctx(hosts.dir, "good", TLS1_2_VERSION), hosts.good,
+		"peer does not speak TLS 1.3");
+	refuses(NULL, hosts.good, "peer does not speak TLS");
 }
 
 static void test_bad_servers(void **state)
 {
 	(void)state;
-	fails(bare_ctx(other_dir, "stranger", TLS1_3_VERSION), "127.0.0.1",
+	fails(bare_ctx(hosts.other_dir, "stranger", TLS1_3_VERSION), "127.0.0.1",
 	      "is not signed by our CA");
-	fails(bare_ctx(dir, "old", TLS1_3_VERSION), "127.0.0.1", "peer's certificate has expired");
-	fails(bare_ctx(dir, "backup", TLS1_3_VERSION), "127.0.0.1",
+	fails(bare_ctx(hosts.dir, "old", TLS1_3_VERSION), "127.0.0.1",
+	      "peer's certificate has expired");
+	fails(bare_ctx(hosts.dir, "backup", TLS1_3_VERSION), "127.0.0.1",
 	      "peer's certificate is not for 127.0.0.1 but for backup.example, 10.9.8.7");
-	fails(bare_ctx(dir, "backup", TLS1_3_VERSION), "localhost",
+	fails(bare_ctx(hosts.dir, "backup", TLS1_3_VERSION), "localhost",
 	      "peer's certificate is not for localhost but for backup.example");
-	fails(bare_ctx(dir, "good", TLS1_2_VERSION), "127.0.0.1", "peer does not speak TLS 1.3");
+	fails(bare_ctx(hosts.dir, "good", TLS1_2_VERSION), "127.0.0.1",
+	      "peer does not speak TLS 1.3");
 	fails(NULL, "127.0.0.1", "peer does not speak TLS");
 }
 
@@ -507,11 +330,11 @@ static void test_client_hears_why(void **state)
 
 	(void)state;
 	/* Trusts both CAs, shows a certificate of the other. */
-	file_of(ca, other_dir, "both", "pem");
-	file_of(cert, other_dir, "stranger", "pem");
-	file_of(key, other_dir, "stranger", "key");
+	file_of(ca, hosts.other_dir, "both", "pem");
+	file_of(cert, hosts.other_dir, "stranger", "pem");
+	file_of(key, hosts.other_dir, "stranger", "key");
 	assert_int_equal(tls_config_load(&files, &mixed, NULL), 0);
-	start(&t, "tls:127.0.0.1:1", good_config);
+	start(&t, "tls:127.0.0.1:1", hosts.good);
 	reach(&t, "127.0.0.1", mixed);
 	run_until(t.base, t.client.link || t.failures);
 	for (int i = 0; t.client.link && i < 20; i++)
@@ -530,7 +353,7 @@ static void test_tls_to_plain_port(void **state)
 
 	(void)state;
 	start(&t, "tcp:127.0.0.1:1", NULL);
-	reach(&t, "127.0.0.1", good_config);
+	reach(&t, "127.0.0.1", hosts.good);
 	run_until(t.base, t.server.closes);
 	says(&t.server.why, "peer speaks TLS, this end is plaintext");
 	end_close(&t.server);
@@ -550,11 +373,11 @@ static void test_silent_server(void **state)
 	int fd = listen_loopback(1, &port);
 
 	(void)state;
-	start(&t, "tls:127.0.0.1:1", good_config);
+	start(&t, "tls:127.0.0.1:1", hosts.good);
 	assert_int_equal(uri_parse("tls:127.0.0.1:1", &uri, NULL), 0);
 	uri.port = (uint16_t)port;
 	assert_int_equal(
-		connector_start(t.base, &uri, good_config, 150, connected, &t, &t.connector, NULL),
+		connector_start(t.base, &uri, hosts.good, 150, connected, &t, &t.connector, NULL),
 		0);
 	run_until(t.base, t.failures);
 	assert_int_equal(t.failed.code, ETIMEDOUT);
@@ -571,7 +394,7 @@ static void test_silent_clients(void **state)
 	struct test t;
 
 	(void)state;
-	start(&t, "tls:127.0.0.1:1", good_config);
+	start(&t, "tls:127.0.0.1:1", hosts.good);
 	in.sin_port = htons(listener_uri(t.listener)->port);
 	for (int i = 0; i < LISTENER_PENDING_MAX; i++) {
 		fd[i] = socket(AF_INET, SOCK_STREAM, 0);
@@ -582,7 +405,7 @@ static void test_silent_clients(void **state)
 	run_idle(t.base);
 	/* No place for this one yet; it waits longer than they may. */
 	struct uri uri = *listener_uri(t.listener);
-	assert_int_equal(connector_start(t.base, &uri, good_config, 2 * LISTENER_HANDSHAKE_MS,
+	assert_int_equal(connector_start(t.base, &uri, hosts.good, 2 * LISTENER_HANDSHAKE_MS,
 					 connected, &t, &t.connector, NULL),
 			 0);
 	run_until(t.base, t.client.link && t.server.link);
@@ -600,47 +423,12 @@ static void test_cancel(void **state)
 	(void)state;
 	/* After each number of turns of the loop; pending handshakes of the listener go with it. */
 	for (int turns = 0; turns < 8; turns++) {
-		start(&t, "tls:127.0.0.1:1", good_config);
-		reach(&t, turns % 2 ? "localhost" : "127.0.0.1", good_config);
+		start(&t, "tls:127.0.0.1:1", hosts.good);
+		reach(&t, turns % 2 ? "localhost" : "127.0.0.1", hosts.good);
 		for (int i = 0; i < turns && t.connector; i++)
 			event_base_loop(t.base, EVLOOP_NONBLOCK);
 		stop(&t);
 	}
-}
-
-static int setup(void **state)
-{
-	static const char *const good[] = {"localhost", "127.0.0.1"}, *const backup[] = {
-									      "backup.example",
-									      "10.9.8.7"};
-	time_t now = time(NULL);
-	char command[300];
-
-	(void)state;
-	strcpy(dir, "/tmp/ft-test-tls-XXXXXX");
-	strcpy(other_dir, "/tmp/ft-test-tls-XXXXXX");
-	if (!mkdtemp(dir) || !mkdtemp(other_dir) || pki_init(dir, NULL) ||
-	    pki_init(other_dir, NULL) || pki_issue(dir, "good", good, 2, NULL) ||
-	    pki_issue(dir, "backup", backup, 2, NULL) ||
-	    pki_issue(other_dir, "stranger", good, 2, NULL) ||
-	    pki_issue_for(dir, "old", good, 2, now - 2 * DAY_S, now - DAY_S, NULL) ||
-	    pki_issue_for(dir, "future", good, 2, now + DAY_S, now + 2 * DAY_S, NULL))
-		return -1;
-	snprintf(command, sizeof command, "cat %s/ca.pem %s/ca.pem > %s/both.pem", dir, other_dir,
-		 other_dir);
-	if (system(command))
-		return -1;
-	good_config = load_config(dir, dir, "good", NULL);
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	tls_config_free(good_config);
-	remove_dir(dir);
-	remove_dir(other_dir);
-	return 0;
 }
 
 int main(void)
@@ -648,8 +436,6 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_good),
 		cmocka_unit_test(test_expected_peer),
-		cmocka_unit_test(test_stutter),
-		cmocka_unit_test(test_corrupted_record),
 		cmocka_unit_test(test_bad_clients),
 		cmocka_unit_test(test_bad_servers),
 		cmocka_unit_test(test_client_hears_why),
@@ -659,5 +445,5 @@ int main(void)
 		cmocka_unit_test(test_cancel),
 	};
 
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return cmocka_run_group_tests(tests, tls_hosts_setup, tls_hosts_teardown);
 }

@@ -25,6 +25,8 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "tests/fixture/clock.h"
+#include "tests/fixture/target.h"
 #include "vmm-glue/tracker.h"
 
 #define DEADLINE_MS 20000
@@ -53,21 +55,6 @@ struct shared {
 static struct shared *sh;
 static struct memory mem;
 
-static long now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
-static void nap(void)
-{
-	struct timespec ts = {.tv_nsec = 1000000};
-
-	nanosleep(&ts, NULL);
-}
-
 static uint64_t random_state;
 
 static unsigned random_below(unsigned n)
@@ -75,11 +62,6 @@ static unsigned random_below(unsigned n)
 	random_state = random_state * 6364136223846793005u + 1442695040888963407u;
 	return (unsigned)((random_state >> 33) % n);
 }
-
-struct target {
-	pid_t pid;
-	int pidfd;
-};
 
 static void memory_new(void)
 {
@@ -95,32 +77,19 @@ static void memory_new(void)
 	close(fd);
 }
 
-static struct target target_start(void (*body)(void))
+static struct target target_start(int (*body)(void))
 {
-	struct target t;
-
 	memset(sh, 0, sizeof *sh);
 	random_state = 1;
 	memory_new();
 	assert_int_equal(pipe2(sh->ask, O_CLOEXEC), 0);
 	assert_int_equal(pipe2(sh->answer, O_CLOEXEC), 0);
-	t.pid = fork();
-	assert_true(t.pid >= 0);
-	if (!t.pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		body();
-		_exit(0);
-	}
-	t.pidfd = pidfd_open(t.pid, 0);
-	assert_true(t.pidfd >= 0);
-	return t;
+	return target_fork(body);
 }
 
 static void target_end(struct target t)
 {
-	kill(t.pid, SIGKILL);
-	assert_int_equal(waitpid(t.pid, NULL, 0), t.pid);
-	close(t.pidfd);
+	target_kill(t);
 	for (int i = 0; i < 2; i++) {
 		close(sh->ask[i]);
 		close(sh->answer[i]);
@@ -151,7 +120,7 @@ static uint8_t *page_at(unsigned page)
 			    : mem.anon + (size_t)(page - PAGES) * PAGE;
 }
 
-static void body_obey(void)
+static int body_obey(void)
 {
 	char c;
 
@@ -173,6 +142,7 @@ static void body_obey(void)
 		if (write(sh->answer[1], "x", 1) != 1)
 			_exit(1);
 	}
+	return 0;
 }
 
 static void tell(char what)
@@ -252,14 +222,14 @@ static void test_reads_are_clean(void **state)
 	exact_rounds('r');
 }
 
-static void body_obey_as_nobody(void)
+static int body_obey_as_nobody(void)
 {
 	if (!geteuid() && (setgid(65534) || setuid(65534)))
 		_exit(1);
 	prctl(PR_SET_PDEATHSIG, SIGKILL); // forgotten by setuid
 	sh->fd = open("/proc/self/exe", O_RDONLY);
 	sh->direct = open("/proc/self/exe", O_RDONLY | O_DIRECT);
-	body_obey();
+	return body_obey();
 }
 
 // A userfaultfd of user mode faults only must not fail the kernel's writes, nor miss them.
@@ -300,7 +270,7 @@ static void test_kernel_writes(void **state)
 
 // ---- a target that never stops writing ----
 
-static void body_write(void)
+static int body_write(void)
 {
 	uint64_t x = 88172645463325252u, n = 0;
 
@@ -315,6 +285,7 @@ static void body_write(void)
 	if (write(sh->answer[1], "x", 1) != 1)
 		_exit(1);
 	pause();
+	return 0;
 }
 
 static void copy_page(pid_t pid, unsigned page, uint8_t *image)
@@ -343,7 +314,7 @@ static void test_no_write_lost(void **state)
 	struct ft_bitmap dirty;
 	uint64_t total = 0, found;
 	struct ft_err err;
-	long end = now_ms() + DEADLINE_MS;
+	uint64_t end = now_ms() + DEADLINE_MS;
 	char c;
 
 	(void)state;

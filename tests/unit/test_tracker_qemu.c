@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "tests/fixture/clock.h"
 #include "vmm-glue/inject.h"
 #include "vmm-glue/tracker.h"
 
@@ -39,23 +40,15 @@ static struct {
 	const uint8_t *memory; // the same RAM, mapped here
 } qemu;
 
-static long now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 // Reads the console until text comes (true) or the time is over. What was read before is looked at
 // too, up to the last text that was found.
 static bool console_until(const char *text, int ms)
 {
 	static char buffer[1 << 16];
 	static size_t n;
-	long end = now_ms() + ms;
+	uint64_t end = now_ms() + ms;
 
-	for (long left = ms; left > 0; left = end - now_ms()) {
+	for (long left = ms; left > 0; left = (long)(end - now_ms())) {
 		struct pollfd p = {.fd = qemu.serial_out, .events = POLLIN};
 		ssize_t got;
 
@@ -163,7 +156,7 @@ static int fds_of(pid_t pid)
 
 static void wait_stopped(void)
 {
-	long end = now_ms() + ANSWER_MS;
+	uint64_t end = now_ms() + ANSWER_MS;
 	int status;
 
 	kill(qemu.pid, SIGSTOP);
@@ -187,7 +180,7 @@ static void test_attach_track_leave(void **state)
 	struct ft_err err = {0};
 	struct tracker *tracker = NULL;
 	struct ft_bitmap dirty;
-	long end = now_ms() + ANSWER_MS;
+	uint64_t end = now_ms() + ANSWER_MS;
 	int theirs, own, scans = 0;
 
 	(void)state;

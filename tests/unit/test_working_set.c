@@ -4,7 +4,6 @@
 #include "tests/unit/snapshot_fixture.h"
 
 #include <errno.h>
-#include <sys/eventfd.h>
 
 #include "ft/file_io.h"
 #include "vmm-glue/snapshot/lazy.h"
@@ -15,20 +14,6 @@
 #define PAGES  8192
 #define TRIES  20
 #define MEMORY (PAGES * (uint64_t)VMM_PAGE_BYTES)
-
-static int setup(void **state)
-{
-	(void)state;
-	fixture_folder();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	fixture_remove();
-	return 0;
-}
 
 static void written_and_read(void **state)
 {
@@ -102,23 +87,10 @@ static void refused(void **state)
 	assert_int_equal(rmdir(name), 0);
 }
 
-static void on_done(void *ctx)
-{
-	eventfd_write(*(int *)ctx, 1);
-}
-
-static void wait_done(int fd)
-{
-	struct pollfd p = {.fd = fd, .events = POLLIN};
-	eventfd_t n;
-
-	assert_int_equal(poll(&p, 1, FIXTURE_WAIT_MS), 1);
-	eventfd_read(fd, &n);
-}
-
 static void save(const char *path, int done)
 {
-	struct snapshot_config config = {.path = path, .jobs = 1, .done = on_done, .ctx = &done};
+	struct snapshot_config config = {
+		.path = path, .jobs = 1, .done = fixture_on_news, .ctx = &done};
 	struct snapshot_progress p;
 	struct snapshot *s;
 	struct vmm *vmm;
@@ -131,7 +103,7 @@ static void save(const char *path, int done)
 			       &vmm, err));
 	fixture_wait_dirtied(vmm, PAGES / 2);
 	assert_ok(snapshot_begin(&config, vmm, &s, err));
-	wait_done(done);
+	assert_true(fixture_heard(done));
 	assert_ok(snapshot_end(s, &p, err));
 	vmm_free(vmm);
 }
@@ -156,12 +128,12 @@ static struct lazy_stats restore(const char *path, int done)
 	assert_ok(source_empty(&ram, err));
 	for (uint64_t pfn = 0; pfn < PAGES; pfn++)
 		last = source_has(&source, pfn) ? pfn : last;
-	assert_ok(lazy_begin(&source, &ram, on_done, &done, &l, err));
+	assert_ok(lazy_begin(&source, &ram, fixture_on_news, &done, &l, err));
 	/* The end of the file comes last, unless somebody touches it. */
 	(void)*(volatile uint8_t *)(vmm_image(vmm) + last * VMM_PAGE_BYTES);
 	/* Its program looks at all that it wrote. */
 	assert_ok(vmm_resume(vmm, bytes, len, err));
-	wait_done(done);
+	assert_true(fixture_heard(done));
 	lazy_stats(l, &stats);
 	assert_ok(lazy_end(l, err));
 	assert_int_equal(stats.pages_done, stats.pages);
@@ -175,7 +147,7 @@ static struct lazy_stats restore(const char *path, int done)
 static void read_ahead(void **state)
 {
 	const char *path = fixture_path("s");
-	int done = eventfd(0, EFD_CLOEXEC);
+	int done = fixture_listen();
 	struct working_set ws;
 	struct lazy_stats stats = {0};
 
@@ -202,9 +174,9 @@ static void read_ahead(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(written_and_read, setup, teardown),
-		cmocka_unit_test_setup_teardown(refused, setup, teardown),
-		cmocka_unit_test_setup_teardown(read_ahead, setup, teardown),
+		cmocka_unit_test_setup_teardown(written_and_read, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(refused, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(read_ahead, fixture_setup, fixture_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -186,7 +186,7 @@ static int start_role(struct agent *a, struct ft_err *err)
 	ft_engine_remember(a->engine, known_generation(a));
 	if (rc == -ENOENT && a->incoming) {
 		if (a->target)
-			guest_arm_ahead(a);
+			arm_ahead(a);
 		ft_engine_start_standby(a->engine);
 		return 0;
 	}
@@ -364,7 +364,7 @@ void agent_free(struct agent *a)
 {
 	history_stop(a);
 	end_moved(a);
-	guest_drop_spare(a);
+	arm_drop_spare(a);
 	peer_hang_up(a);
 	fence_close(a);
 	listener_close(a->listener);

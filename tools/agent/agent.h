@@ -2,16 +2,25 @@
 /* One agent: the engine's host. Everything is on one thread, that of the event base, but for what
  * taps, stores and the pocket machine do on threads of their own.
  *
- *   agent.c     life: from configuration to event loop to orderly end           requests.c  what
- * operators ask env.c       the engine's environment: time, VM, stores status.c    what operators
- * see guest.c     making VMs: start, attach, adopt, arm                             peer.c listener
- * and dials may_start.c whether the guest may be started here at all taps.c      the guest's taps
- * and where the VM finds them                      memory.c    what survives a restart; overflow.c
- * staging beyond RAM bridge.c    tap interfaces on the operator's bridge notify.c    systemd
- *   snapshot.c  a guest into a file, and out of one; snapshot_disks.c: its disks
- *   increment.c into a file that is there; history.c: past checkpoints, kept by the standby
- *   migrate.c   a guest to another host; follow.c: its memory, behind it
- *   bitmaps.c   named dirty bitmaps of its disks */
+ *   agent.c      life: from configuration to event loop to orderly end
+ *   env.c        the engine's environment: time, VM, disks
+ *   requests.c   what operators ask; status.c: what they see
+ *   peer.c       listener and dials; peer_ask.c: a question to another agent
+ *   may_start.c  whether the guest may be started here at all
+ *   memory.c     what survives a restart; overflow.c: staging beyond RAM
+ *   notify.c     systemd
+ *
+ *   guest.c      the agent's VM: started, attached to, found again; its end
+ *   arm.c        the other host's side: a VM that waits for a primary's guest
+ *   machine.c    the guest file's machine, told to whichever VMM it is
+ *   taps.c       the guest's taps, and where the VM finds them
+ *   stores.c     the standby's copies of the disks; durable.c: their journal
+ *   bitmaps.c    named dirty bitmaps of its disks
+ *   bridge.c     tap interfaces on the operator's bridge
+ *
+ *   snapshot.c   a guest into a file, and out of one; snapshot_disks.c: its disks
+ *   increment.c  into a file that is there; history.c: past checkpoints, kept by the standby
+ *   migrate.c    a guest to another host; follow.c: its memory, behind it */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -224,8 +233,6 @@ void agent_end(struct agent *a, enum agent_exit code);
 void agent_path(const struct agent *a, char out[VMM_PATH_MAX], const char *suffix);
 
 /* env.c */
-/* The standby's stores and their journal end, in order. */
-void stores_free(struct agent *a);
 extern const struct ft_env_ops agent_env;
 int agent_start_engine(struct agent *a, struct ft_err *err);
 uint64_t agent_now_ns(void);
@@ -234,11 +241,6 @@ uint64_t agent_now_ns(void);
 int guest_start(struct agent *a, struct ft_err *err);
 /* Takes over a QEMU that a former agent of this guest left running. -ENOENT: there is none. */
 int guest_find_again(struct agent *a, struct ft_err *err);
-/* Target of a migration: starts the QEMU ahead that guest_arm() will use, where the guest file says
- * all about it. Costs nothing but time to do without. */
-void guest_arm_ahead(struct agent *a);
-void guest_drop_spare(struct agent *a);
-int guest_arm(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
 /* Makes the VM of the guest file, waiting for its state; it dies with this agent. */
 int guest_make_waiting(struct agent *a, struct vmm **out, struct ft_err *err);
 /* A VM that runs becomes the agent's. */
@@ -248,9 +250,34 @@ void guest_end(struct agent *a);
 /* Connects the VM object to the loop and to the engine. */
 void guest_adopt(struct agent *a, struct vmm *vmm);
 void guest_release(struct agent *a);
-/* Its machine type as the device state has it: the same on both hosts, whatever aliases and
+
+/* arm.c */
+/* Makes what the primary's set-up describes: stores, VM and taps. On error nothing of it is left.
+ */
+int arm_guest(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
+/* Target of a migration: starts the QEMU ahead that arm_guest() will use, where the guest file says
+ * all about it. Costs nothing but time to do without. */
+void arm_ahead(struct agent *a);
+void arm_drop_spare(struct agent *a);
+
+/* machine.c */
+/* stopped: before its first instruction, until vmm_cont(). */
+int machine_start(struct agent *a, bool stopped, struct vmm **out, struct ft_err *err);
+/* Waits for a checkpoint. */
+int machine_arm(struct agent *a, struct vmm **out, struct ft_err *err);
+/* The same by the primary's command line, for a guest file that describes no machine. */
+int machine_arm_command_line(struct agent *a, const Ft__Setup *setup, struct vmm **out,
+			     struct ft_err *err);
+/* Of the agent's VM, as the device state has it: the same on both hosts, whatever aliases and
  * versions their QEMUs have. "": any. */
-const char *guest_machine(struct agent *a);
+const char *machine_type(struct agent *a);
+
+/* stores.c */
+/* Opens the copy of every disk that the set-up names. On error those that are open stay so, for
+ * stores_free(). */
+int stores_open(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
+/* They and their journal end, in order. */
+void stores_free(struct agent *a);
 
 /* taps.c */
 /* Makes taps for every output of the VM and adds them to the engine's chain. disks: replicated or
@@ -281,6 +308,11 @@ bool taps_disk_in_use(const struct agent *a, unsigned i);
 /* The read-only export of a disk that has bitmaps. */
 int taps_serve_backups(struct agent *a, unsigned i, struct ft_err *err);
 void taps_backup_path(const struct agent *a, unsigned i, char out[VMM_PATH_MAX]);
+/* Where the VM has its first serial port, and the tap behind it if the guest file has a use for
+ * one. It ends with the VM. */
+void taps_console_path(const struct agent *a, char out[VMM_PATH_MAX]);
+int taps_console_open(struct agent *a, struct ft_err *err);
+void taps_console_free(struct agent *a);
 
 /* bitmaps.c */
 void bitmap_request(struct agent *a, struct ctl_call *call, const Ctl__Request *request);

@@ -148,7 +148,7 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 	ft_engine_status(a->engine, &s);
 	setup->generation = s.generation;
 	setup->vmm = (char *)(uintptr_t)a->vm_info.kind;
-	setup->machine = (char *)(uintptr_t)guest_machine(a);
+	setup->machine = (char *)(uintptr_t)machine_type(a);
 	setup->ram_bytes = a->vm_info.ram_bytes;
 	setup->uuid = a->vm_info.uuid[0] ? a->vm_info.uuid : a->config.uuid;
 	setup->nics = a->vm_info.nics_n;
@@ -309,22 +309,7 @@ static void env_vm_end(void *ctx)
 
 static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 {
-	return guest_arm(ctx, setup, err);
-}
-
-void stores_free(struct agent *a)
-{
-	struct ft_err err = {0};
-
-	if (a->stores_n)
-		snapshot_stop_writing(a, "the standby has ended");
-	if (durable_settle(a, &err))
-		ft_warn("%s: %s", a->config.name, err.text);
-	for (unsigned i = 0; i < a->stores_n; i++)
-		store_free(a->stores[i]);
-	durable_end(a);
-	a->stores_n = a->sums_disk = 0;
-	a->sums_at = 0;
+	return arm_guest(ctx, setup, err);
 }
 
 static void env_disarm(void *ctx)

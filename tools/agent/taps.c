@@ -10,6 +10,7 @@
 
 #include "eventtap/block/bitmaps.h"
 #include "eventtap/block/disk_tap.h"
+#include "eventtap/console/console_tap.h"
 #include "eventtap/net/net_tap.h"
 #include "ft/lease.h"
 #include "ft/log.h"
@@ -19,6 +20,7 @@
 	(16u << 20) /* of frames waiting for their checkpoint; beyond, frames are dropped as       \
 		       networks do */
 #define DISK_LOG_BYTES_MAX (32u << 20)
+#define CONSOLE_HELD_BYTES (1u << 20)
 
 void taps_wake(struct agent *a)
 {
@@ -398,4 +400,43 @@ int taps_listen(struct agent *a, struct ft_err *err)
 	if (!a->waiting || event_add(a->waiting, NULL))
 		return ft_err_set(err, ENOMEM, "event loop: out of memory");
 	return 0;
+}
+
+/* ---- the console ---- */
+
+void taps_console_path(const struct agent *a, char out[VMM_PATH_MAX])
+{
+	agent_path(a, out, ".con");
+}
+
+int taps_console_open(struct agent *a, struct ft_err *err)
+{
+	const char *log = a->config.console.log, *socket = a->config.console.socket;
+	char path[VMM_PATH_MAX];
+	struct console_tap_config config = {
+		.id = "console",
+		.vmm_path = path,
+		.log_path = log[0] ? log : NULL,
+		.socket_path = socket[0] ? socket : NULL,
+		.held_bytes_max = CONSOLE_HELD_BYTES,
+	};
+	int rc;
+
+	if (a->console_tap || a->config.source != CONFIG_LAUNCH ||
+	    (!config.log_path && !config.socket_path))
+		return 0;
+	taps_console_path(a, path);
+	rc = console_tap_open(&config, &a->console_tap, err);
+	if (!rc)
+		a->console_tap->notify = taps_notify(a);
+	return rc;
+}
+
+void taps_console_free(struct agent *a)
+{
+	if (!a->console_tap)
+		return;
+	ft_engine_chain(a->engine)->first = NULL;
+	a->console_tap->ops->free(a->console_tap);
+	a->console_tap = NULL;
 }
