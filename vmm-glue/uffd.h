@@ -34,6 +34,10 @@ int uffd_register_missing(int uffd, uint64_t start, uint64_t bytes, struct ft_er
 /* Puts whole pages there and wakes who waits for them; those that are there already are left as
  * they are. from NULL: zeroes. -errno: the process is gone. */
 int uffd_fill(int uffd, uint64_t start, const void *from, uint64_t bytes);
+/* Likewise, but who waits does not go on before uffd_wake(). */
+int uffd_fill_quietly(int uffd, uint64_t start, const void *from, uint64_t bytes);
+/* A process that is gone is fine. */
+void uffd_wake(int uffd, uint64_t start, uint64_t bytes);
 /* Undoes register and protect. A process that is gone is fine. */
 void uffd_unregister(int uffd, uint64_t start, uint64_t bytes);
 

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+// One thread has the userfaultfd and the urgent connection, and poll(2)s both: a question goes out
+// and its answer is placed by who heard of the fault, with no hand-over between threads.
+#include "vmm-glue/postcopy/page_client_internal.h"
+
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "ft/msg.h"
+#include "ft/postcopy/missing.h"
+#include "vmm-glue/uffd.h"
+
+#define FAULTS_AT_ONCE	32
+#define UNREGISTER_STEP (64ull << 20)
+#define LINGER_NS	(2000ull * 1000000)
+
+static void drop_line(struct page_client *c, const struct ft_err *why)
+{
+	struct ft_err copy = *why;
+
+	if (!c->line)
+		return;
+	c->line = NULL;
+	/* The owner closes both when it has new ones. */
+	c->urgent->ops->cut(c->urgent);
+	c->bulk->ops->cut(c->bulk);
+	if (!page_client_is_all(c))
+		page_client_set_state(c, PAGES_CUT, &copy);
+}
+
+static void send(struct page_client *c, struct ft_msg *msg)
+{
+	struct ft_err err = {0};
+
+	msg->generation = c->generation;
+	if (c->line && c->line->ops->send(c->line, msg, &err))
+		drop_line(c, &err);
+}
+
+static void ask(struct page_client *c, const uint64_t *pfns, unsigned n)
+{
+	uint64_t le[FAULTS_AT_ONCE];
+	struct ft_msg msg = {.type = FT_MSG_ASK,
+			     .payload = (uint8_t *)le,
+			     .payload_len = (uint32_t)(n * sizeof *le)};
+
+	assert(n <= FAULTS_AT_ONCE);
+	for (unsigned i = 0; i < n; i++)
+		le[i] = htole64(pfns[i]);
+	if (n)
+		send(c, &msg);
+}
+
+static void on_faults(struct page_client *c)
+{
+	uint64_t faults[FAULTS_AT_ONCE], asks[FAULTS_AT_ONCE];
+	int n = uffd_faults(c->uffd, faults, FAULTS_AT_ONCE), rc = n < 0 ? n : 0;
+	unsigned asks_n = 0;
+	struct ft_err err = {0};
+
+	for (int i = 0; i < n && !rc; i++) {
+		uint64_t pfn = (faults[i] - c->ram.address) / VMM_PAGE_BYTES;
+		enum ft_taker_fault what;
+
+		assert(pfn < c->ram.bytes / VMM_PAGE_BYTES);
+		pthread_mutex_lock(&c->lock);
+		what = ft_taker_fault(&c->taker, pfn);
+		if (what == FT_TAKER_ASK)
+			page_note_wait_locked(c, pfn);
+		pthread_mutex_unlock(&c->lock);
+		if (what == FT_TAKER_ZERO)
+			rc = uffd_fill(c->uffd, c->ram.address + pfn * VMM_PAGE_BYTES, NULL,
+				       VMM_PAGE_BYTES);
+		else if (what == FT_TAKER_ASK)
+			asks[asks_n++] = pfn;
+	}
+	ask(c, asks, asks_n);
+	if (rc) {
+		ft_err_set(&err, -rc, "userfaultfd: %s", strerror(-rc));
+		page_client_set_state(c, PAGES_FAILED, &err);
+	}
+}
+
+static void on_line(struct page_client *c, struct page_run *run)
+{
+	struct ft_err err = {0};
+	struct ft_msg msg;
+	int rc;
+
+	while ((rc = c->line->ops->receive(c->line, &msg, false, &err)) > 0) {
+		rc = page_take(c, run, &msg, &err);
+		if (rc)
+			break;
+	}
+	if (rc < 0)
+		drop_line(c, &err);
+}
+
+static void ask_again(struct page_client *c)
+{
+	uint64_t pfns[FAULTS_AT_ONCE], at = 0;
+	unsigned n;
+
+	do {
+		pthread_mutex_lock(&c->lock);
+		for (n = 0; n < FAULTS_AT_ONCE; n++, at++) {
+			at = ft_taker_waiting(&c->taker, at);
+			if (at >= c->taker.asked.bits)
+				break;
+			pfns[n] = at;
+		}
+		pthread_mutex_unlock(&c->lock);
+		ask(c, pfns, n);
+	} while (n == FAULTS_AT_ONCE && c->line);
+}
+
+static void tell_missing(struct page_client *c)
+{
+	uint8_t body[FT_MSG_BODY_SMALL], *words = malloc(FT_PAYLOAD_MAX);
+	struct ft_err err = {0};
+	struct ft_msg msg;
+	uint64_t at = 0;
+	bool more = words != NULL;
+
+	if (!words) {
+		ft_err_set(&err, ENOMEM, "pages: out of memory");
+		drop_line(c, &err);
+	}
+	while (more && c->line) {
+		pthread_mutex_lock(&c->lock);
+		more = ft_missing_next(&c->taker.missing, &at, body, words, &msg);
+		pthread_mutex_unlock(&c->lock);
+		if (more)
+			send(c, &msg);
+	}
+	free(words);
+}
+
+/* False: the thread is to end. */
+static bool on_wake(struct page_client *c)
+{
+	struct ft_wire *next;
+	struct ft_err why;
+	bool leaving, lost;
+	eventfd_t n;
+
+	(void)eventfd_read(c->wake_fd, &n);
+	pthread_mutex_lock(&c->lock);
+	leaving = c->leaving;
+	lost = c->lost;
+	why = c->why;
+	next = c->next_line;
+	c->next_line = NULL;
+	pthread_mutex_unlock(&c->lock);
+	if (lost && !next)
+		drop_line(c, &why);
+	if (next && !leaving) {
+		c->line = next;
+		tell_missing(c);
+		ask_again(c);
+		c->look = true;
+	}
+	return !leaving;
+}
+
+/* Who closes with something unread takes back what it sent last: so the source, which closes when
+ * it has heard ALL, does it first. */
+static void linger(struct page_client *c)
+{
+	uint64_t until = page_client_now_ns() + LINGER_NS;
+	struct ft_err err = {0};
+	struct ft_msg msg;
+	bool over = false;
+
+	while (c->line && !over && page_client_now_ns() < until) {
+		struct pollfd p[2] = {{.fd = c->line->ops->fd(c->line), .events = POLLIN},
+				      {.fd = c->wake_fd, .events = POLLIN}};
+
+		(void)poll(p, 2, (int)((until - page_client_now_ns()) / 1000000) + 1);
+		if (p[1].revents && !on_wake(c))
+			return;
+		while (c->line && !over) {
+			int rc = c->line->ops->receive(c->line, &msg, false, &err);
+
+			over = rc < 0;
+			if (rc == 0)
+				break;
+		}
+	}
+}
+
+static void finish(struct page_client *c)
+{
+	struct ft_msg msg = {.type = FT_MSG_ALL};
+
+	pthread_mutex_lock(&c->lock);
+	c->stats.elapsed_ns = page_client_now_ns() - c->stats.since_ns;
+	pthread_mutex_unlock(&c->lock);
+	send(c, &msg);
+	for (uint64_t at = 0; at < c->ram.bytes; at += UNREGISTER_STEP)
+		uffd_unregister(c->uffd, c->ram.address + at,
+				c->ram.bytes - at < UNREGISTER_STEP ? c->ram.bytes - at
+								    : UNREGISTER_STEP);
+	linger(c);
+	page_client_set_state(c, PAGES_DONE, NULL);
+}
+
+void *page_faults_main(void *ctx)
+{
+	struct page_client *c = ctx;
+	struct page_run *run = calloc(1, sizeof *run);
+	struct ft_err err = {0};
+
+	if (!run) {
+		ft_err_set(&err, ENOMEM, "pages: out of memory");
+		page_client_set_state(c, PAGES_FAILED, &err);
+		return NULL;
+	}
+	run->urgent = true;
+	for (;;) {
+		struct pollfd p[3] = {
+			{.fd = c->uffd, .events = POLLIN},
+			{.fd = c->wake_fd, .events = POLLIN},
+			{.fd = c->line ? c->line->ops->fd(c->line) : -1, .events = POLLIN}};
+
+		if (page_client_is_all(c)) {
+			finish(c);
+			break;
+		}
+		if (poll(p, 3, c->look ? 0 : -1) < 0)
+			continue;
+		if (p[0].revents)
+			on_faults(c);
+		if (p[1].revents && !on_wake(c))
+			break;
+		if ((p[2].revents || c->look) && c->line)
+			on_line(c, run);
+		c->look = false;
+	}
+	free(run);
+	return NULL;
+}
