@@ -119,6 +119,33 @@ int uffd_register_missing(int uffd, uint64_t start, uint64_t bytes, struct ft_er
 			  start, bytes, strerror(errno));
 }
 
+int uffd_register_unseen(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err)
+{
+	struct uffdio_register reg = {.range = {start, bytes},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING |
+					      UFFDIO_REGISTER_MODE_MINOR};
+
+	if (!ioctl(uffd, UFFDIO_REGISTER, &reg))
+		return 0;
+	return ft_err_set(err, errno, "userfaultfd: register %#" PRIx64 " + %" PRIu64 " bytes: %s",
+			  start, bytes, strerror(errno));
+}
+
+int uffd_show(int uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_continue show = {.range = {start, bytes}};
+
+	while (ioctl(uffd, UFFDIO_CONTINUE, &show)) {
+		if (errno == EEXIST) {
+			uffd_wake(uffd, start, bytes);
+			return 0;
+		}
+		if (errno != EAGAIN)
+			return -errno;
+	}
+	return 0;
+}
+
 /* One attempt. Bytes that are there now, from the start on, or -errno. */
 static int64_t fill_some(int uffd, uint64_t start, const void *from, uint64_t bytes, bool wake)
 {

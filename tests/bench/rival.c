@@ -81,7 +81,7 @@ static int launch(struct rival *r, bool waits, struct end **out, struct ft_err *
 	config.console = e->tty;
 	config.console_log = e->console;
 	rc = qemu_config_argv(&config, waits ? QEMU_WAIT : QEMU_RUN, &argv, err);
-	fd = rc ? rc : qemu_memfd("rival", GUEST_MEMORY, err);
+	fd = rc ? rc : qemu_memfd("rival", GUEST_MEMORY, false, err);
 	if (fd >= 0) {
 		rc = qemu_launch(&e->process, &e->qmp, &argv, &fd, 1, e->qmp_path, e->log, err);
 		close(fd);

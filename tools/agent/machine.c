@@ -47,6 +47,7 @@ static int qemu_config_fill(struct agent *a, struct qemu_config *q, struct qemu_
 	q->machine = or_null(c->machine);
 	q->cpu = or_null(c->cpu);
 	q->memory_bytes = c->memory_bytes;
+	q->huge_pages = c->huge_pages;
 	q->cpus = c->cpus;
 	q->kernel = or_null(c->kernel);
 	q->initrd = or_null(c->initrd);

@@ -5,11 +5,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
+#include <linux/userfaultfd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -66,35 +65,18 @@ static int take_uffd(struct page_client *c, struct ft_err *err)
 	} else {
 		rc = inject_uffd(c->ram.pid, c->ram.pidfd, 0, true, &c->uffd, NULL, err);
 	}
-	return rc ? rc : uffd_api(c->uffd, 0, err);
-}
-
-static int check_ram(const struct vmm_ram *ram, struct ft_err *err)
-{
-	struct statfs fs;
-
-	if (ram->fd < 0)
-		return ft_err_set(err, ENOTSUP,
-				  "postcopy: the guest's RAM is not in a file of ours");
-	if (fstatfs(ram->fd, &fs))
-		return ft_err_set(err, errno, "postcopy: RAM: %s", strerror(errno));
-	if (fs.f_type == HUGETLBFS_MAGIC)
-		return ft_err_set(
-			err, ENOTSUP,
-			"postcopy: the guest's RAM here is in pages of %ld KiB: only pages of "
-			"4 KiB can come one by one",
-			(long)fs.f_bsize >> 10);
-	return 0;
+	return rc ? rc : uffd_api(c->uffd, c->huge ? UFFD_FEATURE_MINOR_HUGETLBFS : 0, err);
 }
 
 int page_client_new(const struct vmm_ram *ram, uint64_t generation, void (*tell)(void *ctx),
 		    void *ctx, struct page_client **out, struct ft_err *err)
 {
 	struct page_client *c;
-	int rc = check_ram(ram, err);
+	int rc;
 
-	if (rc)
-		return rc;
+	if (ram->fd < 0)
+		return ft_err_set(err, ENOTSUP,
+				  "postcopy: the guest's RAM is not in a file of ours");
 	c = calloc(1, sizeof *c);
 	if (!c)
 		return ft_err_set(err, ENOMEM, "pages: out of memory");
@@ -106,7 +88,9 @@ int page_client_new(const struct vmm_ram *ram, uint64_t generation, void (*tell)
 	c->uffd = -1;
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	rc = c->wake_fd < 0 ? ft_err_set(err, errno, "eventfd: %s", strerror(errno))
-			    : take_uffd(c, err);
+			    : page_huge_new(ram, &c->huge, err);
+	if (!rc)
+		rc = take_uffd(c, err);
 	if (rc) {
 		page_client_free(c);
 		return ft_err_context(err, "postcopy");
@@ -192,15 +176,26 @@ static int punch(const struct page_client *c, const struct ft_bitmap *missing, s
 	return 0;
 }
 
+/* Who touches one of them from here on waits. */
+static int hide(struct page_client *c, const struct ft_bitmap *missing, struct ft_err *err)
+{
+	int rc = c->huge ? uffd_register_unseen(c->uffd, c->ram.address, c->ram.bytes, err)
+			 : punch(c, missing, err);
+
+	if (rc)
+		return rc;
+	return c->huge ? page_huge_hide(c->huge, missing, err)
+		       : uffd_register_missing(c->uffd, c->ram.address, c->ram.bytes, err);
+}
+
 int page_client_begin(struct page_client *c, const struct ft_bitmap *missing, struct ft_err *err)
 {
-	int rc = c->urgent ? punch(c, missing, err)
-			   : ft_err_set(err, ENOTCONN, "postcopy: no connections for pages");
+	int rc = c->urgent ? 0 : ft_err_set(err, ENOTCONN, "postcopy: no connections for pages");
 
 	if (!rc && ft_taker_init(&c->taker, missing))
 		rc = ft_err_set(err, ENOMEM, "postcopy: out of memory");
 	if (!rc)
-		rc = uffd_register_missing(c->uffd, c->ram.address, c->ram.bytes, err);
+		rc = hide(c, missing, err);
 	if (rc)
 		return rc;
 	c->line = c->urgent;
@@ -262,6 +257,7 @@ void page_client_free(struct page_client *c)
 		close(c->uffd);
 	if (c->wake_fd >= 0)
 		close(c->wake_fd);
+	page_huge_free(c->huge);
 	pthread_mutex_destroy(&c->lock);
 	free(c);
 }

@@ -11,6 +11,7 @@
 
 #include "ft/postcopy/taker.h"
 #include "vmm-glue/postcopy/page_client.h"
+#include "vmm-glue/postcopy/page_huge.h"
 
 #define WAITING_MAX 64 /* whose times are kept; more are only not measured */
 
@@ -31,7 +32,8 @@ struct page_client {
 	struct ft_wire *line; /* urgent, as long as it is good */
 	bool look;	      /* it is new: something may have been read from the socket already */
 
-	pthread_mutex_t lock; /* guards all below */
+	pthread_mutex_t lock;	/* guards all below */
+	struct page_huge *huge; /* NULL: RAM is in small pages. Set at the start */
 	struct ft_taker taker;
 	enum page_state state;
 	struct ft_err why;

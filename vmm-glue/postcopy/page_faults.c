@@ -15,7 +15,9 @@
 #include "ft/postcopy/missing.h"
 #include "vmm-glue/uffd.h"
 
-#define FAULTS_AT_ONCE	32
+#define FAULTS_AT_ONCE 32
+#define ASK_PAGES      PAGE_HUGE_PAGES
+static_assert(ASK_PAGES >= FAULTS_AT_ONCE && ASK_PAGES * 8 <= FT_PAYLOAD_MAX, "one message");
 #define UNREGISTER_STEP (64ull << 20)
 #define LINGER_NS	(2000ull * 1000000)
 
@@ -44,40 +46,73 @@ static void send(struct page_client *c, struct ft_msg *msg)
 
 static void ask(struct page_client *c, const uint64_t *pfns, unsigned n)
 {
-	uint64_t le[FAULTS_AT_ONCE];
+	uint64_t le[ASK_PAGES];
 	struct ft_msg msg = {.type = FT_MSG_ASK,
 			     .payload = (uint8_t *)le,
 			     .payload_len = (uint32_t)(n * sizeof *le)};
 
-	assert(n <= FAULTS_AT_ONCE);
+	assert(n <= ASK_PAGES);
 	for (unsigned i = 0; i < n; i++)
 		le[i] = htole64(pfns[i]);
 	if (n)
 		send(c, &msg);
 }
 
+/* Somebody touched this page: asks for it. 0 or -errno. */
+static int on_small(struct page_client *c, uint64_t pfn, uint64_t *asks, unsigned *asks_n)
+{
+	enum ft_taker_fault what;
+
+	pthread_mutex_lock(&c->lock);
+	what = ft_taker_fault(&c->taker, pfn);
+	if (what == FT_TAKER_ASK) {
+		page_note_wait_locked(c, pfn);
+		asks[(*asks_n)++] = pfn;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return what == FT_TAKER_ZERO ? uffd_fill(c->uffd, c->ram.address + pfn * VMM_PAGE_BYTES,
+						 NULL, VMM_PAGE_BYTES)
+				     : 0;
+}
+
+/* Likewise for all that is missing of a huge page. */
+static int on_huge(struct page_client *c, uint64_t pfn, uint64_t *asks, unsigned *asks_n)
+{
+	uint64_t first = page_huge_first(c->huge, pfn);
+	bool whole;
+	int rc = 0;
+
+	pthread_mutex_lock(&c->lock);
+	whole = page_huge_is_whole(c->huge, &c->taker.missing, pfn);
+	for (uint64_t at = first; at < first + c->huge->pages; at++)
+		if (ft_taker_fault(&c->taker, at) == FT_TAKER_ASK)
+			asks[(*asks_n)++] = at;
+	if (*asks_n)
+		page_note_wait_locked(c, first);
+	if (whole)
+		rc = page_huge_at(c->huge, first) ? 0 : -ENOMEM;
+	pthread_mutex_unlock(&c->lock);
+	return !rc && whole ? page_huge_show(c->huge, c->uffd, pfn) : rc;
+}
+
 static void on_faults(struct page_client *c)
 {
-	uint64_t faults[FAULTS_AT_ONCE], asks[FAULTS_AT_ONCE];
+	uint64_t faults[FAULTS_AT_ONCE], asks[ASK_PAGES];
 	int n = uffd_faults(c->uffd, faults, FAULTS_AT_ONCE), rc = n < 0 ? n : 0;
 	unsigned asks_n = 0;
 	struct ft_err err = {0};
 
 	for (int i = 0; i < n && !rc; i++) {
 		uint64_t pfn = (faults[i] - c->ram.address) / VMM_PAGE_BYTES;
-		enum ft_taker_fault what;
 
 		assert(pfn < c->ram.bytes / VMM_PAGE_BYTES);
-		pthread_mutex_lock(&c->lock);
-		what = ft_taker_fault(&c->taker, pfn);
-		if (what == FT_TAKER_ASK)
-			page_note_wait_locked(c, pfn);
-		pthread_mutex_unlock(&c->lock);
-		if (what == FT_TAKER_ZERO)
-			rc = uffd_fill(c->uffd, c->ram.address + pfn * VMM_PAGE_BYTES, NULL,
-				       VMM_PAGE_BYTES);
-		else if (what == FT_TAKER_ASK)
-			asks[asks_n++] = pfn;
+		if (!c->huge) {
+			rc = on_small(c, pfn, asks, &asks_n);
+			continue;
+		}
+		rc = on_huge(c, pfn, asks, &asks_n);
+		ask(c, asks, asks_n);
+		asks_n = 0;
 	}
 	ask(c, asks, asks_n);
 	if (rc) {

@@ -4,8 +4,8 @@
  * over another. Pages stay here until the target says that it has them all, so a connection that
  * breaks costs time and nothing else.
  *
- *   urgent   target -> ASK, MISSING (after a lost link), ALL      source -> PAGES, one page
- *   bulk                                                          source -> PAGES, many
+ *   urgent   target -> ASK, MISSING (after a lost link), ALL      source -> PAGES, what was asked
+ * for bulk                                                          source -> PAGES, many
  *
  * Two threads while there are connections. Calls are the owner's thread's; it hears by tell(), on
  * another thread, that page_server_state() has changed. */

@@ -72,16 +72,48 @@ static int place(struct page_client *c, const struct page_run *run)
 	return rc;
 }
 
+static int filling_failed(struct page_client *c, int rc, struct ft_err *err)
+{
+	ft_err_set(err, -rc, "RAM cannot be filled: %s", strerror(-rc));
+	page_client_set_state(c, PAGES_FAILED, err);
+	return rc;
+}
+
 static int run_end(struct page_client *c, struct page_run *run, struct ft_err *err)
 {
 	int rc = run->n ? place(c, run) : 0;
 
 	run->n = 0;
-	if (rc) {
-		ft_err_set(err, -rc, "RAM cannot be filled: %s", strerror(-rc));
-		page_client_set_state(c, PAGES_FAILED, err);
+	return rc ? filling_failed(c, rc, err) : 0;
+}
+
+/* The small page is written where the guest cannot see it, and under the lock: from the moment it
+ * can, the page is the guest's. */
+static int take_into_huge(struct page_client *c, const struct ft_page_record *rec,
+			  const uint8_t *page, struct ft_err *err)
+{
+	bool whole = false;
+	uint8_t *to = NULL;
+	int rc = 0;
+
+	pthread_mutex_lock(&c->lock);
+	if (ft_taker_wants(&c->taker, rec->pfn)) {
+		to = page_huge_at(c->huge, rec->pfn);
+		rc = to ? 0 : -ENOMEM;
 	}
-	return rc;
+	if (to) {
+		memcpy(to, page, VMM_PAGE_BYTES);
+		ft_taker_placed(&c->taker, rec->pfn);
+		whole = page_huge_is_whole(c->huge, &c->taker.missing, rec->pfn);
+	}
+	pthread_mutex_unlock(&c->lock);
+	if (whole) {
+		rc = page_huge_show(c->huge, c->uffd, rec->pfn);
+		pthread_mutex_lock(&c->lock);
+		note_placed_locked(c, page_huge_first(c->huge, rec->pfn), page_client_now_ns());
+		pthread_mutex_unlock(&c->lock);
+	}
+	return rc ? filling_failed(c, rc, err) : 0;
 }
 
 static int take_record(struct page_client *c, struct page_run *run,
@@ -97,6 +129,11 @@ static int take_record(struct page_client *c, struct page_run *run,
 	pthread_mutex_unlock(&c->lock);
 	if (!wanted)
 		return 0;
+	if (c->huge) {
+		memset(run->bytes, 0, VMM_PAGE_BYTES);
+		rc = ft_page_record_apply(rec, run->bytes, err);
+		return rc ? rc : take_into_huge(c, rec, run->bytes, err);
+	}
 	if (run->n == RUN_PAGES || (run->n && (rec->pfn != run->pfn + run->n || zero != run->zero)))
 		rc = run_end(c, run, err);
 	if (rc)
