@@ -94,6 +94,7 @@ int machine_arm_command_line(struct agent *a, const Ft__Setup *setup, struct vmm
 		.binary = or_null(a->config.qemu.binary),
 		.replace = replace,
 		.directories = directories,
+		.huge_pages = a->config.huge_pages,
 		.keeper = a->keeper,
 	};
 	const char **argv;
