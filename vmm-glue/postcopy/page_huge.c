@@ -95,13 +95,10 @@ static int open_pagemap(pid_t pid, struct ft_err *err)
 	return fd >= 0 ? fd : ft_err_set(err, errno, "%s: %s", path, strerror(errno));
 }
 
-int page_huge_hide(struct page_huge *h, const struct ft_bitmap *missing, struct ft_err *err)
+static int hide(struct page_huge *h, const struct ft_bitmap *missing, int pagemap, uint8_t *copy)
 {
-	int pagemap = open_pagemap(h->ram.pid, err), rc = pagemap < 0 ? pagemap : 0;
-	uint8_t *copy = malloc(bytes_of(h));
+	int rc = 0;
 
-	if (!rc && !copy)
-		rc = ft_err_set(err, ENOMEM, "pages: out of memory");
 	for (uint64_t pfn = ft_bitmap_next(missing, 0); pfn < missing->bits && !rc;
 	     pfn = ft_bitmap_next(missing, page_huge_first(h, pfn) + h->pages)) {
 		uint64_t huge = pfn / h->pages, entry;
@@ -112,12 +109,24 @@ int page_huge_hide(struct page_huge *h, const struct ft_bitmap *missing, struct 
 			rc = -EIO;
 		else if (entry & PRESENT)
 			rc = unmap_there(h, huge, copy);
-		if (rc)
-			ft_err_set(err, -rc, "postcopy: hiding a huge page: %s", strerror(-rc));
 	}
-	free(copy);
+	return rc;
+}
+
+int page_huge_hide(struct page_huge *h, const struct ft_bitmap *missing, struct ft_err *err)
+{
+	uint8_t *copy = malloc(bytes_of(h));
+	int pagemap, rc;
+
+	if (!copy)
+		return ft_err_set(err, ENOMEM, "pages: out of memory");
+	pagemap = open_pagemap(h->ram.pid, err);
+	rc = pagemap < 0 ? pagemap : hide(h, missing, pagemap, copy);
+	if (pagemap >= 0 && rc)
+		ft_err_set(err, -rc, "postcopy: hiding huge pages: %s", strerror(-rc));
 	if (pagemap >= 0)
 		close(pagemap);
+	free(copy);
 	return rc;
 }
 
