@@ -13,9 +13,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
-#include "tests/unit/transport_fixture.h"
+#include "tests/fixture/transport.h"
 #include "ft/msg.h"
 #include "transport/frame.h"
 #include "transport/wire.h"
