@@ -4,7 +4,7 @@
 #include "tests/agent/harness.h"
 #include "tests/huge_pages.h"
 
-#define HUGE	128 /* the guest's 256 MiB */
+#define HUGE	(3 * 128) /* 256 MiB, of two hosts and a trial of a standby */
 #define FILL_MS 60000
 #define SHA	64
 
@@ -109,12 +109,37 @@ static void hybrid(void **state)
 	there_and_back(true, 1);
 }
 
+/* Both hosts have it in huge pages; the standby's has what the guest had when the primary died. */
+static void protected(void **state)
+{
+	char before[SHA + 1], after[SHA + 1];
+
+	(void)state;
+	a = host_make("A");
+	b = host_make("B");
+	shell("rm -f %s %s", at("*.img"), at("*.kemari"));
+	qemu_conf(at("g.conf"), "", "", "hugepages = true\n");
+	qemu_start(&a, at("g.conf"));
+	guest_type(&a, "dd if=/dev/urandom of=/fill bs=1M count=48 2>/dev/null");
+	digest(&a, 1, before);
+	qemu_standby(&b, unix_uri("b.sock"), NULL);
+	ask_ok(&a, "migrate", unix_uri("b.sock"));
+	wait_state(&a, "protected", PROTECT_MS);
+	host_kill(&a);
+	wait_state(&b, "solo", GOES_ON_MS);
+	digest(&b, 2, after);
+	assert_string_equal(before, after);
+	host_stop(&b);
+	wait_children(0, GOES_ON_MS);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(postcopy, place_clear),
 		cmocka_unit_test_teardown(hybrid, place_clear),
 		cmocka_unit_test_teardown(precopy, place_clear),
+		cmocka_unit_test_teardown(protected, place_clear),
 	};
 	int failed;
 
