@@ -37,6 +37,7 @@ struct page_client {
 	void (*tell)(void *ctx);
 	void *ctx;
 	int uffd, wake_fd;
+	struct ft_cargo *cargo;
 
 	/* the owner's */
 	struct ft_wire *urgent, *bulk; /* as they were connected; closed by the owner */
@@ -46,13 +47,14 @@ struct page_client {
 	/* the fault thread's */
 	struct ft_wire *line; /* urgent, as long as it is good */
 	bool look;	      /* it is new: something may have been read from the socket already */
+	bool ordinary;	      /* the memory is */
 
 	pthread_mutex_t lock; /* guards all below */
 	struct ft_taker taker;
 	enum page_state state;
 	struct ft_err why;
 	struct ft_wire *next_line; /* a new urgent connection */
-	bool leaving, lost;
+	bool leaving, lost, here;
 	struct {
 		uint64_t pfn, since_ns;
 	} waiting[WAITING_MAX];
@@ -176,12 +178,14 @@ static int take_record(struct page_client *c, struct run *run, const struct ft_p
 	return rc;
 }
 
-static int take_pages(struct page_client *c, struct run *run, const struct ft_msg *msg,
-		      struct ft_err *err)
+static int take(struct page_client *c, struct run *run, const struct ft_msg *msg,
+		struct ft_err *err)
 {
 	size_t at = 0;
 	int rc = 0;
 
+	if (msg->type == FT_MSG_BITMAP && msg->generation == c->generation && c->cargo)
+		return c->cargo->ops->take(c->cargo, msg, err);
 	if (msg->type != FT_MSG_PAGES || msg->generation != c->generation)
 		return ft_err_set(err, EPROTO,
 				  "%s of generation %llu: not on a connection for pages",
@@ -206,14 +210,19 @@ static int take_pages(struct page_client *c, struct run *run, const struct ft_ms
 	return rc;
 }
 
-static bool is_all(struct page_client *c)
+static bool pages_are_here(struct page_client *c)
 {
-	bool all;
+	bool here;
 
 	pthread_mutex_lock(&c->lock);
-	all = c->begun && !c->taker.missing.count;
+	here = c->begun && !c->taker.missing.count;
 	pthread_mutex_unlock(&c->lock);
-	return all;
+	return here;
+}
+
+static bool is_all(struct page_client *c)
+{
+	return pages_are_here(c) && (!c->cargo || c->cargo->ops->all(c->cargo));
 }
 
 /* ---- the background ---- */
@@ -232,8 +241,8 @@ static void *fill(void *ctx)
 	else
 		ft_err_set(&err, ENOMEM, "pages: out of memory");
 	while (run && rc == 0 && c->bulk->ops->receive(c->bulk, &msg, true, &err) > 0) {
-		rc = take_pages(c, run, &msg, &err);
-		if (is_all(c))
+		rc = take(c, run, &msg, &err);
+		if (pages_are_here(c))
 			eventfd_write(c->wake_fd, 1);
 	}
 	free(run);
@@ -322,7 +331,7 @@ static void on_line(struct page_client *c, struct run *run)
 	int rc;
 
 	while ((rc = c->line->ops->receive(c->line, &msg, false, &err)) > 0) {
-		rc = take_pages(c, run, &msg, &err);
+		rc = take(c, run, &msg, &err);
 		if (rc)
 			break;
 	}
@@ -368,6 +377,10 @@ static void tell_missing(struct page_client *c)
 			send(c, &msg);
 	}
 	free(words);
+	if (c->cargo && c->line) {
+		c->cargo->ops->lacks(c->cargo, &msg);
+		send(c, &msg);
+	}
 }
 
 /* False: the thread is to end. */
@@ -423,18 +436,36 @@ static void linger(struct page_client *c)
 	}
 }
 
+static void make_ordinary(struct page_client *c)
+{
+	for (uint64_t at = 0; !c->ordinary && at < c->ram.bytes; at += UNREGISTER_STEP)
+		uffd_unregister(c->uffd, c->ram.address + at,
+				c->ram.bytes - at < UNREGISTER_STEP ? c->ram.bytes - at
+								    : UNREGISTER_STEP);
+	c->ordinary = true;
+}
+
+/* Something else is still to come, for which nobody waits. */
+static void note_here(struct page_client *c)
+{
+	make_ordinary(c);
+	pthread_mutex_lock(&c->lock);
+	c->stats.elapsed_ns = now_ns() - c->stats.since_ns;
+	c->here = true;
+	pthread_mutex_unlock(&c->lock);
+	c->tell(c->ctx);
+}
+
 static void finish(struct page_client *c)
 {
 	struct ft_msg msg = {.type = FT_MSG_ALL};
 
 	pthread_mutex_lock(&c->lock);
-	c->stats.elapsed_ns = now_ns() - c->stats.since_ns;
+	if (!c->here)
+		c->stats.elapsed_ns = now_ns() - c->stats.since_ns;
 	pthread_mutex_unlock(&c->lock);
 	send(c, &msg);
-	for (uint64_t at = 0; at < c->ram.bytes; at += UNREGISTER_STEP)
-		uffd_unregister(c->uffd, c->ram.address + at,
-				c->ram.bytes - at < UNREGISTER_STEP ? c->ram.bytes - at
-								    : UNREGISTER_STEP);
+	make_ordinary(c);
 	linger(c);
 	set_state(c, PAGES_DONE, NULL);
 }
@@ -460,6 +491,8 @@ static void *serve_faults(void *ctx)
 			finish(c);
 			break;
 		}
+		if (!c->ordinary && pages_are_here(c))
+			note_here(c);
 		if (poll(p, 3, c->look ? 0 : -1) < 0)
 			continue;
 		if (p[0].revents)
@@ -585,6 +618,26 @@ int page_client_connect(struct page_client *c, struct ft_wire *urgent, struct ft
 	rc = start_fill(c, err);
 	eventfd_write(c->wake_fd, 1);
 	return rc;
+}
+
+void page_client_cargo(struct page_client *c, struct ft_cargo *cargo)
+{
+	c->cargo = cargo;
+}
+
+void page_client_look(struct page_client *c)
+{
+	eventfd_write(c->wake_fd, 1);
+}
+
+bool page_client_here(struct page_client *c)
+{
+	bool here;
+
+	pthread_mutex_lock(&c->lock);
+	here = c->here;
+	pthread_mutex_unlock(&c->lock);
+	return here;
 }
 
 void page_client_cut(struct page_client *c)
