@@ -294,6 +294,14 @@ static void on_beat(struct ft_engine *e, const struct ft_msg *msg)
 	ft__beat__free_unpacked(beat, NULL);
 }
 
+/* A heartbeat connection that is refused in the middle of a hand-over: the peer may take the guest
+ * all the same, for its answer comes on the data connection. */
+static bool is_no_answer(const struct ft_engine *e, const Ft__Refuse *refuse)
+{
+	return e->primary.phase == PRIMARY_HANDING &&
+	       !(refuse->runs && refuse->generation > e->generation);
+}
+
 static void on_message(void *ctx, const struct ft_msg *msg)
 {
 	struct engine_conn *conn = ctx;
@@ -310,6 +318,8 @@ static void on_message(void *ctx, const struct ft_msg *msg)
 		if (refuse) {
 			if (engine_is_standby(e))
 				standby_link_closed(e, conn == &e->conns[CONN_DATA], refuse->what);
+			else if (conn == &e->conns[CONN_BEAT] && is_no_answer(e, refuse))
+				primary_peer_lost(e, refuse->what);
 			else
 				primary_refused(e, refuse);
 			ft__refuse__free_unpacked(refuse, NULL);

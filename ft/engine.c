@@ -363,6 +363,7 @@ void ft_engine_status(struct ft_engine *e, struct ft_engine_status *s)
 	s->pages_given = e->pages.giving;
 	s->pages_missing = e->pages.taking;
 	s->pages_cut = e->pages.cut;
+	s->pages_here = e->pages.here;
 	s->moved = e->moved;
 	if (e->primary.phase == PRIMARY_ROUNDS)
 		s->remaining_bytes = e->primary.pending.count * VMM_PAGE_BYTES +

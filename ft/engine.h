@@ -77,7 +77,8 @@ struct ft_env_ops {
 	/* A checkpoint is about to stop the guest: disk taps must answer everything / it is over.
 	 */
 	void (*firing)(void *ctx, bool on);
-	/* What the VM is, for the peer. Strings stay valid until the next call. */
+	/* What the VM is, for the peer, which setup->migrate and ->postcopy tell how it is to have
+	 * it. Strings stay valid until the next call. */
 	int (*describe)(void *ctx, Ft__Setup *setup, struct ft_err *err);
 	/* Initial copy of replicated disks. next: 1 = *chunk (and data unless zero), 0 = nothing is
 	 * behind now, -errno. */
@@ -139,14 +140,17 @@ struct ft_env_ops {
 	int (*store_outdate)(void *ctx, struct ft_err *err);
 
 	/* ---- postcopy; all NULL: it is not to be had ---- */
-	/* Source: makes two connections for pages to the target, of this session, each greeted by
+	/* (Source: describe() of a postcopy migration says that disks' bitmaps will follow: from
+	 * then on nobody may change them, until pages_close().)
+	 * Source: makes two connections for pages to the target, of this session, each greeted by
 	 * ft_engine_pages_hello(). ft_engine_pages() tells what becomes of them, not from inside.
 	 */
 	int (*pages_open)(void *ctx, uint64_t session, struct ft_err *err);
 	/* Source: the guest stands still, and the target, which lacks these pages, is about to have
 	 * it: what it asks for it gets. */
 	void (*pages_give)(void *ctx, const struct ft_bitmap *missing);
-	/* Source: pages go without being asked for, too; or they do not. */
+	/* Source: the guest runs at the target. What else follows it does so from now on; pages
+	 * go without being asked for, too, or they do not. */
 	void (*pages_push)(void *ctx, bool on);
 	/* Target: what is armed may be run without its memory. */
 	int (*pages_prepare)(void *ctx, uint64_t generation, struct ft_err *err);
@@ -154,7 +158,8 @@ struct ft_env_ops {
 	void (*pages_link)(void *ctx, struct ft_link *link, bool urgent);
 	/* Target: the VM runs next, and who touches one of these pages waits for it. */
 	int (*pages_begin)(void *ctx, const struct ft_bitmap *missing, struct ft_err *err);
-	/* Both: forgets connections and pages. */
+	/* Both: forgets connections and pages. Before all was there: the guest does not run at the
+	 * target. */
 	void (*pages_close)(void *ctx);
 
 	/* ---- both ---- */
@@ -176,7 +181,8 @@ struct ft_migrate {
 enum ft_pages_news {
 	FT_PAGES_READY,	 /* source: both connections are there */
 	FT_PAGES_CUT,	 /* one is lost; the pages are where they are */
-	FT_PAGES_ALL,	 /* the target has all of them */
+	FT_PAGES_HERE,	 /* target: all pages are here; other things still follow */
+	FT_PAGES_ALL,	 /* the target has all there is */
 	FT_PAGES_FAILED, /* some cannot be read, or placed, ever */
 };
 
@@ -292,6 +298,7 @@ struct ft_engine_status {
 	/* postcopy: this side has pages that the target lacks / lacks pages; and the link is lost
 	 */
 	bool pages_given, pages_missing, pages_cut;
+	bool pages_here; /* (missing:) not pages, but what else follows */
 	bool moved; /* FT_STOPPED: the guest runs elsewhere, and what is left of it here is to be
 		       ended */
 	/* of the initial copy: what the standby had already, how much of that both hosts knew

@@ -92,6 +92,7 @@ struct ft_pages {
 	bool ready;  /* source: they are there */
 	bool giving; /* source: the guest runs at the target */
 	bool taking; /* target: it runs here */
+	bool here;   /* target: not pages, but something else is still to come */
 	bool cut, all;
 	uint64_t session;
 	char host[FT_HOST_ID_MAX]; /* the source */
@@ -402,6 +403,8 @@ bool migrate_pages_stay(const struct ft_engine *e);
 bool migrate_waits(struct ft_engine *e);
 
 /* pages.c: postcopy */
+/* Source: SETUP is about to say what will follow the guest. */
+void pages_announce(struct ft_engine *e);
 void pages_open(struct ft_engine *e);
 /* Source: they are not needed, or not any more. */
 void pages_close(struct ft_engine *e);

@@ -12,7 +12,7 @@ static const char *const names[FT_MSG_TYPE_MAX] = {
 	[FT_MSG_HANDOVER] = "HANDOVER", [FT_MSG_HANDED] = "HANDED", [FT_MSG_BYE] = "BYE",
 	[FT_MSG_BEAT] = "BEAT",		[FT_MSG_SUMS] = "SUMS",	    [FT_MSG_MISSING] = "MISSING",
 	[FT_MSG_ASK] = "ASK",		[FT_MSG_ALL] = "ALL",	    [FT_MSG_ROUND] = "ROUND",
-	[FT_MSG_STAYS] = "STAYS",
+	[FT_MSG_STAYS] = "STAYS",	[FT_MSG_BITMAP] = "BITMAP",
 };
 
 const char *ft_msg_name(unsigned type)

@@ -34,6 +34,7 @@ enum ft_msg_type {
 	FT_MSG_ALL,	  /* postcopy, target: all pages are here, the source may forget them */
 	FT_MSG_ROUND,	  /* migration: a round is over; the answer: and applied */
 	FT_MSG_STAYS,	  /* primary: the hand-over that the standby asked for is off, and why */
+	FT_MSG_BITMAP,	  /* postcopy: a piece of a named bitmap's map; target: where to go on */
 	FT_MSG_TYPE_MAX
 };
 

@@ -3,12 +3,15 @@
  * with whose the guest is meanwhile; the pages themselves have connections and threads of their own
  * (env->pages_*, vmm-glue/postcopy).
  *
+ *   SETUP          source: says which bitmaps of its disks will follow the guest
  *   READY          source: the connections for pages are made, while the guest runs
  *   rounds         as many as were asked for; replicated disks are copied, for disks are not
  * fetched later the switch     the last checkpoint has MISSING in place of PAGES: what the target
  * must not believe to have HANDOVER       source: from here on it gives pages; target: from here on
  * who touches a missing one waits HANDED         source: fenced. Its guest stands still for good,
- * but is kept: it is the memory ALL            source: ends. Target: its memory is ordinary again
+ * but is kept: it is the memory. Bitmaps follow from here on
+ *   all pages      target: its memory is ordinary again
+ *   ALL            source: ends
  *
  * A lost connection ends nothing: the guest at the target goes on until it needs a page, and waits.
  * There is no way back from fenced to solo, so the source cannot run the guest, whoever asks. */
@@ -22,18 +25,22 @@
 
 int pages_check(const struct ft_engine *e, const char *what, struct ft_err *err)
 {
-	return e->pages.taking
-		       ? ft_err_set(err, EBUSY, "%s: the guest's memory is not all here yet", what)
-		       : 0;
+	return e->pages.taking ? ft_err_set(err, EBUSY, "%s: the guest's %s not all here yet", what,
+					    e->pages.here ? "bitmaps are" : "memory is")
+			       : 0;
 }
 
 /* ---- source ---- */
+
+void pages_announce(struct ft_engine *e)
+{
+	e->pages = (struct ft_pages){.open = true, .session = e->primary.session};
+}
 
 void pages_open(struct ft_engine *e)
 {
 	struct ft_err err = {0};
 
-	e->pages = (struct ft_pages){.open = true, .session = e->primary.session};
 	if (e->env->pages_open(e->env_ctx, e->pages.session, &err))
 		migrate_failed(e, &err);
 }
@@ -109,6 +116,8 @@ static void source_news(struct ft_engine *e, enum ft_pages_news news, const stru
 			done_call(&e->primary.protect_done, NULL, e->downtime_us);
 		primary_writable(e);
 		break;
+	case FT_PAGES_HERE:
+		break; /* the target's */
 	case FT_PAGES_ALL:
 		e->pages.all = true;
 		if (e->pages.giving)
@@ -175,6 +184,12 @@ static void target_news(struct ft_engine *e, enum ft_pages_news news, const stru
 		e->pages.cut = false;
 		engine_set_state(e, e->state.now, "memory comes from %s again", e->pages.host);
 		break;
+	case FT_PAGES_HERE:
+		e->pages.here = true;
+		(void)e->env->guard(e->env_ctx, false, NULL);
+		engine_set_state(e, e->state.now,
+				 "all of the guest's memory is here, its disks' bitmaps follow");
+		break;
 	case FT_PAGES_ALL:
 		e->pages = (struct ft_pages){.done_session = session};
 		e->env->pages_close(e->env_ctx);
@@ -184,11 +199,12 @@ static void target_news(struct ft_engine *e, enum ft_pages_news news, const stru
 	case FT_PAGES_CUT:
 		e->pages.cut = true;
 		engine_note_error(e, why);
-		engine_set_state(e, e->state.now,
-				 "the link to %s is lost: the guest waits where it needs a page "
-				 "that is there "
-				 "(%.120s)",
-				 e->pages.host, why->text);
+		engine_set_state(e, e->state.now, "the link to %s is lost: %s (%.120s)",
+				 e->pages.host,
+				 e->pages.here ? "bitmaps of the guest's disks are there"
+					       : "the guest waits where it needs a page that is "
+						 "there",
+				 why->text);
 		break;
 	case FT_PAGES_FAILED:
 		ft_engine_vm_lost(e, false, why->text);

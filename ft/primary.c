@@ -115,8 +115,13 @@ void primary_dialed(struct ft_engine *e)
 int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 {
 	Ft__Setup setup = FT__SETUP__INIT;
-	int rc = e->env->describe(e->env_ctx, &setup, err);
+	int rc;
 
+	setup.migrate = e->primary.move.on;
+	setup.postcopy = e->primary.move.on && e->primary.move.how.postcopy;
+	if (setup.postcopy)
+		pages_announce(e);
+	rc = e->env->describe(e->env_ctx, &setup, err);
 	if (rc)
 		return rc;
 	e->primary.shared = setup_has_shared_disk(&setup);
@@ -126,8 +131,6 @@ int primary_send_setup(struct ft_engine *e, bool resume, struct ft_err *err)
 	setup.takeover_ms = e->config.takeover_ms;
 	setup.compare = !resume;
 	setup.home = e->home;
-	setup.migrate = e->primary.move.on;
-	setup.postcopy = e->primary.move.on && e->primary.move.how.postcopy;
 	if (engine_send(e, FT_MSG_SETUP, 0, &setup.base, NULL, 0))
 		return ft_err_set(err, EPIPE, "set-up: cannot send to %s", e->peer_host);
 	return 0;

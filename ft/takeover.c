@@ -238,6 +238,10 @@ static void takeover_failed(struct ft_engine *e, bool activated, const struct ft
 
 	ft_err_context(&copy, "takeover");
 	engine_note_error(e, &copy);
+	if (e->standby.postcopy) {
+		e->pages = (struct ft_pages){0};
+		e->env->pages_close(e->env_ctx);
+	}
 	if (e->standby.handover && e->conns[CONN_DATA].greeted) {
 		/* The guest does not run here, nor will anybody start it here: who handed it over
 		 * may have it back. */

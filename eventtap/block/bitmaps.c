@@ -12,7 +12,7 @@
 
 #include "eventtap/block/bitmaps_internal.h"
 
-enum what { WHAT_SET = 1, WHAT_DATA, WHAT_ZERO, WHAT_RESET };
+enum what { WHAT_SET = 1, WHAT_DATA, WHAT_ZERO, WHAT_RESET, WHAT_SUM };
 
 #define HEAD_MAX (2 + FT_DIRTY_NAME_MAX + 8)
 
@@ -86,7 +86,8 @@ int bitmaps_add(struct bitmaps *s, const char *name, uint32_t granularity, struc
 {
 	struct ft_dirty_bitmap *map;
 	pthread_mutex_lock(&s->lock);
-	int ret = bitmaps_make_locked(s, name, granularity, &map, err);
+	int ret = s->outgoing ? ft_err_set(err, EBUSY, "the guest is being migrated")
+			      : bitmaps_make_locked(s, name, granularity, &map, err);
 	pthread_mutex_unlock(&s->lock);
 	return ret < 0 ? ft_err_context(err, "bitmap %.64s", name) : 0;
 }
@@ -162,6 +163,7 @@ bool bitmaps_info(struct bitmaps *s, unsigned i, struct bitmap_info *info)
 		info->enabled = map->successor ? map->successor->enabled : map->enabled;
 		info->inconsistent = map->inconsistent;
 		info->busy = map->busy;
+		info->arriving = bitmaps_arrives(&s->list[i]);
 		info->dirty_bytes = ft_dirty_count_bytes(map);
 		info->map_bytes = ft_dirty_map_bytes(map);
 		memcpy(info->name, map->name, sizeof(info->name));
@@ -184,12 +186,14 @@ int bitmaps_at(struct bitmaps *s, const char *name, uint64_t offset, uint64_t *l
 {
 	pthread_mutex_lock(&s->lock);
 	const struct bitmaps_entry *entry = find_locked(s, name);
-	bool usable = entry && !entry->map->inconsistent;
-	if (usable)
+	int ret = !entry || entry->map->inconsistent ? -ENOENT
+		  : bitmaps_arrives(entry)	     ? -EBUSY
+						     : 0;
+	if (ret == 0)
 		*dirty = entry->backup ? ft_dirty_frozen_at(entry->map, offset, len)
 				       : ft_dirty_at(entry->map, offset, len);
 	pthread_mutex_unlock(&s->lock);
-	return usable ? 0 : -ENOENT;
+	return ret;
 }
 
 int bitmaps_read(struct bitmaps *s, const char *name, uint64_t at, uint8_t *out, size_t len)
@@ -299,6 +303,13 @@ static int tell_bits(struct teller *t, const struct ft_dirty_bitmap *map, uint64
 	return tell(t, at, before + sizeof(zeroes));
 }
 
+static int tell_sum(struct teller *t, const struct ft_dirty_bitmap *map)
+{
+	size_t len = head(t, WHAT_SUM, map->name);
+	int ret = bitmaps_map_sha256(map, t->data + len);
+	return ret < 0 ? ret : tell(t, 0, len + BITMAPS_SHA256);
+}
+
 // The pieces that were touched; all: of a map that the peer takes to be clear.
 static int tell_map(struct teller *t, struct ft_dirty_bitmap *map, bool all)
 {
@@ -318,6 +329,8 @@ static int tell_map(struct teller *t, struct ft_dirty_bitmap *map, bool all)
 		uint64_t at = piece * FT_DIRTY_PIECE, to = end * FT_DIRTY_PIECE;
 		ret = tell_bits(t, map, at, (to < bytes ? to : bytes) - at);
 	}
+	if (ret == 0 && all && ft_dirty_count_bytes(map) > 0)
+		ret = tell_sum(t, map);
 	if (ret < 0)
 		return ret;
 	if (map->touched.count)
@@ -332,6 +345,10 @@ int bitmaps_log(struct bitmaps *s, uint8_t device,
 	struct teller t = {.device = device, .emit = emit, .ctx = ctx};
 	int ret = 0;
 	pthread_mutex_lock(&s->lock);
+	if (s->outgoing) { // they follow the guest by another way
+		pthread_mutex_unlock(&s->lock);
+		return 0;
+	}
 	bool all = s->tell_all;
 	if (all && (s->n || s->told))
 		ret = tell(&t, 0, head(&t, WHAT_RESET, ""));
@@ -359,9 +376,29 @@ static int apply_set(struct bitmaps *s, const char *name, const uint8_t *data, s
 	if (map->granularity != granularity)
 		return -EPROTO;
 	map->enabled = data[0] & BITMAPS_ENABLED;
-	map->inconsistent = data[0] & BITMAPS_INCONSISTENT;
+	map->inconsistent |= (data[0] & BITMAPS_INCONSISTENT) != 0;
 	map->changed = true;
 	return 0;
+}
+
+static int apply_sum(struct ft_dirty_bitmap *map, const uint8_t *data, size_t len)
+{
+	uint8_t own[BITMAPS_SHA256];
+	if (len != sizeof(own))
+		return -EPROTO;
+	int ret = bitmaps_map_sha256(map, own);
+	if (ret == 0 && memcmp(own, data, sizeof(own)) != 0)
+		bitmaps_spoil(map, "what came is not what was sent");
+	return ret;
+}
+
+// Those that come after the guest are no part of a checkpoint.
+static bool awaits_any(const struct bitmaps *s)
+{
+	for (unsigned i = 0; i < s->n; i++)
+		if (s->list[i].incoming)
+			return true;
+	return false;
 }
 
 static int apply_locked(struct bitmaps *s, enum what what, const char *name, uint64_t at,
@@ -369,6 +406,8 @@ static int apply_locked(struct bitmaps *s, enum what what, const char *name, uin
 {
 	uint64_t zeroes;
 	struct bitmaps_entry *entry = find_locked(s, name);
+	if (awaits_any(s))
+		return -EPROTO;
 	switch (what) {
 	case WHAT_SET:
 		return apply_set(s, name, data, len);
@@ -384,6 +423,8 @@ static int apply_locked(struct bitmaps *s, enum what what, const char *name, uin
 			return -EPROTO;
 		bitmaps_drop_locked(s);
 		return 0;
+	case WHAT_SUM:
+		return entry ? apply_sum(entry->map, data, len) : -EPROTO;
 	}
 	return -EPROTO;
 }
@@ -406,54 +447,66 @@ int bitmaps_apply(struct bitmaps *s, const struct tap_record *rec)
 
 // ---- live migration ----
 
-static void set_busy(struct bitmaps *s, bool busy)
+static void set_outgoing(struct bitmaps *s, bool outgoing)
 {
 	pthread_mutex_lock(&s->lock);
+	s->outgoing = outgoing;
 	for (unsigned i = 0; i < s->n; i++)
-		if (!s->list[i].map->inconsistent)
-			s->list[i].map->busy = busy;
+		s->list[i].map->busy = outgoing || s->list[i].backup;
 	pthread_mutex_unlock(&s->lock);
 }
 
 void bitmaps_outgoing_begin(struct bitmaps *s)
 {
-	set_busy(s, true);
+	set_outgoing(s, true);
 }
 
 void bitmaps_outgoing_end(struct bitmaps *s)
 {
-	set_busy(s, false);
+	set_outgoing(s, false);
 }
 
-int bitmaps_incoming_add(struct bitmaps *s, const char *name, uint32_t granularity, bool enabled,
-			 struct ft_err *err)
+// Disabled, under a successor that is disabled too.
+static int await_locked(struct bitmaps *s, const struct bitmap_info *what, struct ft_err *err)
 {
+	struct bitmaps_entry *entry = find_locked(s, what->name);
 	struct ft_dirty_bitmap *map = NULL;
-	pthread_mutex_lock(&s->lock);
-	int ret = bitmaps_make_locked(s, name, granularity, &map, err);
-	if (ret == 0) {
-		assert(map);
-		struct bitmaps_entry *entry = &s->list[s->n - 1];
-		map->enabled = false;
-		map->busy = true;
-		ret = ft_dirty_freeze(map);
-		if (ret < 0) {
-			remove_locked(s, entry);
-			ft_err_set(err, ENOMEM, "out of memory");
-		} else {
-			entry->incoming = true;
-			entry->enable_after = enabled;
-		}
+	// Left by an agent that had awaited it; of no use to anybody.
+	if (entry && entry->map->inconsistent && !entry->incoming)
+		remove_locked(s, entry);
+	int ret = bitmaps_make_locked(s, what->name, what->granularity, &map, err);
+	if (ret < 0)
+		return ret;
+	assert(map);
+	entry = &s->list[s->n - 1];
+	entry->incoming = true;
+	map->enabled = false;
+	map->inconsistent = what->inconsistent;
+	if (what->inconsistent)
+		return 0;
+	map->busy = true;
+	entry->enable_after = what->enabled;
+	ret = ft_dirty_freeze(map);
+	if (ret < 0) {
+		remove_locked(s, entry);
+		ft_err_set(err, ENOMEM, "out of memory");
 	}
+	return ret;
+}
+
+int bitmaps_incoming_add(struct bitmaps *s, const struct bitmap_info *what, struct ft_err *err)
+{
+	pthread_mutex_lock(&s->lock);
+	int ret = await_locked(s, what, err);
 	pthread_mutex_unlock(&s->lock);
-	return ret < 0 ? ft_err_context(err, "bitmap %.64s", name) : 0;
+	return ret < 0 ? ft_err_context(err, "bitmap %.64s", what->name) : 0;
 }
 
 void bitmaps_incoming_run(struct bitmaps *s)
 {
 	pthread_mutex_lock(&s->lock);
 	for (unsigned i = 0; i < s->n; i++)
-		if (s->list[i].incoming && s->list[i].enable_after && s->list[i].map->successor)
+		if (bitmaps_arrives(&s->list[i]) && s->list[i].enable_after)
 			ft_dirty_enable(s->list[i].map, true);
 	pthread_mutex_unlock(&s->lock);
 }
@@ -462,7 +515,7 @@ void bitmaps_incoming_run(struct bitmaps *s)
 static struct bitmaps_entry *awaited_locked(struct bitmaps *s, const char *name)
 {
 	struct bitmaps_entry *entry = find_locked(s, name);
-	return entry && entry->incoming && entry->map->successor ? entry : NULL;
+	return entry && bitmaps_arrives(entry) ? entry : NULL;
 }
 
 int bitmaps_incoming_put(struct bitmaps *s, const char *name, uint64_t at, const uint8_t *data,
@@ -486,6 +539,19 @@ int bitmaps_incoming_end(struct bitmaps *s, const char *name, struct ft_err *err
 	}
 	pthread_mutex_unlock(&s->lock);
 	return entry ? 0 : ft_err_set(err, EPROTO, "bitmap %.64s: is not awaited", name);
+}
+
+bool bitmaps_incoming_lose(struct bitmaps *s, const char *name, const char *why)
+{
+	pthread_mutex_lock(&s->lock);
+	struct bitmaps_entry *entry = awaited_locked(s, name);
+	if (entry) {
+		ft_dirty_reclaim(entry->map);
+		bitmaps_spoil(entry->map, why);
+		entry->map->busy = false;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return entry;
 }
 
 void bitmaps_incoming_finish(struct bitmaps *s)

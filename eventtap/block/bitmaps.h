@@ -19,13 +19,17 @@
  *      2 DATA   bytes of its map, from byte `arg` on
  *      3 ZERO   u64 how many bytes of its map are zero, from byte `arg` on
  *      4 RESET  (no name) there are none; the set follows whole
+ *      5 SUM    the SHA-256 of its map, after all of it was told: if it is another here, the
+ *               bitmap is inconsistent
  *
- * Live migration takes six steps: _outgoing_begin() at the source and _incoming_add() with what
- * bitmaps_info() says (made, disabled, frozen under a successor that is disabled too); nothing
+ * A guest that moves before its memory does (postcopy) is followed by its bitmaps
+ * (block/bitmaps_follow.h), in six steps: _outgoing_begin() at the source and _incoming_add() with
+ * what bitmaps_info() says (made, disabled, frozen under a successor that is disabled too); nothing
  * while the guest's memory is copied; _incoming_run() right before the guest runs at the target,
  * where the successors note its writes; then the maps in pieces, bitmaps_read() to _incoming_put();
  * _incoming_end() merges the successor; and enables what was enabled at the source. If it fails:
  * _outgoing_end() and the source is as before, _incoming_cancel() and the target has nothing left.
+ * In a file a bitmap that has not arrived is inconsistent.
  *
  * Any thread. */
 #ifndef EVENTTAP_BLOCK_BITMAPS_H
@@ -42,8 +46,9 @@
 #include "ft/err.h"
 
 #define BITMAPS_SUFFIX	   ".kemari-bitmaps"
-#define BITMAPS_MAX	   16		/* of a disk */
-#define BITMAPS_RECORD_MAP 65536u	/* bytes of a map in one record */
+#define BITMAPS_MAX	   16	  /* of a disk */
+#define BITMAPS_RECORD_MAP 65536u /* bytes of a map in one record */
+#define BITMAPS_SHA256	   32
 #define BITMAPS_FILE_MAX   (144u << 20) /* all of them, as fine as they can be */
 
 struct bitmaps {
@@ -58,12 +63,14 @@ struct bitmaps {
 	} list[BITMAPS_MAX];
 	bool tell_all; /* the next bitmaps_log() is the first, or something went */
 	bool told;     /* the peer may have some */
+	bool outgoing; /* nobody may change them, and checkpoints have nothing of them */
 };
 
 struct bitmap_info {
 	char name[FT_DIRTY_NAME_MAX];
 	uint32_t granularity;
 	bool enabled, inconsistent, busy;
+	bool arriving; /* its guest runs here already */
 	uint64_t dirty_bytes, map_bytes;
 };
 
@@ -96,10 +103,14 @@ bool bitmaps_info(struct bitmaps *s, unsigned i, struct bitmap_info *info);
 
 /* ---- the guest's writes, and who reads the maps ---- */
 void bitmaps_mark(struct bitmaps *s, uint64_t offset, uint64_t len);
-/* State at an offset; *len is cut to what is alike. -ENOENT: no such bitmap, or inconsistent. */
+/* State at an offset; *len is cut to what is alike. -ENOENT: no such bitmap, or inconsistent;
+ * -EBUSY: it has not arrived. */
 int bitmaps_at(struct bitmaps *s, const char *name, uint64_t offset, uint64_t *len, bool *dirty);
 /* Whole words of a map. -ENOENT; -EINVAL: not within it. */
 int bitmaps_read(struct bitmaps *s, const char *name, uint64_t at, uint8_t *out, size_t len);
+/* Of the map as bytes (ft/dirty_bitmap.h); who marks meanwhile is not kept waiting. -ENOENT,
+ * -ENOMEM */
+int bitmaps_sha256(struct bitmaps *s, const char *name, uint8_t out[BITMAPS_SHA256]);
 
 /* ---- backups ---- */
 /* Frozen: readers see it as it is now, and what is written from now on is its successor's. Errors
@@ -120,12 +131,16 @@ int bitmaps_apply(struct bitmaps *s, const struct tap_record *rec);
 /* ---- live migration ---- */
 void bitmaps_outgoing_begin(struct bitmaps *s);
 void bitmaps_outgoing_end(struct bitmaps *s);
-int bitmaps_incoming_add(struct bitmaps *s, const char *name, uint32_t granularity, bool enabled,
-			 struct ft_err *err);
+/* An inconsistent one is all there at once. -EEXIST, -EINVAL, -ENOSPC, -ENOMEM; the name may be
+ * anything. */
+int bitmaps_incoming_add(struct bitmaps *s, const struct bitmap_info *what, struct ft_err *err);
 void bitmaps_incoming_run(struct bitmaps *s);
 int bitmaps_incoming_put(struct bitmaps *s, const char *name, uint64_t at, const uint8_t *data,
 			 uint64_t len, struct ft_err *err);
 int bitmaps_incoming_end(struct bitmaps *s, const char *name, struct ft_err *err);
+/* Its bits will not come, or are not those that were sent: it is inconsistent. False: it was not
+ * awaited. */
+bool bitmaps_incoming_lose(struct bitmaps *s, const char *name, const char *why);
 /* All have come. */
 void bitmaps_incoming_finish(struct bitmaps *s);
 void bitmaps_incoming_cancel(struct bitmaps *s);

@@ -50,20 +50,24 @@ static uint64_t get64(const uint8_t *at)
 
 // ---- out ----
 
-static uint64_t map_bytes(const struct ft_dirty_bitmap *map)
+// One that has not arrived is of no use to whoever reads this.
+static uint64_t map_bytes(const struct bitmaps_entry *entry)
 {
-	return map->bits.count || (map->successor && map->successor->bits.count)
+	const struct ft_dirty_bitmap *map = entry->map;
+	return !bitmaps_arrives(entry) &&
+			       (map->bits.count || (map->successor && map->successor->bits.count))
 		       ? ft_dirty_map_bytes(map)
 		       : 0;
 }
 
 // With the marks of its successor.
-static uint8_t *put_item(uint8_t *at, const struct ft_dirty_bitmap *map)
+static uint8_t *put_item(uint8_t *at, const struct bitmaps_entry *entry)
 {
-	uint64_t bytes = map_bytes(map);
+	const struct ft_dirty_bitmap *map = entry->map;
+	uint64_t bytes = map_bytes(entry);
 	size_t name = strlen(map->name);
 	*at++ = (uint8_t)name;
-	*at++ = bitmaps_flags(map);
+	*at++ = bitmaps_arrives(entry) ? BITMAPS_INCONSISTENT : bitmaps_flags(map);
 	*at++ = 0;
 	*at++ = 0;
 	at = put64(put32(at, map->granularity), bytes);
@@ -79,7 +83,7 @@ static uint8_t *format_locked(const struct bitmaps *s, bool in_use, size_t *len)
 {
 	*len = HEAD_BYTES + SUM_BYTES;
 	for (unsigned i = 0; i < s->n; i++)
-		*len += ITEM_BYTES + strlen(s->list[i].map->name) + map_bytes(s->list[i].map);
+		*len += ITEM_BYTES + strlen(s->list[i].map->name) + map_bytes(&s->list[i]);
 	uint8_t *data = malloc(*len), *at = data;
 	if (!data)
 		return NULL;
@@ -87,7 +91,7 @@ static uint8_t *format_locked(const struct bitmaps *s, bool in_use, size_t *len)
 	at = put64(at + MAGIC_LEN, s->bytes);
 	at = put32(put32(at, s->n), in_use ? IN_USE : 0);
 	for (unsigned i = 0; i < s->n; i++)
-		at = put_item(at, s->list[i].map);
+		at = put_item(at, &s->list[i]);
 	at = put64(at, XXH3_64bits(data, (size_t)(at - data)));
 	assert((size_t)(at - data) == *len && *len <= BITMAPS_FILE_MAX);
 	return data;

@@ -14,15 +14,33 @@
 
 _Static_assert(sizeof(CONTEXT_PREFIX) + FT_DIRTY_NAME_MAX <= NBD_CONTEXT_MAX, "a name fits");
 
-// Inconsistent ones are of no use to anybody.
+// Inconsistent ones are of no use to anybody, those that have not arrived not yet.
 static bool context(void *ctx, unsigned i, char name[NBD_CONTEXT_MAX])
 {
 	struct disk_tap *d = ctx;
 	struct bitmap_info info;
 	for (unsigned at = 0; bitmaps_info(&d->bitmaps, at, &info); at++) {
-		if (info.inconsistent || i-- > 0)
+		if (info.inconsistent || info.arriving || i-- > 0)
 			continue;
 		snprintf(name, NBD_CONTEXT_MAX, CONTEXT_PREFIX "%s", info.name);
+		return true;
+	}
+	return false;
+}
+
+static bool context_refused(void *ctx, const char *name, char why[NBD_REFUSAL_MAX])
+{
+	struct disk_tap *d = ctx;
+	struct bitmap_info info;
+	if (strncmp(name, CONTEXT_PREFIX, strlen(CONTEXT_PREFIX)) != 0)
+		return false;
+	name += strlen(CONTEXT_PREFIX);
+	for (unsigned at = 0; bitmaps_info(&d->bitmaps, at, &info); at++) {
+		if (!info.arriving || strcmp(info.name, name) != 0)
+			continue;
+		snprintf(why, NBD_REFUSAL_MAX,
+			 "bitmap %s is busy: its guest has moved here, its bits are still arriving",
+			 info.name);
 		return true;
 	}
 	return false;
@@ -61,6 +79,7 @@ static int serve(struct disk_tap *d, const char *socket, struct ft_err *err)
 		.ops = &d->backup_ops, .ctx = d, .bytes = d->image.bytes, .read_only = true};
 	d->backup_ops = disk_io_ops;
 	d->backup_ops.context = context;
+	d->backup_ops.context_refused = context_refused;
 	d->backup_ops.context_extent = context_extent;
 	if (d->fleece) {
 		d->backup_ops.pread = view_pread;

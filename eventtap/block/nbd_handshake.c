@@ -196,6 +196,17 @@ static int reply_contexts(struct nbd_conn *conn, const struct option *opt,
 	return answer(conn, opt, NBD_REP_ACK);
 }
 
+static bool is_refused(const struct nbd_conn *conn, const uint8_t *text, size_t len,
+		       char why[NBD_REFUSAL_MAX])
+{
+	const struct nbd_export *export = conn->export;
+	char name[NBD_CONTEXT_MAX] = "";
+	if (!export->ops->context_refused || len >= sizeof(name))
+		return false;
+	memcpy(name, text, len);
+	return export->ops->context_refused(export->ctx, name, why);
+}
+
 // LIST: which contexts there are. SET: replaces the choice, if the whole option is well-formed.
 static int option_meta_context(struct nbd_conn *conn, const struct option *opt)
 {
@@ -203,7 +214,9 @@ static int option_meta_context(struct nbd_conn *conn, const struct option *opt)
 	struct reader in = {opt->data, opt->len};
 	struct chosen chosen = {0};
 	const uint8_t *text, *at;
+	char why[NBD_REFUSAL_MAX] = "";
 	uint32_t len, queries;
+	bool refused = false;
 	if (set) {
 		conn->contexts_n = 0;
 		if (!conn->structured)
@@ -219,11 +232,14 @@ static int option_meta_context(struct nbd_conn *conn, const struct option *opt)
 		if (!take_string(&in, &text, &len))
 			return answer(conn, opt, NBD_REP_ERR_INVALID);
 		choose_meant(conn, &chosen, text, len, set);
+		refused = refused || (set && is_refused(conn, text, len, why));
 	}
 	if (in.left != 0)
 		return answer(conn, opt, NBD_REP_ERR_INVALID);
 	if (!known)
 		return answer(conn, opt, NBD_REP_ERR_UNKNOWN);
+	if (refused)
+		return reply(conn, opt->number, NBD_REP_ERR_POLICY, why, strlen(why));
 	if (set) {
 		conn->contexts_n = chosen.n;
 		memcpy(conn->contexts, chosen.names, sizeof(conn->contexts));

@@ -34,6 +34,7 @@
 #define NBD_STATE_HOLE 1u
 #define NBD_STATE_ZERO 2u
 
+#define NBD_REFUSAL_MAX 160
 #define NBD_CONTEXT_MAX 96 /* name of a metadata context, with its end */
 
 /* Called by connection threads, several at a time; ranges are within the size and not empty. Each
@@ -50,6 +51,8 @@ struct nbd_backend_ops {
 	/* NULL: base:allocation is the only context. Else the name of the i-th other one, false:
 	 * there are no more; and its state, as for extent. */
 	bool (*context)(void *ctx, unsigned i, char name[NBD_CONTEXT_MAX]);
+	/* NULL, or why a context of that name cannot be had now though there is one. */
+	bool (*context_refused)(void *ctx, const char *name, char why[NBD_REFUSAL_MAX]);
 	int (*context_extent)(void *ctx, const char *name, uint64_t offset, uint32_t len,
 			      uint32_t *extent, uint32_t *state);
 };

@@ -116,6 +116,7 @@ void ask_ok(struct host *h, const char *command, const char *argument);
 void ask_refused(struct host *h, const char *command, const char *argument, const char *text);
 /* Asks and does not wait for the answer. */
 void ask_async(struct host *h, const char *command, const char *argument);
+void ask_any_async(struct host *h, const Ctl__Request *r);
 /* Any request; free the answer, which may be an error, with ctl__reply__free_unpacked(). */
 Ctl__Reply *ask_any(struct host *h, const Ctl__Request *r);
 /* A snapshot to a file of the place, verified, without disks. Returns its digest. bytes_per_s: 0 no

@@ -39,18 +39,24 @@ int ask(struct host *h, const char *command, const char *argument, char message[
 	return ret;
 }
 
-void ask_async(struct host *h, const char *command, const char *argument)
+void ask_any_async(struct host *h, const Ctl__Request *r)
 {
-	Ctl__Request r = CTL__REQUEST__INIT;
 	struct ft_err err = {0};
 	Ctl__Reply *reply;
 
+	/* The client gives up; what it asked for goes on. */
+	if (!ctl_ask(h->run, GUEST, r, 50, &reply, &err))
+		fail_msg("%s: %s was answered at once: %s", h->id, r->command, reply->message);
+	assert_int_equal(err.code, ETIMEDOUT);
+}
+
+void ask_async(struct host *h, const char *command, const char *argument)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+
 	r.command = (char *)(uintptr_t)command;
 	r.uri = (char *)(uintptr_t)argument;
-	/* The client gives up; what it asked for goes on. */
-	if (!ctl_ask(h->run, GUEST, &r, 50, &reply, &err))
-		fail_msg("%s: %s was answered at once", h->id, command);
-	assert_int_equal(err.code, ETIMEDOUT);
+	ask_any_async(h, &r);
 }
 
 void ask_ok(struct host *h, const char *command, const char *argument)

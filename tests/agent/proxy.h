@@ -26,6 +26,11 @@ void proxy_fault(struct proxy *p, enum proxy_fault fault, enum proxy_side from, 
 		 unsigned times);
 /* Waits until all of it has happened. */
 void proxy_wait(struct proxy *p, unsigned within_ms);
+/* The first frame of that type (ft/msg.h) that the client sends stays here, and what comes behind
+ * it on its connection, until it is released. Plain connections only. */
+void proxy_hold(struct proxy *p, unsigned type);
+void proxy_wait_held(struct proxy *p, unsigned within_ms);
+void proxy_release(struct proxy *p);
 void proxy_stop(struct proxy *p);
 
 #endif

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 
+#include "ft/msg.h"
 #include "tests/agent/harness.h"
 #include "tests/agent/proxy.h"
 
@@ -220,14 +221,63 @@ static void target_killed(void **state)
 	assert_int_equal(host_try(&a, at("g.conf"), NULL), 2);
 }
 
+static Ctl__Reply *bitmap(struct host *h, const char *action)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+
+	r.command = (char *)"bitmap";
+	r.action = (char *)(uintptr_t)action;
+	r.disk = (char *)"root";
+	r.bitmap = (char *)"daily";
+	return ask_any(h, &r);
+}
+
+static void bitmap_ok(struct host *h, const char *action)
+{
+	Ctl__Reply *reply = bitmap(h, action);
+
+	if (reply->error[0])
+		fail_msg("%s: bitmap %s: %s", h->id, action, reply->message);
+	ctl__reply__free_unpacked(reply, NULL);
+}
+
+/* When only bitmaps are left to come the guest needs its source no more, nor its agent. */
+static void source_lost_with_bitmaps(void **state)
+{
+	Ctl__Request r = CTL__REQUEST__INIT;
+	Ctl__Reply *reply;
+
+	(void)state;
+	bitmap_ok(&a, "add");
+	kv_work(&client, 10);
+	proxy_hold(wire, FT_MSG_BITMAP);
+	r.command = (char *)"migrate";
+	r.uri = (char *)(uintptr_t)move_uri("wire.sock");
+	r.postcopy = true;
+	r.rounds = 2; /* of a guest that does little: few pages are to follow */
+	ask_any_async(&a, &r);
+	host_wait_said(&b, "its disks' bitmaps follow", GOES_ON_MS);
+	host_kill(&a);
+	wait_migration_cut(&b);
+	kv_work(&client, 50);
+	ask_refused(&b, "migrate", unix_uri("a.sock"), "on their way here");
+	reply = bitmap(&b, "list");
+	assert_int_equal(reply->n_bitmaps, 1);
+	assert_true(reply->bitmaps[0]->arriving);
+	ctl__reply__free_unpacked(reply, NULL);
+	bitmap_ok(&b, "remove");
+	host_wait_said(&b, "all of the guest's memory is here", GOES_ON_MS);
+	kv_work(&client, 50);
+	bitmap_ok(&b, "add");
+	kv_work(&client, 10);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(on_demand),
-		TEST(cut_and_recovered),
-		TEST(source_killed),
-		TEST(target_killed),
+		TEST(on_demand),     TEST(cut_and_recovered),	     TEST(source_killed),
+		TEST(target_killed), TEST(source_lost_with_bitmaps),
 	};
 	int failed;
 

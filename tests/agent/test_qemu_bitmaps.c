@@ -2,12 +2,9 @@
 /* Named dirty bitmaps of real guests, and what they are for: a full backup with qemu-img, then
  * incremental ones of what the bitmaps say, of which one is made at the standby after the primary
  * host was lost. Restored, they are the guest's disk to the byte. */
-#include <jansson.h>
 #include <signal.h>
 
-#include "tests/agent/harness.h"
-
-#define DISK_BYTES (64u << 20)
+#include "tests/agent/backups.h"
 
 static struct host a, b;
 
@@ -24,30 +21,6 @@ static void start_b(void)
 	qemu_standby(&b, unix_uri("b.sock"), NULL);
 }
 
-static void guest_writes(const struct host *h, unsigned first, unsigned n)
-{
-	guest_noise(h, 4096, first, n);
-}
-
-static Ctl__Reply *ask_for(struct host *h, const char *command, const char *action,
-			   const char *name, uint32_t granularity)
-{
-	Ctl__Request r = CTL__REQUEST__INIT;
-
-	r.command = (char *)(uintptr_t)command;
-	r.action = (char *)(uintptr_t)action;
-	r.disk = (char *)"root";
-	r.bitmap = (char *)(uintptr_t)name;
-	r.granularity = granularity;
-	return ask_any(h, &r);
-}
-
-static Ctl__Reply *bitmap(struct host *h, const char *action, const char *name,
-			  uint32_t granularity)
-{
-	return ask_for(h, "bitmap", action, name, granularity);
-}
-
 /* "" = it works; else what it is refused for. */
 static void backup(struct host *h, const char *action, const char *name, const char *why)
 {
@@ -58,114 +31,9 @@ static void backup(struct host *h, const char *action, const char *name, const c
 	ctl__reply__free_unpacked(reply, NULL);
 }
 
-static void bitmap_ok(struct host *h, const char *action, const char *name, uint32_t granularity)
-{
-	Ctl__Reply *reply = bitmap(h, action, name, granularity);
-
-	if (*reply->error)
-		fail_msg("%s %s: %s", action, name, reply->message);
-	ctl__reply__free_unpacked(reply, NULL);
-}
-
-static void bitmap_refused(struct host *h, const char *action, const char *name, const char *why)
-{
-	Ctl__Reply *reply = bitmap(h, action, name, 0);
-
-	if (!strstr(reply->message, why))
-		fail_msg("%s %s: '%s' is not '%s'", action, name, reply->message, why);
-	ctl__reply__free_unpacked(reply, NULL);
-}
-
-static uint64_t dirty_of(struct host *h, const char *name, bool *inconsistent)
-{
-	Ctl__Reply *reply = bitmap(h, "list", "", 0);
-	uint64_t dirty = UINT64_MAX;
-
-	for (size_t i = 0; i < reply->n_bitmaps; i++) {
-		if (strcmp(reply->bitmaps[i]->name, name))
-			continue;
-		dirty = reply->bitmaps[i]->dirty_bytes;
-		*inconsistent = reply->bitmaps[i]->inconsistent;
-	}
-	ctl__reply__free_unpacked(reply, NULL);
-	return dirty;
-}
-
-static void digest_of(struct host *h, const char *name, char out[65])
-{
-	Ctl__Reply *reply = bitmap(h, "sha256", name, 0);
-
-	assert_int_equal(strlen(reply->sha256), 64);
-	snprintf(out, 65, "%s", reply->sha256);
-	ctl__reply__free_unpacked(reply, NULL);
-}
-
-static void export_of(struct host *h, char out[300])
-{
-	Ctl__Reply *reply = bitmap(h, "list", "", 0);
-
-	assert_true(strlen(reply->export_uri) > 0);
-	snprintf(out, 300, "%s", reply->export_uri);
-	ctl__reply__free_unpacked(reply, NULL);
-}
-
 static unsigned nbd_nodes(struct host *h)
 {
 	return access(at("%s/%s.taps", h->id, GUEST), F_OK) == 0;
-}
-
-/* ---- the backup tool ---- */
-
-static void full_backup(struct host *h, const char *target)
-{
-	char uri[300];
-
-	export_of(h, uri);
-	shell("qemu-img convert -f raw -O raw '%s' %s", uri, at("%s", target));
-	shell("test $(stat -c %%s %s) = %u", at("%s", target), DISK_BYTES);
-}
-
-/* What qemu-img finds dirty, copied over the backup. Returns how many bytes that were. */
-static uint64_t incremental_backup(struct host *h, const char *name, const char *target)
-{
-	char socket[300], *path, command[1200];
-	uint64_t bytes = 0;
-	json_t *map, *entry;
-	size_t i;
-
-	export_of(h, socket);
-	path = strstr(socket, "socket=");
-	assert_non_null(path);
-	/* In this view a dirty part is told as "data": false. */
-	snprintf(command, sizeof command,
-		 "qemu-img map --output=json --image-opts driver=nbd,export=root,server.type=unix,"
-		 "server.path=%s,x-dirty-bitmap=qemu:dirty-bitmap:%s > %s",
-		 path + 7, name, at("map.json"));
-	shell("%s", command);
-	map = json_load_file(at("map.json"), 0, NULL);
-	assert_true(json_is_array(map));
-	json_array_foreach(map, i, entry)
-	{
-		json_int_t start = json_integer_value(json_object_get(entry, "start")),
-			   length = json_integer_value(json_object_get(entry, "length"));
-
-		if (json_is_true(json_object_get(entry, "data")))
-			continue;
-		shell("qemu-img dd -f raw -O raw bs=4096 "
-		      "skip=%lld count=%lld if='%s' of=%s 2> /dev/null",
-		      (long long)start / 4096, (long long)(start + length) / 4096, socket,
-		      at("piece"));
-		shell("dd if=%s of=%s bs=4096 seek=%lld conv=notrunc status=none", at("piece"),
-		      at("%s", target), (long long)start / 4096);
-		bytes += (uint64_t)length;
-	}
-	json_decref(map);
-	/* libnbd's tools see the same. */
-	snprintf(command, sizeof command,
-		 "nbdinfo --map=qemu:dirty-bitmap:%s --totals '%s' | grep -q ' *%llu .* 1 '", name,
-		 socket, (unsigned long long)bytes);
-	shell("%s", command);
-	return bytes;
 }
 
 static void chain_across_a_takeover(void **state)

@@ -182,15 +182,23 @@ void check_shared_taken(struct node *n)
 	w->shared_owner = n->id;
 }
 
-/* What a bitmap does not say was not written. */
-static void check_own_bitmaps(struct node *n)
+/* What a bitmap does not say was not written. exact: and what it says was. */
+void check_own_bitmaps(struct node *n, bool exact)
 {
 	for (unsigned d = 0; d < n->world->options.disks; d++) {
-		uint32_t dirty;
+		uint32_t dirty, written = n->machine->written[d];
 
-		if (disk_dirty(n, d, &dirty) && n->machine->written[d] & ~dirty)
+		if (!disk_still(n, d))
+			world_violation(n->world, "%s: the bitmap of disk %u that is off has marks",
+					n->name, d);
+		if (!disk_dirty(n, d, &dirty))
+			continue;
+		if (written & ~dirty)
 			world_violation(n->world, "%s: the bitmap of disk %u lacks blocks %08x",
-					n->name, d, n->machine->written[d] & ~dirty);
+					n->name, d, written & ~dirty);
+		if (exact && dirty & ~written)
+			world_violation(n->world, "%s: the bitmap of disk %u has %08x too many",
+					n->name, d, dirty & ~written);
 	}
 }
 
@@ -198,7 +206,7 @@ void check_captured(struct node *n, const struct machine_state *state)
 {
 	uint64_t epoch = n->engine->epoch;
 
-	check_own_bitmaps(n);
+	check_own_bitmaps(n, false);
 	n->world->captured[n->id][epoch % SIM_CAPTURED] =
 		(struct captured){.generation = n->engine->generation,
 				  .epoch = epoch,

@@ -32,6 +32,7 @@ uint64_t disk_offset(unsigned block)
 }
 
 #define BITMAP "chain"
+#define STILL  "still"
 
 bool disk_dirty(struct node *n, unsigned disk, uint32_t *dirty)
 {
@@ -181,6 +182,7 @@ void disks_taps_gone(struct node *n)
 {
 	copies_gone(n);
 	for (unsigned i = 0; i < SIM_DISKS; i++) {
+		maps_tap_ends(n, i);
 		if (n->disks[i].tap)
 			n->disks[i].tap->ops->free(n->disks[i].tap);
 		n->disks[i].tap = NULL;
@@ -198,6 +200,25 @@ int disks_mark(struct node *n, bool is_protected, struct ft_err *err)
 	return rc;
 }
 
+/* Another one is off, from the beginning to the end. */
+static void begin_still(struct bitmaps *s)
+{
+	if (!bitmaps_add(s, STILL, SECTOR, NULL))
+		(void)bitmaps_enable(s, STILL, false, NULL);
+}
+
+bool disk_still(struct node *n, unsigned disk)
+{
+	struct bitmap_info info;
+
+	for (unsigned i = 0;
+	     n->disks[disk].tap && bitmaps_info(disk_tap_bitmaps(n->disks[disk].tap), i, &info);
+	     i++)
+		if (!strcmp(info.name, STILL) && !info.arriving)
+			return !info.enabled && !info.dirty_bytes;
+	return true;
+}
+
 /* An operator's backups: where the bitmap is gone, or of no use, a new chain begins. */
 static void begin_chain(struct node *n, unsigned disk)
 {
@@ -207,6 +228,9 @@ static void begin_chain(struct node *n, unsigned disk)
 
 	if (n->machine)
 		n->machine->written[disk] = 0;
+	if (maps_awaited(n, disk))
+		return;
+	begin_still(s);
 	if (disk_dirty(n, disk, &dirty))
 		return;
 	(void)bitmaps_remove(s, BITMAP, NULL);
@@ -279,6 +303,7 @@ void disks_taps_part(struct node *n)
 		}
 		if (d->image_fd >= 0)
 			disk_tap_leave(d->tap);
+		maps_tap_ends(n, i);
 		d->tap->ops->free(d->tap);
 		d->tap = NULL;
 	}

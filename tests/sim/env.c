@@ -173,6 +173,8 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 		disks[i].since = n->disks[i].tap ? disk_tap_session(n->disks[i].tap) : 0;
 		list[i] = &disks[i];
 	}
+	if (setup->postcopy)
+		maps_describe(n, list);
 	return 0;
 }
 
@@ -242,7 +244,7 @@ static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 	}
 	if (strcmp(setup->vmm, "sim"))
 		return ft_err_set(err, EINVAL, "vmm: %s", setup->vmm);
-	if (disks_stores_open(n, setup, err)) {
+	if (disks_stores_open(n, setup, err) || (setup->postcopy && maps_expect(n, setup, err))) {
 		env_disarm(n);
 		return -err->code;
 	}

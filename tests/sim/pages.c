@@ -51,8 +51,7 @@ static void line_breaks(struct world *w, uint64_t line)
 				    &w->nodes[i], line);
 }
 
-/* Is this connection good, at both ends? If not, they will notice. */
-static bool line_good(struct node *n, uint64_t line)
+bool pages_line_good(struct node *n, uint64_t line)
 {
 	struct world *w = n->world;
 
@@ -65,8 +64,6 @@ static bool line_good(struct node *n, uint64_t line)
 }
 
 /* ---- pages to the target ---- */
-
-static void complete(struct node *t, uint64_t session);
 
 static void check_page(struct node *t, unsigned page, const char *what)
 {
@@ -95,8 +92,7 @@ static void place(struct node *t, unsigned page, const uint8_t *bytes)
 	m->page_stale[page] = true;
 	check_page(t, page, "that came");
 	ft_taker_placed(&t->taker, page);
-	if (!t->taker.missing.count)
-		complete(t, t->engine->pages.session);
+	pages_arrived(t);
 }
 
 struct delivery {
@@ -112,7 +108,7 @@ static void on_page(void *ctx, uint64_t arg)
 
 	(void)arg;
 	if (d->to->engine && d->to->machine && d->to->engine->pages.taking &&
-	    line_good(d->to, d->line))
+	    pages_line_good(d->to, d->line))
 		place(d->to, d->page, d->bytes);
 	free(d);
 }
@@ -148,12 +144,13 @@ static void on_push(void *ctx, uint64_t line)
 	struct node *s = ctx;
 	size_t n = 0;
 
-	if (!gives(s, line) || !line_good(s, line))
+	if (!gives(s, line) || !pages_line_good(s, line))
 		return;
 	if (s->background)
 		n = ft_giver_next(&s->giver, pfns, PUSH_PAGES);
 	for (size_t i = 0; i < n; i++)
 		send_page(s, pfns[i]);
+	maps_push(s);
 	world_after(s->world, world_range(s->world, 100, PUSH_US_MAX) * US, s, on_push, s, line);
 }
 
@@ -167,7 +164,7 @@ static void on_ask(void *ctx, uint64_t arg)
 	struct question *q = ctx;
 
 	(void)arg;
-	if (gives(q->to, q->line) && line_good(q->to, q->line)) {
+	if (gives(q->to, q->line) && pages_line_good(q->to, q->line)) {
 		if (!ft_giver_asked(&q->to->giver, q->pfn))
 			world_violation(q->to->world, "page %llu was asked for",
 					(unsigned long long)q->pfn);
@@ -180,7 +177,7 @@ static void on_all(void *ctx, uint64_t line)
 {
 	struct node *s = ctx;
 
-	if (gives(s, line) && line_good(s, line))
+	if (gives(s, line) && pages_line_good(s, line))
 		ft_engine_pages(s->engine, FT_PAGES_ALL, NULL);
 }
 
@@ -191,7 +188,7 @@ static void ask(struct node *t, uint64_t pfn)
 	struct world *w = t->world;
 	struct question *q;
 
-	if (!line_good(t, t->line))
+	if (!pages_line_good(t, t->line))
 		return;
 	q = malloc(sizeof *q);
 	if (!q)
@@ -237,7 +234,7 @@ static void on_complete(void *ctx, uint64_t session)
 
 	if (!t->engine || !t->engine->pages.taking || t->engine->pages.session != session)
 		return;
-	if (line_good(t, line))
+	if (pages_line_good(t, line))
 		world_after(w,
 			    world_range(w, w->options.latency_us_min, w->options.latency_us_max) *
 				    US,
@@ -247,9 +244,22 @@ static void on_complete(void *ctx, uint64_t session)
 	ft_engine_pages(t->engine, FT_PAGES_ALL, NULL);
 }
 
-static void complete(struct node *t, uint64_t session)
+static void on_here(void *ctx, uint64_t session)
 {
-	world_after(t->world, 0, t, on_complete, t, session);
+	struct node *t = ctx;
+
+	if (t->engine && t->engine->pages.taking && t->engine->pages.session == session &&
+	    !t->engine->pages.here)
+		ft_engine_pages(t->engine, FT_PAGES_HERE, NULL);
+}
+
+void pages_arrived(struct node *t)
+{
+	uint64_t session =
+		t->engine->pages.taking ? t->engine->pages.session : t->engine->standby.session;
+
+	if (!t->taker.missing.count)
+		world_after(t->world, 0, t, maps_all(t) ? on_complete : on_here, t, session);
 }
 
 /* ---- a connection is made ---- */
@@ -272,6 +282,7 @@ static void exchange(struct node *s, struct node *t)
 		world_violation(s->world, "MISSING has no end");
 	ft_giver_owe(&s->giver, &told);
 	ft_bitmap_free(&told);
+	maps_exchange(s, t);
 	for (at = ft_taker_waiting(&t->taker, 0); at < SIM_PAGES;
 	     at = ft_taker_waiting(&t->taker, at + 1))
 		ask(t, at);
@@ -344,6 +355,8 @@ static void env_push(void *ctx, bool on)
 	struct node *s = ctx;
 
 	s->background = on;
+	s->maps_owed |= !s->handed;
+	s->handed = true;
 }
 
 static int env_prepare(void *ctx, uint64_t generation, struct ft_err *err)
@@ -376,9 +389,9 @@ static int env_begin(void *ctx, const struct ft_bitmap *missing, struct ft_err *
 		else
 			check_page(t, i, "that is not missing");
 	}
+	maps_begin(t);
 	/* After rounds there may be nothing to follow. */
-	if (!missing->count)
-		complete(t, t->engine->standby.session);
+	pages_arrived(t);
 	return 0;
 }
 
@@ -391,7 +404,8 @@ void pages_free(struct node *n)
 {
 	ft_taker_free(&n->taker);
 	ft_giver_free(&n->giver);
-	n->giving = n->background = false;
+	n->giving = n->background = n->handed = false;
+	maps_end(n);
 	n->line = 0;
 }
 
@@ -453,6 +467,11 @@ bool pages_look_after(struct node *n, struct node *o)
 	if (o->crashed || (!o->frozen && !o->engine->pages.giving &&
 			   o->engine->primary.phase != PRIMARY_HANDING &&
 			   o->engine->primary.phase != PRIMARY_LOST)) {
+		if (n->engine->pages.here) {
+			if (!maps_all(n))
+				maps_give_up(n);
+			return false;
+		}
 		world_log(w, "%s: an operator ends a guest whose memory is lost", n->name);
 		node_crash(n, false);
 		return true;

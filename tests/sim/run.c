@@ -135,6 +135,8 @@ static void world_free(struct world *w)
 	for (unsigned i = 0; i < SIM_NODES; i++)
 		if (!w->nodes[i].crashed)
 			node_crash(&w->nodes[i], true);
+	for (unsigned i = 0; i < SIM_NODES; i++)
+		maps_free(&w->nodes[i]);
 	net_free(w);
 	files_free(w);
 	arbiter_forget_questions(w);
@@ -218,8 +220,10 @@ static void world_make(struct world *w)
 		n->clock_ahead_ns = (int64_t)(world_range(w, 1, 1000000) * MS);
 		n->clock_ppm = (int)world_range(w, 0, 1000) - 500;
 	}
-	for (unsigned i = 0; i < SIM_NODES; i++)
+	for (unsigned i = 0; i < SIM_NODES; i++) {
 		disks_init(&w->nodes[i]);
+		maps_init(&w->nodes[i]);
+	}
 	for (unsigned i = 0; i < SIM_NODES; i++)
 		(void)node_start(&w->nodes[i], i == 0 ? WITH_GUEST : AS_STANDBY);
 }

@@ -194,6 +194,48 @@ int __wrap_bitmaps_apply(struct bitmaps *s, const struct tap_record *rec)
 	return __real_bitmaps_apply(s, rec);
 }
 
+void __real_ft_dirty_reclaim(struct ft_dirty_bitmap *b);
+void __wrap_ft_dirty_reclaim(struct ft_dirty_bitmap *b);
+void __wrap_ft_dirty_reclaim(struct ft_dirty_bitmap *b)
+{
+	if (world->mutant == MUTANT_MAP_UNMERGED)
+		ft_bitmap_clear_all(&b->successor->bits);
+	__real_ft_dirty_reclaim(b);
+}
+
+int __real_bitmaps_incoming_put(struct bitmaps *s, const char *name, uint64_t at,
+				const uint8_t *data, uint64_t len, struct ft_err *err);
+int __wrap_bitmaps_incoming_put(struct bitmaps *s, const char *name, uint64_t at,
+				const uint8_t *data, uint64_t len, struct ft_err *err);
+int __wrap_bitmaps_incoming_put(struct bitmaps *s, const char *name, uint64_t at,
+				const uint8_t *data, uint64_t len, struct ft_err *err)
+{
+	if (world->mutant == MUTANT_MAP_HOLE && world_chance(world, 10))
+		return 0;
+	return __real_bitmaps_incoming_put(s, name, at, data, len, err);
+}
+
+int __real_bitmaps_incoming_add(struct bitmaps *s, const struct bitmap_info *what,
+				struct ft_err *err);
+int __wrap_bitmaps_incoming_add(struct bitmaps *s, const struct bitmap_info *what,
+				struct ft_err *err);
+int __wrap_bitmaps_incoming_add(struct bitmaps *s, const struct bitmap_info *what,
+				struct ft_err *err)
+{
+	struct bitmap_info other = *what;
+
+	other.enabled |= world->mutant == MUTANT_MAP_ENABLED;
+	return __real_bitmaps_incoming_add(s, &other, err);
+}
+
+void __real_bitmaps_incoming_run(struct bitmaps *s);
+void __wrap_bitmaps_incoming_run(struct bitmaps *s);
+void __wrap_bitmaps_incoming_run(struct bitmaps *s)
+{
+	if (world->mutant != MUTANT_MAP_LATE)
+		__real_bitmaps_incoming_run(s);
+}
+
 int __real_notes_mark(struct notes *c, uint64_t offset, uint64_t len);
 int __wrap_notes_mark(struct notes *c, uint64_t offset, uint64_t len);
 int __wrap_notes_mark(struct notes *c, uint64_t offset, uint64_t len)

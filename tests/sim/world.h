@@ -34,6 +34,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "eventtap/block/bitmaps_follow.h"
 #include "eventtap/block/nbd_server.h"
 #include "eventtap/store.h"
 #include "ft/engine.h"
@@ -168,6 +169,8 @@ int disk_read(struct node *n, unsigned disk, unsigned block, uint8_t *out);
 /* Blocks that its bitmap says are dirty, at the standby as of the last epoch. False: it has none.
  */
 bool disk_dirty(struct node *n, unsigned disk, uint32_t *dirty);
+/* The bitmap that is off is off, and clear. */
+bool disk_still(struct node *n, unsigned disk);
 int disk_flush_all(struct node *n, unsigned disk);
 /* The VM opens and locks its images, or lets them go. */
 int disks_vm_open(struct node *n, struct ft_err *err);
@@ -244,6 +247,9 @@ struct node {
 	bool giving, background;
 	struct ft_taker taker;
 	uint64_t line, done_session;
+	struct bitmaps_giver maps;    /* bitmaps that follow its guest ... */
+	struct bitmaps_taker awaited; /* ... or are awaited */
+	bool handed, maps_owed;
 	uint64_t wake_seq;
 	/* The agent's memory: outlives the process, not the host's power. */
 	uint64_t remembered_generation;
@@ -396,6 +402,10 @@ enum mutant {
 	MUTANT_LET_GO_EARLY,	 /* ... or of his own, before he has read it */
 	/* migration */
 	MUTANT_STALE_PAGE,     /* a page is served from an old copy */
+	MUTANT_MAP_UNMERGED,   /* a bitmap that has arrived forgets what was written meanwhile */
+	MUTANT_MAP_HOLE,       /* a piece of a bitmap is taken and thrown away */
+	MUTANT_MAP_ENABLED,    /* a bitmap that was off is on after it has moved */
+	MUTANT_MAP_LATE,       /* the guest runs before its writes are marked */
 	MUTANT_PAGE_TWICE,     /* a page that comes again is placed again */
 	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
 				*/
@@ -461,6 +471,7 @@ struct world {
 	bool faults_over;
 	bool torn; /* a takeover was cut short in the middle of a shared disk */
 	uint64_t last_answer_ns;
+	uint64_t piece_ns;	  /* when the newest piece of a bitmap arrives */
 	unsigned moves, followed; /* guests that moved; and whose memory was not there at once */
 	unsigned takeovers, switches, injected, boots, refused_starts;
 	uint64_t nobody_since_ns; /* no guest anywhere, 0 = there is one */
@@ -474,6 +485,7 @@ struct world {
 /* ---- checks ---- */
 /* An answer reached the client. */
 void check_output(struct node *n, const struct tap_record *rec);
+void check_own_bitmaps(struct node *n, bool exact);
 void check_captured(struct node *n, const struct machine_state *state);
 void check_takeover(struct node *n, const struct machine_state *state);
 /* A standby's image and disk are those of its committed checkpoint, at any time. */
@@ -530,6 +542,26 @@ bool pages_waits(struct machine *m);
 /* People: a guest moves; and what there is to do while its memory does. */
 bool pages_migrate(struct node *n);
 bool pages_look_after(struct node *n, struct node *o);
+/* Is this connection good, at both ends? If not, they will notice. */
+bool pages_line_good(struct node *n, uint64_t line);
+/* The target: something came; perhaps it was the last. */
+void pages_arrived(struct node *t);
+
+/* ---- maps.c: bitmaps that follow a guest ---- */
+void maps_init(struct node *n);
+void maps_free(struct node *n);
+void maps_describe(struct node *n, Ft__Disk *const *disks);
+int maps_expect(struct node *n, const Ft__Setup *setup, struct ft_err *err);
+void maps_begin(struct node *n);
+/* Some of this disk's are not there yet. */
+bool maps_awaited(struct node *n, unsigned disk);
+bool maps_all(struct node *n);
+void maps_push(struct node *s);
+void maps_take(struct node *t, const struct ft_msg *msg);
+void maps_exchange(struct node *s, struct node *t);
+void maps_give_up(struct node *n);
+void maps_tap_ends(struct node *n, unsigned disk);
+void maps_end(struct node *n);
 
 /* ---- mutants.c: what goes wrong with messages. False: the message is lost. ---- */
 bool mutate_message(struct world *w, struct node *to, struct ft_msg *msg, struct ft_msg *answer);

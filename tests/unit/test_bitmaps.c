@@ -367,6 +367,64 @@ static int apply(uint64_t arg, const void *data, size_t len)
 	return bitmaps_apply(&peer, &rec);
 }
 
+static size_t wire_of_one(void)
+{
+	again(&s);
+	again(&peer);
+	wire.len = 0;
+	assert_int_equal(bitmaps_add(&s, "one", 4096, &err), 0);
+	bitmaps_mark(&s, 123456, 100000);
+	wire.records = 0;
+	assert_int_equal(bitmaps_log(&s, 3, emit, &wire), 0);
+	size_t len = wire.len;
+	wire.len = 0;
+	return len;
+}
+
+// A bit of a map that changed on its way: the map's sum, sent behind it, tells.
+static void test_damaged_checkpoint(void **state)
+{
+	struct tap_record rec;
+	unsigned sums = 0;
+	(void)state;
+	for (unsigned damage = 0; damage < 2; damage++) {
+		size_t len = wire_of_one();
+		for (size_t at = 0; at < len;) {
+			long n = tap_record_parse(wire.bytes + at, len - at, &rec, NULL);
+			assert_true(n > 0);
+			uint8_t *data = (uint8_t *)(uintptr_t)rec.data;
+			if (damage && data[0] == 2) // DATA
+				data[rec.len - 60] ^= 4;
+			sums += data[0] == 5;
+			assert_int_equal(bitmaps_apply(&peer, &rec), 0);
+			at += (size_t)n;
+		}
+		assert_int_equal(info_of(&peer, "one").inconsistent, damage);
+		assert_int_equal(info_of(&peer, "one").enabled, !damage);
+	}
+	assert_int_equal(sums, 2);
+	// One that is being backed up is told with the marks of both halves, and so is its sum.
+	again(&peer);
+	assert_int_equal(bitmaps_backup_begin(&s, "one", &err), 0);
+	bitmaps_mark(&s, 2000000, 5000);
+	bitmaps_tell_all(&s);
+	(void)checkpoint();
+	assert_false(info_of(&peer, "one").inconsistent);
+	assert_int_equal(info_of(&peer, "one").dirty_bytes, info_of(&s, "one").dirty_bytes);
+	bitmaps_backup_end(&s, "one", false);
+	peer.list[0].map->inconsistent = true;
+	// What spoils it is not taken back by the next change.
+	assert_int_equal(bitmaps_enable(&s, "one", false, &err), 0);
+	assert_int_equal(bitmaps_enable(&s, "one", true, &err), 0);
+	(void)checkpoint();
+	assert_true(info_of(&peer, "one").inconsistent);
+	const uint8_t cut[] = {5, 3, 'o', 'n', 'e', 1, 2, 3}, none[34] = {5, 0};
+	rec = (struct tap_record){.kind = TAP_DISK_BITMAP, .len = sizeof(cut), .data = cut};
+	assert_int_equal(bitmaps_apply(&peer, &rec), -EPROTO);
+	rec = (struct tap_record){.kind = TAP_DISK_BITMAP, .len = sizeof(none), .data = none};
+	assert_int_equal(bitmaps_apply(&peer, &rec), -EPROTO);
+}
+
 static void test_hostile_records(void **state)
 {
 	(void)state;
@@ -407,9 +465,7 @@ static void announce(void)
 	bitmaps_outgoing_begin(&s);
 	for (unsigned i = 0; bitmaps_info(&s, i, &info); i++)
 		if (!info.inconsistent)
-			assert_int_equal(bitmaps_incoming_add(&peer, info.name, info.granularity,
-							      info.enabled, &err),
-					 0);
+			assert_int_equal(bitmaps_incoming_add(&peer, &info, &err), 0);
 }
 
 static void send_map(const char *name, size_t chunk)
@@ -491,8 +547,10 @@ static void test_migration_fails(void **state)
 		assert_int_equal(bitmaps_clear(&s, names[0], &err), 0);
 		assert_true(info_of(&s, names[1]).enabled);
 	}
-	assert_int_equal(bitmaps_incoming_add(&peer, "mine", 4096, true, &err), -EEXIST);
-	assert_int_equal(bitmaps_incoming_add(&peer, "x", 100, true, &err), -EINVAL);
+	const struct bitmap_info mine = {.name = "mine", .granularity = 4096},
+				 odd = {.name = "x", .granularity = 100};
+	assert_int_equal(bitmaps_incoming_add(&peer, &mine, &err), -EEXIST);
+	assert_int_equal(bitmaps_incoming_add(&peer, &odd, &err), -EINVAL);
 	bitmaps_incoming_cancel(&peer);
 	assert_int_equal(bitmaps_count(&peer), 1);
 }
@@ -553,6 +611,16 @@ static void test_file(void **state)
 	load(true);
 	expect_all(&s);
 	assert_true(info_of(&s, names[2]).enabled);
+	// Not arrived: of no use to whoever loads it, and no map is kept.
+	again(&s);
+	const struct bitmap_info coming = {.name = "coming", .granularity = 4096, .enabled = true};
+	assert_int_equal(bitmaps_incoming_add(&s, &coming, &err), 0);
+	bitmaps_incoming_run(&s);
+	bitmaps_mark(&s, 0, 4096);
+	assert_int_equal(bitmaps_save(&s, false, &err), 0);
+	load(true);
+	assert_true(info_of(&s, "coming").inconsistent);
+	assert_int_equal(info_of(&s, "coming").dirty_bytes, 0);
 	while (bitmaps_count(&s))
 		assert_int_equal(bitmaps_remove(&s, s.list[0].map->name, &err), 0);
 	assert_int_equal(bitmaps_save(&s, true, &err), 0);
@@ -596,6 +664,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_marks, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_successors, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_checkpoints, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_damaged_checkpoint, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostile_records, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_migration, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_migration_fails, setup, teardown),

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "eventtap/block/bitmaps.h"
+#include "eventtap/block/nbd_server.h"
 #include "tests/fixture/nbd_lab.h"
 
 struct seen {
@@ -56,6 +57,17 @@ static int count_contexts(void *opaque, const char *context)
 	return 0;
 }
 
+static char refusal[512];
+
+static int on_debug(void *opaque, const char *context, const char *text)
+{
+	(void)opaque;
+	(void)context;
+	if (strstr(text, "arriving"))
+		snprintf(refusal, sizeof(refusal), "%s", text);
+	return 0;
+}
+
 static unsigned listed(const char *query)
 {
 	struct nbd_handle *nbd = nbd_create();
@@ -71,6 +83,34 @@ static unsigned listed(const char *query)
 	nbd_opt_abort(nbd);
 	nbd_close(nbd);
 	return n;
+}
+
+// Its guest has moved here, its bits follow: it is not to be had, and the server says why.
+static void test_not_arrived(struct bitmaps *s)
+{
+	const struct bitmap_info what = {.name = "comes", .granularity = 65536, .enabled = true};
+	char path[112], why[NBD_REFUSAL_MAX];
+	snprintf(path, sizeof(path), "%s.backup", lab.sock);
+	assert_int_equal(bitmaps_incoming_add(s, &what, &lab.err), 0);
+	bitmaps_incoming_run(s);
+	assert_int_equal(listed("qemu:dirty-bitmap:"), 3);
+	for (unsigned arrived = 0; arrived < 2; arrived++) {
+		struct nbd_handle *nbd = nbd_create();
+		refusal[0] = '\0';
+		nbd_set_debug(nbd, true);
+		nbd_set_debug_callback(nbd, (nbd_debug_callback){.callback = on_debug});
+		nbd_add_meta_context(nbd, "qemu:dirty-bitmap:comes");
+		assert_int_equal(nbd_connect_unix(nbd, path), 0);
+		assert_int_equal(nbd_can_meta_context(nbd, "qemu:dirty-bitmap:comes"), arrived);
+		snprintf(why, sizeof(why), "%s", refusal);
+		if (!arrived != (strstr(why, "still arriving") != NULL))
+			fail_msg("the server said '%s'", why);
+		nbd_close(nbd);
+		if (!arrived)
+			assert_int_equal(bitmaps_incoming_end(s, "comes", &lab.err), 0);
+	}
+	bitmaps_incoming_finish(s);
+	assert_int_equal(bitmaps_remove(s, "comes", &lab.err), 0);
 }
 
 static void test_backups(void **state)
@@ -119,6 +159,7 @@ static void test_backups(void **state)
 	assert_int_equal(listed("base:"), 1);
 	assert_int_equal(listed("qemu:dirty-bitmap:fine"), 1);
 	assert_int_equal(listed("qemu:dirty"), 0);
+	test_not_arrived(s);
 	// A bitmap that goes while it is read is an error, and the connection stays.
 	assert_int_equal(bitmaps_remove(s, "b0", &lab.err), 0);
 	struct seen seen = {.context = "none"};

@@ -335,6 +335,154 @@ static void written_meanwhile(void **state)
 		assert_true(word(&t->to, i) == (i % 5 ? stamp(i) : i + 1));
 }
 
+/* ---- what else follows ---- */
+
+#define PIECES 40
+struct goods {
+	struct ft_cargo cargo;
+	pthread_mutex_t lock;
+	unsigned at;	      /* source: next; target: has come */
+	unsigned hold_at;     /* source: no more than so many */
+	unsigned asked_again; /* source */
+	uint8_t body;
+};
+
+static bool goods_next(struct ft_cargo *c, struct ft_msg *msg)
+{
+	struct goods *g = (struct goods *)c;
+	bool more;
+
+	pthread_mutex_lock(&g->lock);
+	more = g->at < g->hold_at;
+	g->body = (uint8_t)g->at;
+	g->at += more;
+	pthread_mutex_unlock(&g->lock);
+	*msg = (struct ft_msg){.type = FT_MSG_BITMAP, .body = &g->body, .body_len = 1};
+	return more;
+}
+
+static int goods_go_on(struct ft_cargo *c, const struct ft_msg *msg, struct ft_err *err)
+{
+	struct goods *g = (struct goods *)c;
+
+	(void)err;
+	pthread_mutex_lock(&g->lock);
+	g->at = msg->body[0];
+	g->hold_at = PIECES;
+	g->asked_again++;
+	pthread_mutex_unlock(&g->lock);
+	return 0;
+}
+
+static int goods_take(struct ft_cargo *c, const struct ft_msg *msg, struct ft_err *err)
+{
+	struct goods *g = (struct goods *)c;
+	bool good;
+
+	pthread_mutex_lock(&g->lock);
+	good = msg->body_len == 1 && msg->body[0] == g->at;
+	g->at += good;
+	pthread_mutex_unlock(&g->lock);
+	return good ? 0 : ft_err_set(err, EPROTO, "not the next one");
+}
+
+static void goods_lacks(struct ft_cargo *c, struct ft_msg *msg)
+{
+	struct goods *g = (struct goods *)c;
+
+	pthread_mutex_lock(&g->lock);
+	g->body = (uint8_t)g->at;
+	pthread_mutex_unlock(&g->lock);
+	*msg = (struct ft_msg){.type = FT_MSG_BITMAP, .body = &g->body, .body_len = 1};
+}
+
+static bool goods_all(struct ft_cargo *c)
+{
+	struct goods *g = (struct goods *)c;
+	bool all;
+
+	pthread_mutex_lock(&g->lock);
+	all = g->at == PIECES;
+	pthread_mutex_unlock(&g->lock);
+	return all;
+}
+
+static const struct ft_cargo_ops goods_ops = {.next = goods_next,
+					      .go_on = goods_go_on,
+					      .take = goods_take,
+					      .lacks = goods_lacks,
+					      .all = goods_all};
+
+static void goods_init(struct goods *g, unsigned hold_at)
+{
+	*g = (struct goods){.cargo = {.ops = &goods_ops}, .hold_at = hold_at};
+	pthread_mutex_init(&g->lock, NULL);
+}
+
+static void wait_here(struct test *t)
+{
+	struct pollfd p = {.fd = t->to.news, .events = POLLIN};
+	eventfd_t n;
+
+	while (!page_client_here(t->client)) {
+		if (poll(&p, 1, WAIT_MS) == 0)
+			fail_msg("the pages are not here");
+		eventfd_read(t->to.news, &n);
+	}
+}
+
+/* Memory is ordinary before all of it has come; the source keeps what is left, through a lost link,
+ * until it has. */
+static void cargo_follows(void **state)
+{
+	struct test *t = *state;
+	static struct goods from, to;
+	struct ft_err why;
+
+	goods_init(&from, PIECES / 2);
+	goods_init(&to, 0);
+	page_server_cargo(t->server, &from.cargo);
+	page_client_cargo(t->client, &to.cargo);
+	begin(t, true);
+	poll(NULL, 0, SILENCE_MS);
+	assert_int_equal(to.at, 0); /* the guest does not run there yet */
+	page_server_background(t->server, true);
+	wait_here(t);
+	assert_same(t);
+	t->to.ram[0]++;
+	assert_int_equal(page_client_state(t->client, &why), PAGES_SERVING);
+	page_client_cut(t->client);
+	wait_client(t, PAGES_CUT);
+	wait_server(t, PAGES_CUT);
+	assert_true(to.at <= PIECES / 2);
+	join(t);
+	wait_client(t, PAGES_DONE);
+	wait_server(t, PAGES_DONE);
+	assert_int_equal(to.at, PIECES);
+	assert_int_equal(from.asked_again, 1);
+}
+
+/* Nobody waits for it any more, and the source is gone. */
+static void cargo_given_up(void **state)
+{
+	struct test *t = *state;
+	static struct goods from, to;
+
+	goods_init(&from, 0);
+	goods_init(&to, 0);
+	page_server_cargo(t->server, &from.cargo);
+	page_client_cargo(t->client, &to.cargo);
+	begin(t, true);
+	wait_here(t);
+	page_client_cut(t->client);
+	wait_client(t, PAGES_CUT);
+	pthread_mutex_lock(&to.lock);
+	to.at = PIECES;
+	pthread_mutex_unlock(&to.lock);
+	page_client_look(t->client);
+	wait_client(t, PAGES_DONE);
+}
+
 /* ---- a hostile source ---- */
 
 static void expect_cut(struct test *t, int fd, const struct ft_msg *msg, const char *why)
@@ -373,6 +521,8 @@ static void hostile_source(void **state)
 	begin(t, false);
 	hostile(t, &(struct ft_msg){.type = FT_MSG_ASK, .generation = GENERATION},
 		"not on a connection for pages");
+	hostile(t, &(struct ft_msg){.type = FT_MSG_BITMAP, .generation = GENERATION},
+		"not on a connection for pages"); /* nothing was to follow */
 	hostile(t,
 		&(struct ft_msg){.type = FT_MSG_PAGES,
 				 .generation = GENERATION - 1,
@@ -403,7 +553,7 @@ static void hostile_target(void **state)
 			     .payload = (uint8_t *)&le,
 			     .payload_len = sizeof le};
 
-	for (unsigned i = 0; i < 3; i++) {
+	for (unsigned i = 0; i < 4; i++) {
 		int urgent[2], bulk[2];
 		struct ft_err err = {0};
 		struct ft_wire *w;
@@ -419,6 +569,8 @@ static void hostile_target(void **state)
 			msg.payload_len = 3;
 		if (i == 2)
 			msg.type = FT_MSG_BYE;
+		if (i == 3)
+			msg.type = FT_MSG_BITMAP; /* nothing follows */
 		w = wire(t, urgent[1]);
 		assert_int_equal(w->ops->send(w, &msg, &err), 0);
 		wait_server(t, PAGES_CUT);
@@ -534,6 +686,8 @@ int main(void)
 		TEST(many_wait),
 		TEST(cut_and_joined),
 		TEST(written_meanwhile),
+		TEST(cargo_follows),
+		TEST(cargo_given_up),
 		TEST(hostile_source),
 		TEST(hostile_target),
 		TEST(no_file),

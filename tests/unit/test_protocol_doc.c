@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "eventtap/block/bitmaps_follow.h"
 #include "eventtap/tap.h"
 #include "ft/arbiter.h"
 #include "ft/codec.h"
@@ -93,6 +94,8 @@ static const char *type_name(const ProtobufCFieldDescriptor *field)
 		return "uint32";
 	case PROTOBUF_C_TYPE_UINT64:
 		return "uint64";
+	case PROTOBUF_C_TYPE_BYTES:
+		return "bytes";
 	case PROTOBUF_C_TYPE_ENUM:
 		return ((const ProtobufCEnumDescriptor *)field->descriptor)->short_name;
 	case PROTOBUF_C_TYPE_MESSAGE:
@@ -106,10 +109,11 @@ static const char *type_name(const ProtobufCFieldDescriptor *field)
 static void test_bodies(void **state)
 {
 	static const ProtobufCMessageDescriptor *const bodies[] = {
-		&ft__hello__descriptor, &ft__refuse__descriptor,  &ft__setup__descriptor,
-		&ft__disk__descriptor,	&ft__ready__descriptor,	  &ft__disk_chunk__descriptor,
-		&ft__end__descriptor,	&ft__digest__descriptor,  &ft__beat__descriptor,
-		&ft__sums__descriptor,	&ft__missing__descriptor, &ft__stays__descriptor,
+		&ft__hello__descriptor,	 &ft__refuse__descriptor,      &ft__setup__descriptor,
+		&ft__disk__descriptor,	 &ft__ready__descriptor,       &ft__disk_chunk__descriptor,
+		&ft__end__descriptor,	 &ft__digest__descriptor,      &ft__beat__descriptor,
+		&ft__sums__descriptor,	 &ft__missing__descriptor,     &ft__stays__descriptor,
+		&ft__bitmap__descriptor, &ft__bitmap_data__descriptor,
 	};
 	const size_t bodies_n = sizeof bodies / sizeof *bodies;
 	char *proto = read_file("proto/ft.proto");
@@ -282,6 +286,9 @@ static void test_bounds(void **state)
 		{"TAP_NET_FRAME_MAX", TAP_NET_FRAME_MAX},
 		{"VMM_STATE_BYTES_MAX", VMM_STATE_BYTES_MAX},
 		{"VMM_DISKS_MAX", VMM_DISKS_MAX},
+		{"BITMAPS_PIECE", BITMAPS_PIECE},
+		{"BITMAPS_MAX", BITMAPS_MAX},
+		{"FT_DIRTY_BITS_MAX", FT_DIRTY_BITS_MAX},
 		{"LISTENER_HANDSHAKE_MS", LISTENER_HANDSHAKE_MS},
 		{"LISTENER_PENDING_MAX", LISTENER_PENDING_MAX},
 		{"FT_ARBITER_DEADLINE_MS", FT_ARBITER_DEADLINE_MS},

@@ -206,6 +206,7 @@ int agent_start(struct agent *a, const char *incoming, struct ft_err *err)
 
 	a->incoming = incoming != NULL;
 	a->wait_fd = a->snapshot.ended_fd = a->history.news_fd = a->pages.news_fd = -1;
+	follow_bitmaps_init(a);
 	a->state_told = FT_STARTING;
 	ctl.ctx = a;
 	rc = keeper_start(VMM_HOLD_MAX_MS, &a->keeper, err);
@@ -378,6 +379,7 @@ void agent_free(struct agent *a)
 	if (a->engine && a->vmm)
 		guest_release(a);
 	follow_end(a);
+	follow_bitmaps_free(a);
 	stores_free(a);
 	if (a->pio_tap)
 		a->pio_tap->ops->free(a->pio_tap);

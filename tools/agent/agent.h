@@ -20,7 +20,8 @@
  *
  *   snapshot.c   a guest into a file, and out of one; snapshot_disks.c: its disks
  *   increment.c  into a file that is there; history.c: past checkpoints, kept by the standby
- *   migrate.c    a guest to another host; follow.c: its memory, behind it */
+ *   migrate.c    a guest to another host; follow.c: its memory, behind it, and
+ *                follow_bitmaps.c: its disks' bitmaps */
 #ifndef TOOLS_AGENT_AGENT_H
 #define TOOLS_AGENT_AGENT_H
 
@@ -28,6 +29,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "eventtap/block/bitmaps_follow.h"
 #include "eventtap/store.h"
 #include "ft/engine.h"
 #include "tools/agent/config.h"
@@ -139,7 +141,11 @@ struct agent_pages {
 	struct page_line lines[2];  /* background, urgent */
 	struct event *news;
 	int news_fd;
-	enum page_state told;	       /* to the engine */
+	enum page_state told; /* to the engine */
+	bool here_told;	      /* likewise */
+	bool described;	      /* source: the bitmaps are to follow */
+	struct bitmaps_giver giver;
+	struct bitmaps_taker taker;
 	struct page_client_stats last; /* of the client that has ended */
 };
 
@@ -392,6 +398,22 @@ void follow_close(struct agent *a);
 void follow_end(struct agent *a);
 /* Source: pages go without being asked for, or they do not. */
 void follow_background(struct agent *a, bool on);
+/* follow_bitmaps.c: what else follows the guest */
+void follow_bitmaps_init(struct agent *a);
+void follow_bitmaps_free(struct agent *a);
+/* Source: a->setup_disks also say which bitmaps follow. */
+void follow_describe(struct agent *a);
+/* Source: the guest runs elsewhere: its disks here are no place to make a backup from. */
+void follow_handed(struct agent *a);
+/* Target: the stores have what SETUP says. */
+int follow_expect(struct agent *a, const Ft__Setup *setup, struct ft_err *err);
+void follow_bitmaps_begin(struct agent *a);
+/* Target: an operator does not want to wait for it, or it is not awaited: 0. -EBUSY: it comes. */
+int follow_give_up(struct agent *a, unsigned i, const char *name, struct ft_err *err);
+/* Both: before a disk's tap is freed. */
+void follow_tap_ends(struct agent *a, unsigned i);
+/* Both: all has followed, or nothing is to. */
+void follow_bitmaps_end(struct agent *a);
 /* Of the migration that there is, or was last; the source fills in `pages` only. */
 void follow_stats(struct agent *a, struct page_client_stats *out);
 

@@ -3,7 +3,6 @@
  * A disk that has one, or of which a backup is made, keeps its tap also when the guest is solo; a
  * standby has those of the last checkpoint, to be looked at. */
 #include <errno.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,8 +11,7 @@
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 
-#define DIGEST_PIECE 65536
-#define DIGEST_HEX   (2 * 32 + 1)
+#define DIGEST_HEX (2 * BITMAPS_SHA256 + 1)
 
 /* ---- taps ---- */
 
@@ -89,6 +87,9 @@ static int change(struct agent *a, unsigned i, const Ctl__Request *r, struct ft_
 	struct bitmaps *s;
 	int rc;
 
+	if (!strcmp(r->action, "add") && a->pages.described)
+		return ft_err_set(err, EBUSY, "bitmap %.64s: the guest is being migrated",
+				  r->bitmap);
 	if (!strcmp(r->action, "add")) {
 		rc = add(a, i, r, err);
 	} else {
@@ -97,7 +98,10 @@ static int change(struct agent *a, unsigned i, const Ctl__Request *r, struct ft_
 					  r->bitmap);
 		s = disk_tap_bitmaps(a->disk_taps[i]);
 		if (!strcmp(r->action, "remove"))
-			rc = bitmaps_remove(s, r->bitmap, err);
+			rc = follow_give_up(a, i, r->bitmap, err) ||
+					     bitmaps_remove(s, r->bitmap, err)
+				     ? -err->code
+				     : 0;
 		else if (!strcmp(r->action, "clear"))
 			rc = bitmaps_clear(s, r->bitmap, err);
 		else
@@ -117,6 +121,8 @@ static int back_up(struct agent *a, unsigned i, const Ctl__Request *r, struct ft
 	struct ft_err why;
 	int rc;
 
+	if (!strcmp(r->action, "begin") && a->pages.described)
+		return ft_err_set(err, EBUSY, "backup: the guest is being migrated");
 	taps_backup_path(a, i, socket);
 	if (!strcmp(r->action, "begin")) {
 		rc = add_tap(a, i, err);
@@ -139,41 +145,22 @@ static int back_up(struct agent *a, unsigned i, const Ctl__Request *r, struct ft
 	return rc;
 }
 
-static bool digest_map(EVP_MD_CTX *ctx, struct bitmaps *s, const struct bitmap_info *info)
-{
-	uint8_t piece[DIGEST_PIECE];
-	uint64_t at = 0;
-	bool good = true;
-
-	for (size_t part; good && at < info->map_bytes; at += part) {
-		part = info->map_bytes - at < sizeof piece ? info->map_bytes - at : sizeof piece;
-		good = !bitmaps_read(s, info->name, at, piece, part) &&
-		       EVP_DigestUpdate(ctx, piece, part);
-	}
-	return good;
-}
-
 /* Of the map as bytes (ft/dirty_bitmap.h), in hexadecimal. */
-static int sha256(struct bitmaps *s, const char *name, char hex[DIGEST_HEX], struct ft_err *err)
+static int sha256(struct agent *a, unsigned disk, const char *name, char hex[DIGEST_HEX],
+		  struct ft_err *err)
 {
-	EVP_MD_CTX *ctx = EVP_MD_CTX_new();
-	struct bitmap_info info = {0};
-	uint8_t raw[EVP_MAX_MD_SIZE];
-	unsigned len = 0;
-	bool good;
+	struct bitmaps *s = set_of(a, disk);
+	uint8_t raw[BITMAPS_SHA256];
+	int rc;
 
-	for (unsigned i = 0; s && bitmaps_info(s, i, &info) && strcmp(info.name, name); i++)
-		;
-	if (!s || strcmp(info.name, name)) {
-		EVP_MD_CTX_free(ctx);
+	if (bitmaps_taker_awaits_this(&a->pages.taker, disk, name))
+		return ft_err_set(err, EBUSY, "bitmap %.64s: is still arriving", name);
+	rc = s ? bitmaps_sha256(s, name, raw) : -ENOENT;
+	if (rc == -ENOENT)
 		return ft_err_set(err, ENOENT, "bitmap %.64s: there is none of that name", name);
-	}
-	good = ctx && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) && digest_map(ctx, s, &info) &&
-	       EVP_DigestFinal_ex(ctx, raw, &len);
-	EVP_MD_CTX_free(ctx);
-	for (unsigned i = 0; good && i < len; i++)
-		snprintf(hex + 2 * i, 3, "%02x", raw[i]);
-	return good ? 0 : ft_err_set(err, EIO, "bitmap %.64s: cannot be digested", name);
+	for (unsigned i = 0; !rc && i < sizeof raw; i++)
+		snprintf(hex + (size_t)2 * i, 3, "%02x", raw[i]);
+	return rc ? ft_err_set(err, EIO, "bitmap %.64s: cannot be digested", name) : 0;
 }
 
 static unsigned fill_list(struct bitmaps *s, Ctl__Bitmap *out, Ctl__Bitmap **ptrs,
@@ -188,6 +175,7 @@ static unsigned fill_list(struct bitmaps *s, Ctl__Bitmap *out, Ctl__Bitmap **ptr
 		out[n].enabled = infos[n].enabled;
 		out[n].inconsistent = infos[n].inconsistent;
 		out[n].busy = infos[n].busy;
+		out[n].arriving = infos[n].arriving;
 		out[n].dirty_bytes = infos[n].dirty_bytes;
 		ptrs[n] = &out[n];
 	}
@@ -248,7 +236,7 @@ void bitmap_request(struct agent *a, struct ctl_call *call, const Ctl__Request *
 	rc = a->vmm ? find_disk(a, r->disk, &disk, &err)
 		    : ft_err_set(&err, EINVAL, "bitmap: there is no guest here");
 	if (!rc && !strcmp(r->action, "sha256"))
-		rc = sha256(set_of(a, disk), r->bitmap, hex, &err);
+		rc = sha256(a, disk, r->bitmap, hex, &err);
 	if (!rc && !looks)
 		rc = check_changeable(a, &err);
 	if (!rc && !looks)

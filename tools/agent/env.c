@@ -164,6 +164,8 @@ static int env_describe(void *ctx, Ft__Setup *setup, struct ft_err *err)
 	}
 	setup->n_disks = a->vm_info.disks_n;
 	setup->disks = a->setup_disk_ptrs;
+	if (setup->postcopy)
+		follow_describe(a);
 	if (a->config.source != CONFIG_LAUNCH) {
 		qemu_command_line_free(a->command_line);
 		a->command_line = NULL;
@@ -309,7 +311,15 @@ static void env_vm_end(void *ctx)
 
 static int env_arm(void *ctx, const Ft__Setup *setup, struct ft_err *err)
 {
-	return arm_guest(ctx, setup, err);
+	struct agent *a = ctx;
+	int rc = arm_guest(a, setup, err);
+
+	if (!rc && setup->postcopy) {
+		rc = follow_expect(a, setup, err);
+		if (rc)
+			agent_env.disarm(a);
+	}
+	return rc;
 }
 
 static void env_disarm(void *ctx)
@@ -471,6 +481,7 @@ static int env_pages_begin(void *ctx, const struct ft_bitmap *missing, struct ft
 static void env_pages_close(void *ctx)
 {
 	follow_close(ctx);
+	follow_bitmaps_end(ctx);
 }
 
 /* ---- both ---- */

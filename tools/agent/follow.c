@@ -143,6 +143,8 @@ int follow_open(struct agent *a, struct ft_err *err)
 		vmm_ram(a->vmm, &ram);
 		ft_engine_status(a->engine, &s);
 		rc = page_server_new(&ram, s.generation, on_tell, a, &p->server, err);
+		if (!rc)
+			page_server_cargo(p->server, &p->giver.cargo);
 	}
 	drop_lines(a);
 	for (unsigned i = 0; i < 2 && !rc; i++) {
@@ -167,9 +169,13 @@ void follow_give(struct agent *a, const struct ft_bitmap *missing)
 int follow_prepare(struct agent *a, uint64_t generation, struct ft_err *err)
 {
 	struct vmm_ram ram;
+	int rc;
 
 	vmm_ram(a->vmm, &ram);
-	return page_client_new(&ram, generation, on_tell, a, &a->pages.client, err);
+	rc = page_client_new(&ram, generation, on_tell, a, &a->pages.client, err);
+	if (!rc)
+		page_client_cargo(a->pages.client, &a->pages.taker.cargo);
+	return rc;
 }
 
 static void try_connect(struct agent *a)
@@ -211,6 +217,8 @@ void follow_link(struct agent *a, struct ft_link *link, bool urgent)
 int follow_begin(struct agent *a, const struct ft_bitmap *missing, struct ft_err *err)
 {
 	a->pages.told = PAGES_SERVING;
+	a->pages.here_told = false;
+	follow_bitmaps_begin(a);
 	return page_client_begin(a->pages.client, missing, err);
 }
 
@@ -247,6 +255,11 @@ static void on_news(evutil_socket_t fd, short what, void *ctx)
 	if (!p->client && !p->server)
 		return;
 	state = p->client ? page_client_state(p->client, &why) : page_server_state(p->server, &why);
+	if (p->client && !p->here_told && page_client_here(p->client)) {
+		p->here_told = true;
+		if (state != PAGES_DONE)
+			ft_engine_pages(a->engine, FT_PAGES_HERE, NULL);
+	}
 	if (state == p->told)
 		return;
 	p->told = state;
@@ -297,6 +310,7 @@ void follow_end(struct agent *a)
 
 void follow_background(struct agent *a, bool on)
 {
+	follow_handed(a);
 	if (a->pages.server)
 		page_server_background(a->pages.server, on);
 }

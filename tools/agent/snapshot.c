@@ -104,6 +104,8 @@ int snapshot_listen(struct agent *a, struct ft_err *err)
 
 const char *snapshot_busy(const struct agent *a)
 {
+	if (a->pages.client && page_client_here(a->pages.client))
+		return "bitmaps of the guest's disks are on their way here";
 	if (a->pages.client || a->pages.server)
 		return "the guest's memory is on its way from one host to another";
 	if (a->snapshot.writing || a->snapshot.updating)

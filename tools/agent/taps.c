@@ -125,6 +125,7 @@ static int make_disk(struct agent *a, unsigned i, bool known, struct ft_err *err
 
 static void end_disk(struct agent *a, unsigned i)
 {
+	follow_tap_ends(a, i);
 	if (a->disk_taps[i])
 		a->disk_taps[i]->ops->free(a->disk_taps[i]);
 	a->disk_taps[i] = NULL;

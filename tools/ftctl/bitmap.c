@@ -26,6 +26,8 @@ static const char *state_of(const Ctl__Bitmap *b)
 {
 	if (b->inconsistent)
 		return "inconsistent";
+	if (b->arriving)
+		return "arriving";
 	if (b->busy)
 		return "busy";
 	return b->enabled ? "enabled" : "disabled";
@@ -38,12 +40,13 @@ static json_t *bitmaps_json(const Ctl__Reply *reply)
 	for (size_t i = 0; i < reply->n_bitmaps; i++) {
 		const Ctl__Bitmap *b = reply->bitmaps[i];
 
-		json_array_append_new(list, json_pack("{s:o, s:I, s:b, s:b, s:b, s:I}", "name",
+		json_array_append_new(list, json_pack("{s:o, s:I, s:b, s:b, s:b, s:b, s:I}", "name",
 						      json_text(b->name), "granularity",
 						      (json_int_t)b->granularity, "enabled",
 						      (int)b->enabled, "inconsistent",
 						      (int)b->inconsistent, "busy", (int)b->busy,
-						      "dirty_bytes", (json_int_t)b->dirty_bytes));
+						      "arriving", (int)b->arriving, "dirty_bytes",
+						      (json_int_t)b->dirty_bytes));
 	}
 	return list;
 }

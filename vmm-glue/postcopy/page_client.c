@@ -43,14 +43,19 @@ void page_client_set_state(struct page_client *c, enum page_state state, const s
 		c->tell(c->ctx);
 }
 
-bool page_client_is_all(struct page_client *c)
+bool page_client_pages_are_here(struct page_client *c)
 {
-	bool all;
+	bool here;
 
 	pthread_mutex_lock(&c->lock);
-	all = c->begun && !c->taker.missing.count;
+	here = c->begun && !c->taker.missing.count;
 	pthread_mutex_unlock(&c->lock);
-	return all;
+	return here;
+}
+
+bool page_client_is_all(struct page_client *c)
+{
+	return page_client_pages_are_here(c) && (!c->cargo || c->cargo->ops->all(c->cargo));
 }
 
 /* ---- the owner ---- */
@@ -149,6 +154,26 @@ int page_client_connect(struct page_client *c, struct ft_wire *urgent, struct ft
 	rc = start_fill(c, err);
 	eventfd_write(c->wake_fd, 1);
 	return rc;
+}
+
+void page_client_cargo(struct page_client *c, struct ft_cargo *cargo)
+{
+	c->cargo = cargo;
+}
+
+void page_client_look(struct page_client *c)
+{
+	eventfd_write(c->wake_fd, 1);
+}
+
+bool page_client_here(struct page_client *c)
+{
+	bool here;
+
+	pthread_mutex_lock(&c->lock);
+	here = c->here;
+	pthread_mutex_unlock(&c->lock);
+	return here;
 }
 
 void page_client_cut(struct page_client *c)

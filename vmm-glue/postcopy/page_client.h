@@ -10,7 +10,7 @@
  * so its keeper has to end it. Zeroes are never seen in place of a page.
  *
  * Two threads, one for those who wait and one for the background. Calls are the owner's thread's;
- * it hears by tell(), on another thread, that page_client_state() has changed. */
+ * it hears by tell(), on another thread, that page_client_state() or _here() has changed. */
 #ifndef VMM_GLUE_POSTCOPY_PAGE_CLIENT_H
 #define VMM_GLUE_POSTCOPY_PAGE_CLIENT_H
 
@@ -37,6 +37,13 @@ int page_client_new(const struct vmm_ram *ram, uint64_t generation, void (*tell)
 /* Both are taken in any case. Connections that are there are given up first. */
 int page_client_connect(struct page_client *c, struct ft_wire *urgent, struct ft_wire *bulk,
 			struct ft_err *err);
+/* Before _begin(): this follows the guest, too; it outlives the client. PAGES_DONE waits for it,
+ * the memory does not. */
+void page_client_cargo(struct page_client *c, struct ft_cargo *cargo);
+/* Some of it is not awaited any more. */
+void page_client_look(struct page_client *c);
+/* All pages are here and the memory is ordinary; the cargo is not all here. tell() says so. */
+bool page_client_here(struct page_client *c);
 /* The connections are given up: PAGES_CUT follows. */
 void page_client_cut(struct page_client *c);
 /* The VM is about to run: from here on what is missing is missing. There are connections. */

@@ -22,6 +22,7 @@ struct page_client {
 	void (*tell)(void *ctx);
 	void *ctx;
 	int uffd, wake_fd;
+	struct ft_cargo *cargo;
 
 	/* the owner's */
 	struct ft_wire *urgent, *bulk; /* as they were connected; closed by the owner */
@@ -31,6 +32,7 @@ struct page_client {
 	/* the fault thread's */
 	struct ft_wire *line; /* urgent, as long as it is good */
 	bool look;	      /* it is new: something may have been read from the socket already */
+	bool ordinary;	      /* the memory is */
 
 	pthread_mutex_t lock;	/* guards all below */
 	struct page_huge *huge; /* NULL: RAM is in small pages. Set at the start */
@@ -38,7 +40,7 @@ struct page_client {
 	enum page_state state;
 	struct ft_err why;
 	struct ft_wire *next_line; /* a new urgent connection */
-	bool leaving, lost;
+	bool leaving, lost, here;
 	struct {
 		uint64_t pfn, since_ns;
 	} waiting[WAITING_MAX];
@@ -52,6 +54,8 @@ struct page_client {
 uint64_t page_client_now_ns(void);
 /* And tells the owner, if that is news. why may be NULL. */
 void page_client_set_state(struct page_client *c, enum page_state state, const struct ft_err *why);
+bool page_client_pages_are_here(struct page_client *c);
+/* And all else that follows the guest. */
 bool page_client_is_all(struct page_client *c);
 
 /* ---- page_take.c ---- */

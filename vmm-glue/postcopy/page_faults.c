@@ -174,6 +174,10 @@ static void tell_missing(struct page_client *c)
 			send(c, &msg);
 	}
 	free(words);
+	if (c->cargo && c->line) {
+		c->cargo->ops->lacks(c->cargo, &msg);
+		send(c, &msg);
+	}
 }
 
 /* False: the thread is to end. */
@@ -229,18 +233,36 @@ static void linger(struct page_client *c)
 	}
 }
 
+static void make_ordinary(struct page_client *c)
+{
+	for (uint64_t at = 0; !c->ordinary && at < c->ram.bytes; at += UNREGISTER_STEP)
+		uffd_unregister(c->uffd, c->ram.address + at,
+				c->ram.bytes - at < UNREGISTER_STEP ? c->ram.bytes - at
+								    : UNREGISTER_STEP);
+	c->ordinary = true;
+}
+
+/* Something else is still to come, for which nobody waits. */
+static void note_here(struct page_client *c)
+{
+	make_ordinary(c);
+	pthread_mutex_lock(&c->lock);
+	c->stats.elapsed_ns = page_client_now_ns() - c->stats.since_ns;
+	c->here = true;
+	pthread_mutex_unlock(&c->lock);
+	c->tell(c->ctx);
+}
+
 static void finish(struct page_client *c)
 {
 	struct ft_msg msg = {.type = FT_MSG_ALL};
 
 	pthread_mutex_lock(&c->lock);
-	c->stats.elapsed_ns = page_client_now_ns() - c->stats.since_ns;
+	if (!c->here)
+		c->stats.elapsed_ns = page_client_now_ns() - c->stats.since_ns;
 	pthread_mutex_unlock(&c->lock);
 	send(c, &msg);
-	for (uint64_t at = 0; at < c->ram.bytes; at += UNREGISTER_STEP)
-		uffd_unregister(c->uffd, c->ram.address + at,
-				c->ram.bytes - at < UNREGISTER_STEP ? c->ram.bytes - at
-								    : UNREGISTER_STEP);
+	make_ordinary(c);
 	linger(c);
 	page_client_set_state(c, PAGES_DONE, NULL);
 }
@@ -267,6 +289,8 @@ void *page_faults_main(void *ctx)
 			finish(c);
 			break;
 		}
+		if (!c->ordinary && page_client_pages_are_here(c))
+			note_here(c);
 		if (poll(p, 3, c->look ? 0 : -1) < 0)
 			continue;
 		if (p[0].revents)

@@ -30,7 +30,8 @@ struct page_server {
 
 	/* the owner's */
 	struct ft_wire *urgent, *bulk;
-	bool threads;
+	struct ft_cargo *cargo;
+	bool threads, handed;
 	pthread_t urgent_thread, bulk_thread;
 
 	pthread_mutex_t lock; /* guards all below */
@@ -40,6 +41,7 @@ struct page_server {
 	enum page_state state;
 	struct ft_err why;
 	bool background, leaving; /* leaving: the threads are to end */
+	bool cargo_owed;
 	struct page_stats stats;
 };
 
@@ -181,6 +183,21 @@ static int on_missing(struct page_server *s, const struct ft_msg *msg, struct ft
 	return rc;
 }
 
+/* Likewise, of what else follows the guest. */
+static int on_cargo(struct page_server *s, const struct ft_msg *msg, struct ft_err *err)
+{
+	int rc = s->cargo ? s->cargo->ops->go_on(s->cargo, msg, err)
+			  : ft_err_set(err, EPROTO, "%s: nothing of that kind follows the guest",
+				       ft_msg_name(msg->type));
+
+	pthread_mutex_lock(&s->lock);
+	if (!rc && s->handed)
+		s->cargo_owed = true;
+	pthread_cond_broadcast(&s->work);
+	pthread_mutex_unlock(&s->lock);
+	return rc;
+}
+
 static int on_urgent(struct page_server *s, const struct ft_msg *msg, struct ft_err *err)
 {
 	if (msg->generation != s->generation)
@@ -192,6 +209,8 @@ static int on_urgent(struct page_server *s, const struct ft_msg *msg, struct ft_
 		return on_ask(s, msg, err);
 	case FT_MSG_MISSING:
 		return on_missing(s, msg, err);
+	case FT_MSG_BITMAP:
+		return on_cargo(s, msg, err);
 	case FT_MSG_ALL:
 		end_with(s, PAGES_DONE, NULL);
 		return -ECANCELED;
@@ -217,21 +236,39 @@ static void *serve_urgent(void *ctx)
 
 /* ---- the background ---- */
 
-/* Waits until there is something to do. 0: the threads are to end. */
-static size_t next_batch(struct page_server *s, uint64_t *pfns)
+/* Waits until there is something to do: n pages, or a piece of the cargo, or both. False: the
+ * threads are to end. */
+static bool next_batch(struct page_server *s, uint64_t *pfns, size_t *n, bool *cargo)
 {
-	size_t n = 0;
+	bool leaving;
 
+	*n = 0;
+	*cargo = false;
 	pthread_mutex_lock(&s->lock);
-	while (!s->leaving && n == 0) {
+	while (!s->leaving && !*n && !*cargo) {
+		*cargo = s->cargo_owed;
 		if (s->state == PAGES_SERVING && s->background)
-			n = ft_giver_next(&s->giver, pfns, BATCH_PAGES);
-		if (n == 0)
+			*n = ft_giver_next(&s->giver, pfns, BATCH_PAGES);
+		if (!*n && !*cargo)
 			pthread_cond_wait(&s->work, &s->lock);
 	}
-	n = s->leaving ? 0 : n;
+	leaving = s->leaving;
 	pthread_mutex_unlock(&s->lock);
-	return n;
+	return !leaving;
+}
+
+static int send_cargo(struct page_server *s, struct ft_err *err)
+{
+	struct ft_msg msg;
+
+	if (s->cargo->ops->next(s->cargo, &msg)) {
+		msg.generation = s->generation;
+		return s->bulk->ops->send(s->bulk, &msg, err);
+	}
+	pthread_mutex_lock(&s->lock);
+	s->cargo_owed = false;
+	pthread_mutex_unlock(&s->lock);
+	return 0;
 }
 
 static int send_batch(struct page_server *s, struct ft_codec *codec, const uint64_t *pfns, size_t n,
@@ -267,14 +304,18 @@ static void *push(void *ctx)
 	struct ft_codec *codec = ft_codec_new(s->ram.bytes / VMM_PAGE_BYTES, 0);
 	struct ft_err err = {0};
 	uint64_t pfns[BATCH_PAGES];
+	bool cargo;
 	size_t n;
+	int rc = 0;
 
 	thread_in_background();
 	if (!codec)
 		ft_err_set(&err, ENOMEM, "out of memory");
-	while (codec && (n = next_batch(s, pfns)))
-		if (send_batch(s, codec, pfns, n, &err))
-			break;
+	while (codec && !rc && next_batch(s, pfns, &n, &cargo)) {
+		rc = n ? send_batch(s, codec, pfns, n, &err) : 0;
+		if (!rc && cargo)
+			rc = send_cargo(s, &err);
+	}
 	end_with(s, PAGES_CUT, &err);
 	ft_codec_free(codec);
 	return NULL;
@@ -347,6 +388,7 @@ int page_server_connect(struct page_server *s, struct ft_wire *urgent, struct ft
 	if (s->state == PAGES_CUT) {
 		ft_bitmap_clear_all(&s->giver.owed);
 		ft_bitmap_clear_all(&s->told);
+		s->cargo_owed = false;
 		s->state = PAGES_SERVING;
 	}
 	rc = thread_start(&s->urgent_thread, serve_urgent, s);
@@ -377,14 +419,23 @@ void page_server_background(struct page_server *s, bool on)
 {
 	pthread_mutex_lock(&s->lock);
 	s->background = on;
+	if (!s->handed)
+		s->cargo_owed = s->cargo && s->state == PAGES_SERVING;
+	s->handed = true;
 	pthread_cond_broadcast(&s->work);
 	pthread_mutex_unlock(&s->lock);
+}
+
+void page_server_cargo(struct page_server *s, struct ft_cargo *cargo)
+{
+	s->cargo = cargo;
 }
 
 void page_server_take_back(struct page_server *s)
 {
 	disconnect(s);
 	s->state = PAGES_IDLE;
+	s->handed = s->cargo_owed = false;
 }
 
 enum page_state page_server_state(struct page_server *s, struct ft_err *why)

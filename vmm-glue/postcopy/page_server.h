@@ -4,8 +4,9 @@
  * over another. Pages stay here until the target says that it has them all, so a connection that
  * breaks costs time and nothing else.
  *
- *   urgent   target -> ASK, MISSING (after a lost link), ALL      source -> PAGES, what was asked
- * for bulk                                                          source -> PAGES, many
+ *   urgent   target -> ASK, MISSING and BITMAP (after a lost link), ALL
+ *            source -> PAGES, what was asked for
+ *   bulk     source -> PAGES, many; BITMAP
  *
  * Two threads while there are connections. Calls are the owner's thread's; it hears by tell(), on
  * another thread, that page_server_state() has changed. */
@@ -13,6 +14,7 @@
 #define VMM_GLUE_POSTCOPY_PAGE_SERVER_H
 
 #include "ft/bitmap.h"
+#include "ft/postcopy/cargo.h"
 #include "ft/postcopy/wire.h"
 #include "vmm-glue/vmm.h"
 
@@ -41,7 +43,9 @@ int page_server_connect(struct page_server *s, struct ft_wire *urgent, struct ft
 /* The guest stands still, and the target lacks these pages. background: they go without being asked
  * for, too. */
 void page_server_give(struct page_server *s, const struct ft_bitmap *missing, bool background);
-/* Turned on or off later. */
+/* Before _connect(): this follows the guest, too; it outlives the server. */
+void page_server_cargo(struct page_server *s, struct ft_cargo *cargo);
+/* Turned on or off later. From the first call on the guest runs there, and the cargo follows. */
 void page_server_background(struct page_server *s, bool on);
 /* The target did not take the guest: nothing is given any more. */
 void page_server_take_back(struct page_server *s);

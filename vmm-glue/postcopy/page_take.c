@@ -153,6 +153,8 @@ int page_take(struct page_client *c, struct page_run *run, const struct ft_msg *
 	size_t at = 0;
 	int rc = 0;
 
+	if (msg->type == FT_MSG_BITMAP && msg->generation == c->generation && c->cargo)
+		return c->cargo->ops->take(c->cargo, msg, err);
 	if (msg->type != FT_MSG_PAGES || msg->generation != c->generation)
 		return ft_err_set(err, EPROTO,
 				  "%s of generation %llu: not on a connection for pages",
@@ -196,7 +198,7 @@ void *page_fill_main(void *ctx)
 	}
 	while (run && rc == 0 && c->bulk->ops->receive(c->bulk, &msg, true, &err) > 0) {
 		rc = page_take(c, run, &msg, &err);
-		if (page_client_is_all(c))
+		if (page_client_pages_are_here(c))
 			eventfd_write(c->wake_fd, 1);
 	}
 	free(run);
