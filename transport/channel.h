@@ -46,7 +46,15 @@ struct channel_ops {
 	void (*shutdown)(struct channel *c);
 	/* Closes the descriptor and frees the channel. */
 	void (*close)(struct channel *c);
+	/* On: read() and write() wait in the kernel for what they would else return WANT_* for, and
+	 * do that only when nothing has moved for CHANNEL_WAIT_MS. shutdown(2) of fd() by another
+	 * thread ends it. For an open channel with a thread of its own; may change with every call.
+	 */
+	void (*wait)(struct channel *c, bool on);
 };
+
+/* As long as the kernel goes on by itself (TCP_USER_TIMEOUT, channel_socket.c). */
+#define CHANNEL_WAIT_MS 10000
 
 struct channel {
 	const struct channel_ops *ops;

@@ -4,6 +4,7 @@
 // wait for nothing. Both are a last resort; heartbeats are faster.
 #include "transport/channel.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -11,9 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
-#define USER_TIMEOUT_MS	 10000
+#define USER_TIMEOUT_MS	 CHANNEL_WAIT_MS
 #define KEEPALIVE_IDLE_S 5
 #define KEEPALIVE_EACH_S 1
 #define KEEPALIVE_PROBES 5
@@ -22,6 +24,8 @@ struct channel_socket {
 	struct channel channel;
 	int fd;
 	bool open;
+	bool blocks; /* the descriptor does; each call says whether it wants that */
+	int flags;   /* for each call */
 };
 
 static struct channel_socket *of(struct channel *c)
@@ -61,7 +65,7 @@ static enum channel_status socket_read(struct channel *c, void *buf, size_t len,
 	ssize_t n;
 
 	do
-		n = recv(of(c)->fd, buf, len, 0);
+		n = recv(of(c)->fd, buf, len, of(c)->flags);
 	while (n < 0 && errno == EINTR);
 	if (n > 0) {
 		*done = (size_t)n;
@@ -83,7 +87,7 @@ static enum channel_status socket_write(struct channel *c, const struct iovec *i
 	ssize_t n;
 
 	do
-		n = sendmsg(of(c)->fd, &msg, MSG_NOSIGNAL);
+		n = sendmsg(of(c)->fd, &msg, of(c)->flags | MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
 	if (n > 0) {
 		*done = (size_t)n;
@@ -116,6 +120,22 @@ static void socket_close(struct channel *c)
 	free(c);
 }
 
+static void socket_wait(struct channel *c, bool on)
+{
+	static const struct timeval bound = {CHANNEL_WAIT_MS / 1000, 0};
+	struct channel_socket *s = of(c);
+	int flags;
+
+	s->flags = on ? 0 : MSG_DONTWAIT;
+	if (!on || s->blocks)
+		return;
+	flags = fcntl(s->fd, F_GETFL);
+	s->blocks = flags >= 0 && !fcntl(s->fd, F_SETFL, flags & ~O_NONBLOCK) &&
+		    !setsockopt(s->fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof bound) &&
+		    !setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &bound, sizeof bound);
+	assert(s->blocks); /* else it is no socket */
+}
+
 static const struct channel_ops socket_ops = {
 	.open = socket_open,
 	.read = socket_read,
@@ -124,7 +144,9 @@ static const struct channel_ops socket_ops = {
 	.fd = socket_fd,
 	.shutdown = socket_shutdown,
 	.close = socket_close,
+	.wait = socket_wait,
 };
+static_assert(CHANNEL_WAIT_MS % 1000 == 0, "whole seconds");
 
 static int set_option(int fd, int level, int option, int value)
 {
@@ -163,5 +185,6 @@ struct channel *channel_socket_new(int fd, struct ft_err *err)
 	s->channel.ops = &socket_ops;
 	s->channel.doing = "connecting";
 	s->fd = fd;
+	s->flags = MSG_DONTWAIT;
 	return &s->channel;
 }

@@ -242,6 +242,11 @@ static void tls_close(struct channel *c)
 	free(t);
 }
 
+static void tls_wait(struct channel *c, bool on)
+{
+	of(c)->inner->ops->wait(of(c)->inner, on);
+}
+
 static const struct channel_ops tls_ops = {
 	.open = tls_open,
 	.read = tls_read,
@@ -250,6 +255,7 @@ static const struct channel_ops tls_ops = {
 	.fd = tls_fd,
 	.shutdown = tls_shutdown,
 	.close = tls_close,
+	.wait = tls_wait,
 };
 
 #define HOST_FLAGS (X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT)

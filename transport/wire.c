@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// A channel does not block; here somebody wants to, so each WANT_* is a poll(2), with an eventfd
-// beside it by which another thread ends the wait for good. A peer that takes or sends nothing is
-// the owner's business: pages may be asked for after an hour.
+// A thread that owns its connection waits in the call itself, not in a poll(2) before it: for who
+// waits for a page each system call counts. cut() is a shutdown(2), which ends such a wait.
+//
+// Bounds: what is sent, and a frame that has begun to come, must move within CHANNEL_WAIT_MS. For a
+// frame to begin there is none but the kernel's own (a peer that does not answer keepalive probes):
+// a guest may touch its next page after an hour.
 #include "transport/wire.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include "transport/channel.h"
 #include "transport/frame.h"
@@ -22,7 +22,6 @@
 struct wire {
 	struct ft_wire base;
 	struct link_rest rest;
-	int cut_fd;
 	atomic_bool cut;
 	size_t early_at; /* of rest.early: what was read is taken first */
 	uint8_t *in;	 /* FRAME_MAX */
@@ -38,26 +37,34 @@ static struct wire *of(struct ft_wire *w)
 	return (struct wire *)w;
 }
 
-static int wait_for(struct wire *w, enum channel_status wants, struct ft_err *err)
+static int given_up(struct ft_err *err)
 {
-	struct pollfd p[2] = {{.fd = w->rest.channel->ops->fd(w->rest.channel),
-			       .events = wants == CHANNEL_WANT_READ ? POLLIN : POLLOUT},
-			      {.fd = w->cut_fd, .events = POLLIN}};
+	return ft_err_set(err, ECANCELED, "the connection was given up");
+}
 
-	while (!w->cut && poll(p, 2, -1) < 0 && errno == EINTR)
-		;
-	return w->cut ? ft_err_set(err, ECANCELED, "the connection was given up") : 0;
+static struct channel *channel_of(struct wire *w, bool wait)
+{
+	w->rest.channel->ops->wait(w->rest.channel, wait);
+	return w->rest.channel;
 }
 
 /* 1: *done bytes; 0: nothing now; -errno. */
-static int outcome(enum channel_status status, const struct ft_err *why, struct ft_err *err)
+static int outcome(struct wire *w, enum channel_status status, const struct ft_err *why,
+		   struct ft_err *err)
 {
 	if (status == CHANNEL_DONE)
 		return 1;
+	if (w->cut)
+		return given_up(err);
 	if (status == CHANNEL_WANT_READ || status == CHANNEL_WANT_WRITE)
 		return 0;
 	*err = *why;
 	return -(err->code ? err->code : EPIPE);
+}
+
+static int stalled(struct ft_err *err, const char *what)
+{
+	return ft_err_set(err, ETIMEDOUT, "%s for %u s", what, CHANNEL_WAIT_MS / 1000);
 }
 
 static int wire_send(struct ft_wire *base, const struct ft_msg *msg, struct ft_err *err)
@@ -100,12 +107,10 @@ static int wire_send(struct ft_wire *base, const struct ft_msg *msg, struct ft_e
 		size_t done = 0;
 		enum channel_status status;
 
-		if (w->cut)
-			return ft_err_set(err, ECANCELED, "the connection was given up");
-		status = w->rest.channel->ops->write(w->rest.channel, at, left, &done, &why);
-		rc = outcome(status, &why, err);
+		status = w->rest.channel->ops->write(channel_of(w, true), at, left, &done, &why);
+		rc = outcome(w, status, &why, err);
 		if (rc == 0)
-			rc = wait_for(w, status, err);
+			rc = stalled(err, "the peer has taken nothing");
 		while (done && left) {
 			size_t step = done < at->iov_len ? done : at->iov_len;
 
@@ -152,12 +157,13 @@ static int deliver(struct wire *w, struct ft_msg *msg, struct ft_err *err)
 	return rc ? rc : 1;
 }
 
-static enum channel_status read_some(struct wire *w, size_t most, size_t *done, struct ft_err *err)
+static enum channel_status read_some(struct wire *w, size_t most, bool wait, size_t *done,
+				     struct ft_err *err)
 {
 	size_t early = w->rest.early_n - w->early_at;
 
 	if (!early)
-		return w->rest.channel->ops->read(w->rest.channel, w->in + w->have, most, done,
+		return w->rest.channel->ops->read(channel_of(w, wait), w->in + w->have, most, done,
 						  err);
 	*done = early < most ? early : most;
 	memcpy(w->in + w->have, w->rest.early + w->early_at, *done);
@@ -184,16 +190,14 @@ static int wire_receive(struct ft_wire *base, struct ft_msg *msg, bool wait, str
 			continue;
 		}
 		if (w->cut)
-			return ft_err_set(err, ECANCELED, "the connection was given up");
-		status = read_some(w, need - w->have, &done, &why);
+			return given_up(err);
+		status = read_some(w, need - w->have, wait, &done, &why);
 		w->have += done;
-		rc = outcome(status, &why, err);
-		if (rc == 0 && !wait)
-			return 0;
-		if (rc == 0)
-			rc = wait_for(w, status, err);
-		if (rc < 0)
+		rc = outcome(w, status, &why, err);
+		if (rc < 0 || (rc == 0 && !wait))
 			return rc;
+		if (rc == 0 && w->have)
+			return stalled(err, "nothing has come of the rest of a frame");
 	}
 }
 
@@ -209,8 +213,7 @@ static void wire_cut(struct ft_wire *base)
 	struct wire *w = of(base);
 
 	w->cut = true;
-	eventfd_write(w->cut_fd, 1);
-	/* The peer hears of it now, not when the owner comes to close it. */
+	/* The peer hears of it now, too, not when the owner comes to close it. */
 	shutdown(w->rest.channel->ops->fd(w->rest.channel), SHUT_RDWR);
 }
 
@@ -218,9 +221,8 @@ static void wire_close(struct ft_wire *base)
 {
 	struct wire *w = of(base);
 
-	w->rest.channel->ops->shutdown(w->rest.channel);
+	w->rest.channel->ops->shutdown(channel_of(w, false));
 	w->rest.channel->ops->close(w->rest.channel);
-	close(w->cut_fd);
 	free(w->in);
 	free(w);
 }
@@ -240,20 +242,13 @@ int wire_of_link(struct ft_link *link, struct ft_wire **out, struct ft_err *err)
 
 	if (w)
 		w->in = malloc(FRAME_MAX);
-	if (w)
-		w->cut_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!w || !w->in || w->cut_fd < 0) {
+	if (!w || !w->in) {
 		link->ops->close(link);
-		if (w && w->cut_fd >= 0)
-			close(w->cut_fd);
-		if (w)
-			free(w->in);
 		free(w);
 		return ft_err_set(err, ENOMEM, "wire: out of memory");
 	}
 	rc = link_leave(link, &w->rest, err);
 	if (rc) {
-		close(w->cut_fd);
 		free(w->in);
 		free(w);
 		return rc;

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -118,11 +119,42 @@ int uffd_register_missing(int uffd, uint64_t start, uint64_t bytes, struct ft_er
 			  start, bytes, strerror(errno));
 }
 
-/* One attempt. Bytes that are there now, from the start on, or -errno. */
-static int64_t fill_some(int uffd, uint64_t start, const void *from, uint64_t bytes)
+int uffd_register_unseen(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err)
 {
-	struct uffdio_copy copy = {.dst = start, .src = (uintptr_t)from, .len = bytes};
-	struct uffdio_zeropage zero = {.range = {start, bytes}};
+	struct uffdio_register reg = {.range = {start, bytes},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING |
+					      UFFDIO_REGISTER_MODE_MINOR};
+
+	if (!ioctl(uffd, UFFDIO_REGISTER, &reg))
+		return 0;
+	return ft_err_set(err, errno, "userfaultfd: register %#" PRIx64 " + %" PRIu64 " bytes: %s",
+			  start, bytes, strerror(errno));
+}
+
+int uffd_show(int uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_continue show = {.range = {start, bytes}};
+
+	while (ioctl(uffd, UFFDIO_CONTINUE, &show)) {
+		if (errno == EEXIST) {
+			uffd_wake(uffd, start, bytes);
+			return 0;
+		}
+		if (errno != EAGAIN)
+			return -errno;
+	}
+	return 0;
+}
+
+/* One attempt. Bytes that are there now, from the start on, or -errno. */
+static int64_t fill_some(int uffd, uint64_t start, const void *from, uint64_t bytes, bool wake)
+{
+	struct uffdio_copy copy = {.dst = start,
+				   .src = (uintptr_t)from,
+				   .len = bytes,
+				   .mode = wake ? 0 : UFFDIO_COPY_MODE_DONTWAKE};
+	struct uffdio_zeropage zero = {.range = {start, bytes},
+				       .mode = wake ? 0 : UFFDIO_ZEROPAGE_MODE_DONTWAKE};
 	int ret = from ? ioctl(uffd, UFFDIO_COPY, &copy) : ioctl(uffd, UFFDIO_ZEROPAGE, &zero);
 	int64_t done = from ? copy.copy : zero.zeropage;
 
@@ -135,21 +167,39 @@ static int64_t fill_some(int uffd, uint64_t start, const void *from, uint64_t by
 	if (errno != EEXIST)
 		return -errno;
 	/* Who came too late to be woken by whoever put the page there must be. */
-	(void)ioctl(uffd, UFFDIO_WAKE, &(struct uffdio_range){start, PAGE_BYTES});
+	uffd_wake(uffd, start, PAGE_BYTES);
 	return (int64_t)PAGE_BYTES;
 }
 
-int uffd_fill(int uffd, uint64_t start, const void *from, uint64_t bytes)
+static int fill(int uffd, uint64_t start, const void *from, uint64_t bytes, bool wake)
 {
 	for (uint64_t done = 0; done < bytes;) {
-		int64_t step = fill_some(uffd, start + done,
-					 from ? (const uint8_t *)from + done : NULL, bytes - done);
+		int64_t step =
+			fill_some(uffd, start + done, from ? (const uint8_t *)from + done : NULL,
+				  bytes - done, wake);
 
 		if (step < 0)
 			return (int)step;
 		done += (uint64_t)step;
 	}
 	return 0;
+}
+
+int uffd_fill(int uffd, uint64_t start, const void *from, uint64_t bytes)
+{
+	return fill(uffd, start, from, bytes, true);
+}
+
+int uffd_fill_quietly(int uffd, uint64_t start, const void *from, uint64_t bytes)
+{
+	return fill(uffd, start, from, bytes, false);
+}
+
+void uffd_wake(int uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_range range = {start, bytes};
+
+	(void)ioctl(uffd, UFFDIO_WAKE, &range);
 }
 
 void uffd_unregister(int uffd, uint64_t start, uint64_t bytes)

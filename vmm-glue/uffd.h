@@ -31,9 +31,19 @@ int uffd_release(int uffd, uint64_t start, uint64_t bytes);
 int uffd_faults(int uffd, uint64_t *addresses, size_t n);
 /* Missing mode for a mapped range: who touches a page that is not there waits. */
 int uffd_register_missing(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err);
+/* Likewise for shared memory in huge pages (UFFD_FEATURE_MINOR_HUGETLBFS), and who touches one that
+ * the file has, but that was not shown to that address space yet, waits, too. */
+int uffd_register_unseen(int uffd, uint64_t start, uint64_t bytes, struct ft_err *err);
+/* One huge page that the file has; wakes who waits. -errno: the process is gone, or the file has
+ * none. */
+int uffd_show(int uffd, uint64_t start, uint64_t bytes);
 /* Puts whole pages there and wakes who waits for them; those that are there already are left as
  * they are. from NULL: zeroes. -errno: the process is gone. */
 int uffd_fill(int uffd, uint64_t start, const void *from, uint64_t bytes);
+/* Likewise, but who waits does not go on before uffd_wake(). */
+int uffd_fill_quietly(int uffd, uint64_t start, const void *from, uint64_t bytes);
+/* A process that is gone is fine. */
+void uffd_wake(int uffd, uint64_t start, uint64_t bytes);
 /* Undoes register and protect. A process that is gone is fine. */
 void uffd_unregister(int uffd, uint64_t start, uint64_t bytes);
 

@@ -46,7 +46,7 @@ struct bench {
 typedef int bench_group_fn(struct bench *b, struct ft_err *err);
 bench_group_fn bench_harvest, bench_pause, bench_growth, bench_ship, bench_commit, bench_wire,
 	bench_progress, bench_echo, bench_takeover, bench_silence, bench_taps, bench_snapshot,
-	bench_migrate, bench_postcopy, bench_fault, bench_mapped_ram, bench_restore;
+	bench_migrate, bench_postcopy, bench_preempt, bench_fault, bench_mapped_ram, bench_restore;
 
 /* ---- samples.c ---- */
 

@@ -45,6 +45,7 @@ static const struct {
 	{"restore", bench_restore, "lazy restore of 1 GiB, beside QEMU 10's eager one", LONG},
 	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", MOVERS},
 	{"postcopy", bench_postcopy, "likewise, with its memory behind it", MOVERS},
+	{"preempt", bench_preempt, "likewise, beside QEMU 10's with postcopy-preempt", LONG},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},

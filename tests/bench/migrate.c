@@ -13,13 +13,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "direct.h"
 #include "ft/codec.h"
 #include "mover.h"
 #include "tls.h"
 #include "vmm-glue/uffd.h"
 
 #define SETTLE_MS  300
-#define FLOOR_N	   400
+#define ROUNDS	   7
+#define FLOOR_N	   100 /* before each move */
 #define FLOOR_COPY 512 /* pages */
 
 struct side {
@@ -75,46 +77,7 @@ static int one_qemus(struct rival *r, const struct move *how, struct side *s, st
 	return rc;
 }
 
-static int measure(struct mover *m, struct rival *r, const struct move *how, unsigned rounds,
-		   struct pair_of_sides *s, struct ft_err *err)
-{
-	struct move traced = *how;
-	int rc = 0;
-
-	traced.traced = true;
-	for (unsigned i = 0; i < rounds && !rc; i++) {
-		rival_freeze(r, true);
-		rc = one_ours(m, how, &s->ours, err);
-		rival_freeze(r, false);
-		mover_freeze(m, true);
-		if (!rc)
-			rc = one_qemus(r, how, &s->qemus, err);
-		/* Traces cost time, so what they are not for is measured without. */
-		if (!rc && how->postcopy)
-			rc = one_qemus(r, &traced, &s->qemus, err);
-		mover_freeze(m, false);
-	}
-	return rc;
-}
-
-static int precopy(struct bench *b, struct mover *m, struct rival *r, const struct move *how,
-		   const char *const names[2], const char *what, struct ft_err *err)
-{
-	struct pair_of_sides s = {0};
-	int rc = measure(m, r, how, b->quick ? 1 : 7, &s, err);
-
-	if (!rc) {
-		bench_report_samples(names[0], "ms", &s.ours.total, &s.qemus.total, BENCH_AT_MOST,
-				     0.8, what);
-		bench_report_samples(names[1], "ms", &s.ours.downtime, &s.qemus.downtime,
-				     BENCH_AT_MOST, 0.8, what);
-	}
-	side_free(&s.ours);
-	side_free(&s.qemus);
-	return rc;
-}
-
-/* ---- postcopy ---- */
+/* ---- the floor of a demanded page ---- */
 
 static int copy_floor(double *us, struct ft_err *err)
 {
@@ -136,52 +99,118 @@ static int copy_floor(double *us, struct ft_err *err)
 	return rc;
 }
 
-/* Both ends sleep in poll(2) or read(2) between two pages, as they do in earnest. */
-static int floor_us(struct bench *b, struct samples *floor, struct ft_err *err)
-{
-	struct tls_echo *echo = NULL;
-	double copy_us = 0, ms = 0;
-	int rc = copy_floor(&copy_us, err);
+struct floor {
+	struct tls_echo *echo;
+	double copy_us;
+	struct samples us;
+};
 
-	if (!rc)
-		rc = tls_echo_start(b, &echo, err);
+static int floor_open(struct bench *b, struct floor *f, struct ft_err *err)
+{
+	int rc = copy_floor(&f->copy_us, err);
+
+	return rc ? rc : tls_echo_start(b, &f->echo, err);
+}
+
+static void floor_close(struct floor *f)
+{
+	tls_echo_stop(f->echo);
+	samples_free(&f->us);
+}
+
+/* In turn with the moves. Both ends sleep in poll(2) or read(2) between two pages, as they do in
+ * earnest. */
+static int floor_measure(struct floor *f, struct ft_err *err)
+{
+	double ms = 0;
+	int rc = 0;
+
 	for (unsigned i = 0; i < FLOOR_N && !rc; i++) {
-		rc = tls_echo_round(echo, FT_PAGE_BYTES, &ms, err);
+		rc = tls_echo_round(f->echo, FT_PAGE_BYTES, &ms, err);
 		if (!rc)
-			samples_add(floor, ms * 1e3 + copy_us);
+			samples_add(&f->us, ms * 1e3 + f->copy_us);
 	}
-	tls_echo_stop(echo);
 	return rc;
 }
 
-static int postcopy(struct bench *b, struct mover *m, struct rival *r, struct ft_err *err)
-{
-	struct move how = {.postcopy = true, .tls = true};
-	struct samples floor = {0};
-	struct pair_of_sides s = {0};
-	int rc = floor_us(b, &floor, err);
+/* ---- in turn ---- */
 
-	if (!rc)
-		rc = measure(m, r, &how, b->quick ? 1 : 7, &s, err);
-	if (!rc && (!s.ours.p50.n || !s.qemus.p50.n))
-		rc = ft_err_set(err, ENODATA, "postcopy: no page was demanded");
-	if (!rc) {
-		bench_report_samples("postcopy-down", "ms", &s.ours.downtime, &s.qemus.downtime,
-				     BENCH_AT_MOST, 0.7, "TLS");
-		bench_report_samples("fault-p50", "us", &s.ours.p50, &s.qemus.p50, BENCH_AT_MOST,
-				     0.7, "TLS; a demanded page");
-		bench_report_samples("fault-p99", "us", &s.ours.p99, &s.qemus.p99, BENCH_AT_MOST,
-				     0.7, "TLS; a demanded page");
-		bench_report_samples("fault-floor", "us", &s.ours.p50, &floor, BENCH_AT_MOST, 3,
-				     "TLS round trip of 4 KiB, UFFDIO_COPY");
+static int measure(struct mover *m, struct rival *r, const struct move *how, unsigned rounds,
+		   struct floor *floor, struct pair_of_sides *s, struct ft_err *err)
+{
+	struct move traced = *how;
+	int rc = 0;
+
+	traced.traced = true;
+	for (unsigned i = 0; i < rounds && !rc; i++) {
+		rival_freeze(r, true);
+		if (floor)
+			rc = floor_measure(floor, err);
+		if (!rc)
+			rc = one_ours(m, how, &s->ours, err);
+		rival_freeze(r, false);
+		mover_freeze(m, true);
+		if (!rc)
+			rc = one_qemus(r, how, &s->qemus, err);
+		/* Traces cost time, so what they are not for is measured without. */
+		if (!rc && how->postcopy)
+			rc = one_qemus(r, &traced, &s->qemus, err);
+		mover_freeze(m, false);
 	}
-	samples_free(&floor);
+	return rc;
+}
+
+static int precopy(struct bench *b, struct mover *m, struct rival *r, const struct move *how,
+		   const char *const names[2], const char *what, struct ft_err *err)
+{
+	struct pair_of_sides s = {0};
+	int rc = measure(m, r, how, b->quick ? 1 : ROUNDS, NULL, &s, err);
+
+	if (!rc) {
+		bench_report_samples(names[0], "ms", &s.ours.total, &s.qemus.total, BENCH_AT_MOST,
+				     0.8, what);
+		bench_report_samples(names[1], "ms", &s.ours.downtime, &s.qemus.downtime,
+				     BENCH_AT_MOST, 0.8, what);
+	}
 	side_free(&s.ours);
 	side_free(&s.qemus);
 	return rc;
 }
 
-/* ---- both groups ---- */
+/* ---- postcopy ---- */
+
+struct names {
+	const char *down, *p50, *p99, *floor, *what;
+};
+
+static int postcopy(struct bench *b, struct mover *m, struct rival *r, const struct move *how,
+		    const struct names *names, struct ft_err *err)
+{
+	struct floor floor = {0};
+	struct pair_of_sides s = {0};
+	int rc = floor_open(b, &floor, err);
+
+	if (!rc)
+		rc = measure(m, r, how, b->quick ? 1 : ROUNDS, &floor, &s, err);
+	if (!rc && (!s.ours.p50.n || !s.qemus.p50.n))
+		rc = ft_err_set(err, ENODATA, "postcopy: no page was demanded");
+	if (!rc) {
+		bench_report_samples(names->down, "ms", &s.ours.downtime, &s.qemus.downtime,
+				     BENCH_AT_MOST, 0.7, names->what);
+		bench_report_samples(names->p50, "us", &s.ours.p50, &s.qemus.p50, BENCH_AT_MOST,
+				     0.7, names->what);
+		bench_report_samples(names->p99, "us", &s.ours.p99, &s.qemus.p99, BENCH_AT_MOST,
+				     0.7, names->what);
+		bench_report_samples(names->floor, "us", &s.ours.p50, &floor.us, BENCH_AT_MOST, 3,
+				     "TLS round trip of 4 KiB, UFFDIO_COPY");
+	}
+	floor_close(&floor);
+	side_free(&s.ours);
+	side_free(&s.qemus);
+	return rc;
+}
+
+/* ---- groups ---- */
 
 int bench_movers_begin(struct bench *b, struct ft_err *err)
 {
@@ -189,8 +218,8 @@ int bench_movers_begin(struct bench *b, struct ft_err *err)
 
 	if (b->mover)
 		return 0;
-	rc = mover_start(b, &b->mover, err);
-	return rc ? rc : rival_start(b, &b->rival, err);
+	rc = mover_start(b, &(struct mover_kind){.tag = "mover"}, &b->mover, err);
+	return rc ? rc : rival_start(b, &(struct mover_kind){.tag = "rival"}, &b->rival, err);
 }
 
 static int ready(struct bench *b, struct ft_err *err)
@@ -233,7 +262,44 @@ int bench_migrate(struct bench *b, struct ft_err *err)
 
 int bench_postcopy(struct bench *b, struct ft_err *err)
 {
+	static const struct names names = {"postcopy-down", "fault-p50", "fault-p99", "fault-floor",
+					   "TLS; a demanded page"};
 	int rc = ready(b, err);
 
-	return rc ? rc : postcopy(b, b->mover, b->rival, err);
+	return rc ? rc
+		  : postcopy(b, b->mover, b->rival, &(struct move){.postcopy = true, .tls = true},
+			     &names, err);
+}
+
+/* A pair of its own, both on QEMU 10, whose demanded pages have a connection of their own. */
+int bench_preempt(struct bench *b, struct ft_err *err)
+{
+	static const struct names names = {"preempt-down", "preempt-p50", "preempt-p99",
+					   "preempt-floor", "QEMU 10, preempt, TLS"};
+	const struct move how = {.postcopy = true, .tls = true, .preempt = true};
+	struct mover *m = NULL;
+	struct rival *r = NULL;
+	int rc = guest_available(b, err);
+
+	if (!rc && !*direct_qemu10()) {
+		ft_err_set(err, ENOENT, "no QEMU 10: tests/guest/qemu10 unpacks it");
+		rc = BENCH_SKIPPED;
+	}
+	mover_freeze(b->mover, true);
+	rival_freeze(b->rival, true);
+	if (!rc)
+		rc = mover_start(b, &(struct mover_kind){"mover10-", direct_qemu10()}, &m, err);
+	if (!rc)
+		rc = rival_start(b, &(struct mover_kind){"rival10-", direct_qemu10()}, &r, err);
+	if (!rc)
+		rc = mover_ready(m, err);
+	if (!rc)
+		rc = rival_ready(r, err);
+	if (!rc)
+		rc = postcopy(b, m, r, &how, &names, err);
+	mover_end(m);
+	rival_end(r);
+	mover_freeze(b->mover, false);
+	rival_freeze(b->rival, false);
+	return rc;
 }

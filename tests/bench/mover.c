@@ -27,8 +27,9 @@
 
 struct mover {
 	struct bench *b;
+	struct mover_kind kind;
 	struct host host[2];
-	unsigned active, moves;
+	unsigned active;
 	pid_t frozen;
 };
 
@@ -83,9 +84,12 @@ int mover_load(const char *tty, const char *console, struct ft_err *err)
 
 /* ---- agents ---- */
 
+/* Each move has a port of its own. */
+static unsigned next_port = PORT;
+
 static int write_file(struct mover *m, struct host *h, struct ft_err *err)
 {
-	const char *dir = m->b->dir;
+	const char *dir = m->b->dir, *binary = m->kind.binary;
 	FILE *f = fopen(h->file, "we");
 
 	if (!f)
@@ -95,14 +99,18 @@ static int write_file(struct mover *m, struct host *h, struct ft_err *err)
 		"append = \"" GUEST_APPEND "\"\n"
 		"console { log = \"%s\" socket = \"%s\" }\n"
 		"ft { max_downtime_ms = %d }\n"
+		"%s%s%s"
 		"tls { ca = \"%s/pki/ca.pem\" cert = \"%s/pki/" TLS_NAME
 		".pem\" key = \"%s/pki/" TLS_NAME ".key\" insecure = true }\n",
-		m->b->kernel, m->b->initrd, h->console, h->tty, MOVER_DOWNTIME_MS, dir, dir, dir);
+		m->b->kernel, m->b->initrd, h->console, h->tty, MOVER_DOWNTIME_MS,
+		binary ? "qemu { binary = \"" : "", binary ? binary : "", binary ? "\" }\n" : "",
+		dir, dir, dir);
 	fclose(f);
 	return 0;
 }
 
-int mover_start(struct bench *b, struct mover **out, struct ft_err *err)
+int mover_start(struct bench *b, const struct mover_kind *kind, struct mover **out,
+		struct ft_err *err)
 {
 	struct mover *m = calloc(1, sizeof *m);
 	int rc = guest_available(b, err);
@@ -110,6 +118,7 @@ int mover_start(struct bench *b, struct mover **out, struct ft_err *err)
 
 	assert(m);
 	m->b = b;
+	m->kind = *kind;
 	*out = m;
 	if (!rc)
 		rc = tls_files_make(b, err);
@@ -117,8 +126,8 @@ int mover_start(struct bench *b, struct mover **out, struct ft_err *err)
 		struct host *h = &m->host[i];
 
 		h->number = i;
-		snprintf(folder, sizeof folder, "mover%u", i);
-		rc = host_place(h, b, GUEST, "mover", folder, err);
+		snprintf(folder, sizeof folder, "%s%u", kind->tag, i);
+		rc = host_place(h, b, GUEST, kind->tag, folder, err);
 		if (!rc)
 			rc = write_file(m, h, err);
 	}
@@ -146,6 +155,8 @@ static pid_t vmm_of(struct host *h)
 
 void mover_freeze(struct mover *m, bool on)
 {
+	if (!m)
+		return;
 	if (on)
 		m->frozen = vmm_of(&m->host[m->active]);
 	if (m->frozen > 0)
@@ -184,7 +195,7 @@ int mover_move(struct mover *m, struct move *move, struct ft_err *err)
 	char uri[48];
 	int rc, status;
 
-	snprintf(uri, sizeof uri, "%s:127.0.0.1:%u", move->tls ? "tls" : "tcp", PORT + m->moves++);
+	snprintf(uri, sizeof uri, "%s:127.0.0.1:%u", move->tls ? "tls" : "tcp", next_port++);
 	rc = host_start(to, uri, err);
 	if (rc)
 		return rc;

@@ -13,7 +13,7 @@
 struct move {
 	/* in */
 	bool tls, postcopy;
-	bool multifd, traced; /* QEMU's only */
+	bool multifd, preempt, traced; /* QEMU's only */
 	/* out */
 	double total_ms, downtime_ms;
 	struct samples faults_us; /* QEMU's, traced */
@@ -21,21 +21,29 @@ struct move {
 	uint64_t faults;
 };
 
+/* Which QEMU; more than one pair may be there. */
+struct mover_kind {
+	const char *tag;    /* of files */
+	const char *binary; /* NULL: the installed one */
+};
+
 struct mover;
 /* Boots the guest; mover_ready() when it has its load. */
-int mover_start(struct bench *b, struct mover **out, struct ft_err *err);
+int mover_start(struct bench *b, const struct mover_kind *kind, struct mover **out,
+		struct ft_err *err);
 int mover_ready(struct mover *m, struct ft_err *err);
 int mover_move(struct mover *m, struct move *move, struct ft_err *err);
 /* Its guest stands still, so that it does not disturb the other one. */
-void mover_freeze(struct mover *m, bool on);
-void mover_end(struct mover *m); /* accepts NULL */
+void mover_freeze(struct mover *m, bool on); /* accepts NULL */
+void mover_end(struct mover *m);	     /* accepts NULL */
 
 struct rival;
-int rival_start(struct bench *b, struct rival **out, struct ft_err *err);
+int rival_start(struct bench *b, const struct mover_kind *kind, struct rival **out,
+		struct ft_err *err);
 int rival_ready(struct rival *r, struct ft_err *err);
 int rival_move(struct rival *r, struct move *move, struct ft_err *err);
-void rival_freeze(struct rival *r, bool on);
-void rival_end(struct rival *r); /* accepts NULL */
+void rival_freeze(struct rival *r, bool on); /* accepts NULL */
+void rival_end(struct rival *r);	     /* accepts NULL */
 
 /* The guest's shell, behind a unix socket: waits until it has filled its memory and started its
  * load. */

@@ -36,6 +36,7 @@ struct end {
 
 struct rival {
 	struct bench *b;
+	struct mover_kind kind;
 	struct end *at; /* has the guest */
 	unsigned ends;	/* so far */
 };
@@ -60,6 +61,7 @@ static int launch(struct rival *r, bool waits, struct end **out, struct ft_err *
 	struct end *e = calloc(1, sizeof *e);
 	struct qemu_config config = {.name = "rival",
 				     .run_dir = r->b->dir,
+				     .binary = r->kind.binary,
 				     .memory_bytes = GUEST_MEMORY,
 				     .cpus = 1,
 				     .kernel = r->b->kernel,
@@ -72,16 +74,16 @@ static int launch(struct rival *r, bool waits, struct end **out, struct ft_err *
 	assert(e);
 	*out = e;
 	e->process.pidfd = e->qmp.fd = -1;
-	snprintf(e->console, sizeof e->console, "%s/rival%u.console", r->b->dir, r->ends);
-	snprintf(e->tty, sizeof e->tty, "%s/rival%u.tty", r->b->dir, r->ends);
-	snprintf(e->log, sizeof e->log, "%s/rival%u.log", r->b->dir, r->ends);
-	snprintf(e->qmp_path, sizeof e->qmp_path, "%s/rival%u.qmp", r->b->dir, r->ends);
+	snprintf(e->console, sizeof e->console, "%s/%s%u.console", r->b->dir, r->kind.tag, r->ends);
+	snprintf(e->tty, sizeof e->tty, "%s/%s%u.tty", r->b->dir, r->kind.tag, r->ends);
+	snprintf(e->log, sizeof e->log, "%s/%s%u.log", r->b->dir, r->kind.tag, r->ends);
+	snprintf(e->qmp_path, sizeof e->qmp_path, "%s/%s%u.qmp", r->b->dir, r->kind.tag, r->ends);
 	r->ends++;
 	config.args = args;
 	config.console = e->tty;
 	config.console_log = e->console;
 	rc = qemu_config_argv(&config, waits ? QEMU_WAIT : QEMU_RUN, &argv, err);
-	fd = rc ? rc : qemu_memfd("rival", GUEST_MEMORY, err);
+	fd = rc ? rc : qemu_memfd("rival", GUEST_MEMORY, false, err);
 	if (fd >= 0) {
 		rc = qemu_launch(&e->process, &e->qmp, &argv, &fd, 1, e->qmp_path, e->log, err);
 		close(fd);
@@ -107,13 +109,15 @@ static void end_end(struct end *e)
 	free(e);
 }
 
-int rival_start(struct bench *b, struct rival **out, struct ft_err *err)
+int rival_start(struct bench *b, const struct mover_kind *kind, struct rival **out,
+		struct ft_err *err)
 {
 	struct rival *r = calloc(1, sizeof *r);
 	int rc = guest_available(b, err);
 
 	assert(r);
 	r->b = b;
+	r->kind = *kind;
 	*out = r;
 	return rc ? rc : launch(r, false, &r->at, err);
 }
@@ -125,7 +129,8 @@ int rival_ready(struct rival *r, struct ft_err *err)
 
 void rival_freeze(struct rival *r, bool on)
 {
-	(void)kill(r->at->process.pid, on ? SIGSTOP : SIGCONT);
+	if (r)
+		(void)kill(r->at->process.pid, on ? SIGSTOP : SIGCONT);
 }
 
 void rival_end(struct rival *r)
@@ -156,9 +161,11 @@ static int make_creds(struct rival *r, struct end *e, bool server, struct ft_err
 	if (system(line))
 		return ft_err_set(err, EIO, "certificates for QEMU cannot be copied");
 	e->creds = true;
-	return qmp_call(&e->qmp, NULL, err, "object-add", "{s:s, s:s, s:s, s:s, s:b}", "qom-type",
-			"tls-creds-x509", "id", server ? "tls-in" : "tls-out", "dir", dir,
-			"endpoint", server ? "server" : "client", "verify-peer", 1);
+	/* QEMU 10 wants a right in certificates that TLS 1.3 has no use for. */
+	return qmp_call(&e->qmp, NULL, err, "object-add", "{s:s, s:s, s:s, s:s, s:b, s:b}",
+			"qom-type", "tls-creds-x509", "id", server ? "tls-in" : "tls-out", "dir",
+			dir, "endpoint", server ? "server" : "client", "verify-peer", 1,
+			"sanity-check", 0);
 }
 
 static int set(struct rival *r, struct end *e, const struct move *move, bool server,
@@ -169,6 +176,9 @@ static int set(struct rival *r, struct end *e, const struct move *move, bool ser
 			  "state", move->multifd, "capability", "postcopy-ram", "state",
 			  move->postcopy);
 
+	if (!rc && move->preempt)
+		rc = qmp_call(&e->qmp, NULL, err, "migrate-set-capabilities", "{s:[{s:s, s:b}]}",
+			      "capabilities", "capability", "postcopy-preempt", "state", 1);
 	if (!rc && move->tls) {
 		e->creds = false; /* an end is a server once and a client once */
 		rc = make_creds(r, e, server, err);

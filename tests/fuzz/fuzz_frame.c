@@ -72,6 +72,12 @@ static void feed_end(struct channel *c)
 	(void)c;
 }
 
+static void feed_wait(struct channel *c, bool on)
+{
+	(void)c;
+	(void)on;
+}
+
 static const struct channel_ops feed_ops = {
 	.open = feed_open,
 	.read = feed_read,
@@ -80,6 +86,7 @@ static const struct channel_ops feed_ops = {
 	.fd = feed_fd,
 	.shutdown = feed_end,
 	.close = feed_end,
+	.wait = feed_wait,
 };
 
 struct seen {

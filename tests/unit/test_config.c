@@ -253,6 +253,10 @@ static const struct {
 	{"name = a\nname = b\n", "web1.conf:2: name: given twice, first in line 1"},
 	/* values */
 	{"name = a\nvmm = xen\n", "web1.conf:2: vmm: 'xen' is none of qemu, pocket"},
+	{"name = a\nhugepages = maybe\n",
+	 "web1.conf:2: hugepages: 'maybe' is neither true nor false"},
+	{"name = a\nmemory = 33M\nhugepages = true\n",
+	 "web1.conf:2: memory: with hugepages it is a multiple of 2M"},
 	{"memory = 256Q\n",
 	 "web1.conf:1: memory: '256Q' is not a size (bytes, or with K, M, G or T)"},
 	{"memory = M\n", "web1.conf:1: memory: 'M' is not a size (bytes, or with K, M, G or T)"},

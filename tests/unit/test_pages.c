@@ -2,6 +2,7 @@
 // Memory that follows, with the real threads, wires and userfaultfd: a source and a target in this
 // process, and threads of ours as the guest that touches what is not there.
 #include <errno.h>
+#include <linux/memfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -20,9 +21,11 @@
 #include <cmocka.h>
 
 #include "tests/fixture/transport.h"
+#include "tests/huge_pages.h"
 #include "ft/msg.h"
 #include "transport/wire.h"
 #include "vmm-glue/postcopy/page_client.h"
+#include "vmm-glue/postcopy/page_huge.h"
 #include "vmm-glue/uffd.h"
 
 #define PAGES	   2048
@@ -49,11 +52,14 @@ static void on_news(void *ctx)
 	eventfd_write(((struct side *)ctx)->news, 1);
 }
 
-static void side_open(struct side *s)
+static bool huge_from, huge_to;
+
+static void side_open(struct side *s, bool huge)
 {
-	s->fd = memfd_create("pages", MFD_CLOEXEC);
+	s->fd = memfd_create("pages", MFD_CLOEXEC | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
 	assert_int_equal(ftruncate(s->fd, BYTES), 0);
 	s->ram = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
+	assert_true(s->ram != MAP_FAILED);
 	s->news = eventfd(0, EFD_CLOEXEC);
 	s->where = (struct vmm_ram){
 		.pidfd = -1, .address = (uintptr_t)s->ram, .bytes = BYTES, .fd = s->fd};
@@ -110,8 +116,8 @@ static int setup(void **state)
 	}
 	close(fd);
 	t->base = event_base_new();
-	side_open(&t->from);
-	side_open(&t->to);
+	side_open(&t->from, huge_from);
+	side_open(&t->to, huge_to);
 	fill(t);
 	/* What a firmware left there. */
 	memset(t->to.ram, 0x55, BYTES);
@@ -584,33 +590,119 @@ static void no_file(void **state)
 	assert_int_equal(page_client_new(&ram, 1, on_news, &t->to, &c, &err), -ENOTSUP);
 }
 
-/* Where the machine has them. */
-static void huge_pages(void **state)
+/* ---- huge pages ---- */
+
+#define HUGE	   (PAGES / PAGE_HUGE_PAGES)
+#define HUGE_SPARE 1
+
+static bool have_huge;
+
+static int setup_huge(void **state)
+{
+	huge_to = have_huge;
+	return setup(state);
+}
+
+static int setup_huge_both(void **state)
+{
+	huge_from = have_huge;
+	return setup_huge(state);
+}
+
+static int teardown_huge(void **state)
+{
+	huge_from = huge_to = false;
+	return teardown(state);
+}
+
+static void one_huge_page_at_once(void **state)
+{
+	struct test *t = *state;
+	struct page_client_stats stats;
+
+	if (!have_huge)
+		skip();
+	begin(t, false);
+	for (uint64_t i = 0; i < PAGE_HUGE_PAGES; i++)
+		assert_true(word(&t->to, PAGE_HUGE_PAGES + i) == stamp(PAGE_HUGE_PAGES + i));
+	do
+		page_client_stats(t->client, &stats);
+	while (stats.fault_us.max == 0 && poll(NULL, 0, 1) == 0);
+	assert_int_equal(stats.pages.pages_done, PAGE_HUGE_PAGES);
+	assert_int_equal(stats.pages.faults, 1);
+	assert_int_equal(stats.waiting, 0);
+	page_server_background(t->server, true);
+	wait_client(t, PAGES_DONE);
+	wait_server(t, PAGES_DONE);
+	assert_same(t);
+}
+
+/* The kernel may have pages of 1 GiB, which are too large to wait for. */
+static void gigantic_pages(void **state)
 {
 	struct test *t = *state;
 	struct vmm_ram ram = t->to.where;
 	struct page_client *c;
 	struct ft_err err = {0};
 
-	ram.fd = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB);
+	ram.fd = memfd_create("gigantic", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_1GB);
 	if (ram.fd < 0) {
-		print_message("no hugetlbfs here: %s\n", strerror(errno));
-		return;
+		print_message("no huge pages of 1 GiB here: %s\n", strerror(errno));
+		skip();
 	}
 	assert_int_equal(page_client_new(&ram, 1, on_news, &t->to, &c, &err), -ENOTSUP);
-	assert_non_null(strstr(err.text, "only pages of 4 KiB"));
+	assert_non_null(strstr(err.text, "2 MiB is the most"));
 	close(ram.fd);
 }
 
+static void into_huge(void **state, void (*test)(void **))
+{
+	if (!have_huge)
+		skip();
+	test(state);
+}
+
+#define INTO_HUGE(f)                                                                               \
+	static void huge_##f(void **state)                                                         \
+	{                                                                                          \
+		into_huge(state, f);                                                               \
+	}
+INTO_HUGE(follows_by_itself)
+INTO_HUGE(some_are_there)
+INTO_HUGE(many_wait)
+INTO_HUGE(cut_and_joined)
+INTO_HUGE(written_meanwhile)
+INTO_HUGE(hostile_source)
+
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f)	     cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST_HUGE(f) cmocka_unit_test_setup_teardown(f, setup_huge, teardown_huge)
+#define TEST_BOTH(f) cmocka_unit_test_setup_teardown(f, setup_huge_both, teardown_huge)
 	const struct CMUnitTest tests[] = {
-		TEST(follows_by_itself), TEST(on_demand_only), TEST(some_are_there),
-		TEST(many_wait),	 TEST(cut_and_joined), TEST(written_meanwhile),
-		TEST(cargo_follows),	 TEST(cargo_given_up), TEST(hostile_source),
-		TEST(hostile_target),	 TEST(no_file),	       TEST(huge_pages),
+		TEST(follows_by_itself),
+		TEST(on_demand_only),
+		TEST(some_are_there),
+		TEST(many_wait),
+		TEST(cut_and_joined),
+		TEST(written_meanwhile),
+		TEST(cargo_follows),
+		TEST(cargo_given_up),
+		TEST(hostile_source),
+		TEST(hostile_target),
+		TEST(no_file),
+		TEST(gigantic_pages),
+		TEST_HUGE(one_huge_page_at_once),
+		TEST_BOTH(one_huge_page_at_once),
+		TEST_HUGE(huge_follows_by_itself),
+		TEST_HUGE(huge_some_are_there),
+		TEST_HUGE(huge_many_wait),
+		TEST_BOTH(huge_many_wait),
+		TEST_HUGE(huge_cut_and_joined),
+		TEST_HUGE(huge_written_meanwhile),
+		TEST_HUGE(huge_hostile_source),
 	};
 
+	have_huge = huge_pages_take(2 * HUGE + HUGE_SPARE);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

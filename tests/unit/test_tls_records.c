@@ -93,9 +93,23 @@ static void stutter_close(struct channel *c)
 	free(s);
 }
 
-static const struct channel_ops stutter_ops = {stutter_open,	stutter_read, stutter_write,
-					       stutter_pending, stutter_fd,   stutter_shutdown,
-					       stutter_close};
+static void stutter_wait(struct channel *c, bool on)
+{
+	struct stutter *s = (struct stutter *)c;
+
+	s->inner->ops->wait(s->inner, on);
+}
+
+static const struct channel_ops stutter_ops = {
+	.open = stutter_open,
+	.read = stutter_read,
+	.write = stutter_write,
+	.pending = stutter_pending,
+	.fd = stutter_fd,
+	.shutdown = stutter_shutdown,
+	.close = stutter_close,
+	.wait = stutter_wait,
+};
 
 static struct channel *over_stutter(int fd, enum tls_role role, size_t chunk, uint64_t flip_at)
 {

@@ -84,6 +84,7 @@ struct ft_config {
 	enum config_program program; /* pocket */
 
 	uint64_t memory_bytes;
+	bool huge_pages; /* RAM of a QEMU that is started here is in pages of 2 MiB */
 	unsigned cpus;
 	char machine[CONFIG_TEXT_MAX], cpu[CONFIG_TEXT_MAX];
 	char kernel[CONFIG_PATH_MAX], initrd[CONFIG_PATH_MAX], append[CONFIG_APPEND_MAX];

@@ -123,6 +123,7 @@ static int check_devices(const struct check *c)
 }
 
 #define QEMU_MEMORY_MIN (16u << 20)
+#define HUGE_PAGE_BYTES (2u << 20)
 
 static int check_machine(const struct check *c)
 {
@@ -134,6 +135,9 @@ static int check_machine(const struct check *c)
 	    config->memory_bytes < QEMU_MEMORY_MIN)
 		return bad(c, "", "memory", "a QEMU guest needs at least %uM",
 			   QEMU_MEMORY_MIN >> 20);
+	if (config->huge_pages && config->memory_bytes % HUGE_PAGE_BYTES)
+		return bad(c, "", "memory", "with hugepages it is a multiple of %uM",
+			   HUGE_PAGE_BYTES >> 20);
 	if (!*config->kernel && *config->initrd)
 		return missing(c, "", "kernel", "initrd");
 	if (!*config->kernel && *config->append)

@@ -360,6 +360,7 @@ const struct config_key config_keys[] = {
 	{"", "vmm", parse_word, AT(vmm), .words = vmm_words},
 	{"", "program", parse_word, AT(program), .words = program_words},
 	{"", "memory", parse_memory, AT(memory_bytes), MIB(1, 16u << 20), .machine = true},
+	{"", "hugepages", parse_bool, AT(huge_pages)},
 	{"", "cpus", parse_number, AT(cpus), .min = 1, .max = 255, .machine = true},
 	{"", "machine", parse_string, AT(machine), .machine = true},
 	{"", "cpu", parse_string, AT(cpu), .machine = true},

@@ -47,6 +47,7 @@ static int qemu_config_fill(struct agent *a, struct qemu_config *q, struct qemu_
 	q->machine = or_null(c->machine);
 	q->cpu = or_null(c->cpu);
 	q->memory_bytes = c->memory_bytes;
+	q->huge_pages = c->huge_pages;
 	q->cpus = c->cpus;
 	q->kernel = or_null(c->kernel);
 	q->initrd = or_null(c->initrd);
@@ -93,6 +94,7 @@ int machine_arm_command_line(struct agent *a, const Ft__Setup *setup, struct vmm
 		.binary = or_null(a->config.qemu.binary),
 		.replace = replace,
 		.directories = directories,
+		.huge_pages = a->config.huge_pages,
 		.keeper = a->keeper,
 	};
 	const char **argv;

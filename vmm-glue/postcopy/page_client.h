@@ -29,7 +29,8 @@ struct page_client_stats {
 };
 
 struct page_client;
-/* Takes the userfaultfd of a VM that waits. -ENOTSUP: its RAM is not in small pages of a file. Else
+/* Takes the userfaultfd of a VM that waits. -ENOTSUP: its RAM is not in a file, or in huge
+ * pages of more than 2 MiB. Else
  * as inject_uffd(). <= 1 s */
 int page_client_new(const struct vmm_ram *ram, uint64_t generation, void (*tell)(void *ctx),
 		    void *ctx, struct page_client **out, struct ft_err *err);

@@ -106,22 +106,25 @@ static int send_records(struct page_server *s, struct ft_wire *w, const uint8_t 
 
 /* ---- what is asked for ---- */
 
-static int answer(struct page_server *s, uint64_t pfn, struct ft_err *err)
+/* One page, or some that follow each other. */
+static int answer(struct page_server *s, uint64_t pfn, size_t n, struct ft_err *err)
 {
-	uint8_t page[VMM_PAGE_BYTES], record[FT_PAGE_RECORD_MAX];
+	uint8_t pages[BATCH_PAGES * VMM_PAGE_BYTES], records[BATCH_PAGES * FT_PAGE_RECORD_MAX];
 	bool valid, given;
-	size_t len;
+	size_t len = 0;
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
 	given = s->state == PAGES_SERVING;
-	valid = given && ft_giver_asked(&s->giver, pfn);
-	s->stats.faults += valid;
+	valid = given;
+	for (size_t i = 0; i < n && valid; i++)
+		valid = ft_giver_asked(&s->giver, pfn + i);
+	s->stats.faults += valid ? n : 0;
 	pthread_mutex_unlock(&s->lock);
 	if (!valid)
 		return ft_err_set(err, EPROTO, "ASK: page %llu: %s", (unsigned long long)pfn,
 				  given ? "there is none" : "before the guest was given away");
-	rc = read_run(s, pfn, 1, page);
+	rc = read_run(s, pfn, n, pages);
 	if (rc) {
 		ft_err_set(err, -rc, "page %llu cannot be read: %s", (unsigned long long)pfn,
 			   strerror(-rc));
@@ -129,25 +132,36 @@ static int answer(struct page_server *s, uint64_t pfn, struct ft_err *err)
 		return rc;
 	}
 	/* Packing it would take longer than sending it. */
-	len = ft_page_record_plain(pfn, page, record);
-	rc = send_records(s, s->urgent, record, len, err);
+	for (size_t i = 0; i < n; i++)
+		len += ft_page_record_plain(pfn + i, pages + i * VMM_PAGE_BYTES, records + len);
+	rc = send_records(s, s->urgent, records, len, err);
 	pthread_mutex_lock(&s->lock);
 	s->stats.bytes += len;
 	pthread_mutex_unlock(&s->lock);
 	return rc;
 }
 
+static uint64_t asked(const struct ft_msg *msg, size_t i)
+{
+	uint64_t le;
+
+	memcpy(&le, msg->payload + i * sizeof le, sizeof le);
+	return le64toh(le);
+}
+
 static int on_ask(struct page_server *s, const struct ft_msg *msg, struct ft_err *err)
 {
-	int rc = msg->payload_len && msg->payload_len % 8 == 0
+	size_t n = msg->payload_len / 8;
+	int rc = n && msg->payload_len % 8 == 0
 			 ? 0
 			 : ft_err_set(err, EPROTO, "ASK: %u bytes", msg->payload_len);
 
-	for (uint32_t i = 0; i < msg->payload_len / 8 && !rc; i++) {
-		uint64_t le;
-
-		memcpy(&le, msg->payload + i * sizeof le, sizeof le);
-		rc = answer(s, le64toh(le), err);
+	for (size_t i = 0, run; i < n && !rc; i += run) {
+		for (run = 1;
+		     run < BATCH_PAGES && i + run < n && asked(msg, i + run) == asked(msg, i) + run;
+		     run++)
+			;
+		rc = answer(s, asked(msg, i), run, err);
 	}
 	return rc;
 }

@@ -5,7 +5,7 @@
  * breaks costs time and nothing else.
  *
  *   urgent   target -> ASK, MISSING and BITMAP (after a lost link), ALL
- *            source -> PAGES, one page
+ *            source -> PAGES, what was asked for
  *   bulk     source -> PAGES, many; BITMAP
  *
  * Two threads while there are connections. Calls are the owner's thread's; it hears by tell(), on

@@ -365,6 +365,7 @@ int qemu_arm_command_line(const char *const *argv, const struct qemu_arm_rules *
 
 	if (r < 0)
 		return r;
+	vm->huge_pages = rules->huge_pages;
 	r = command_line_translate(&c, argv, err);
 	if (r == 0)
 		r = qemu_arm_argv(vm, &c.run, &c.trial, c.memory_bytes, err);

@@ -67,6 +67,7 @@ struct qemu {
 	struct qmp trial_qmp;
 	struct argv trial_argv; /* armed */
 	int image_fd;		/* armed: the memfd, for trials */
+	bool huge_pages;	/* armed: that is how it is made */
 	bool lost, lost_told;
 	bool powered_off; /* by the guest itself; stays its status whatever follows */
 	char lost_why[256];
@@ -117,7 +118,7 @@ void qemu_common_argv(struct argv *a, enum qemu_purpose purpose, uint64_t memory
 #define QEMU_FD_RAM (SPAWN_FD_FIRST + 1) /* a memfd */
 #define QEMU_FD_NIC (SPAWN_FD_FIRST + 2) /* trials: taps that lead nowhere */
 /* Descriptor of the guest's RAM of `bytes`. -errno. */
-int qemu_memfd(const char *name, uint64_t bytes, struct ft_err *err);
+int qemu_memfd(const char *name, uint64_t bytes, bool huge_pages, struct ft_err *err);
 /* Binds qmp_path, spawns argv with that socket and fds[0..n) behind it, and connects to its
  * monitor. */
 int qemu_launch(struct process *p, struct qmp *q, const struct argv *argv, const int *fds,

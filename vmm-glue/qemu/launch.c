@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/kvm.h>
+#include <linux/memfd.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -252,9 +253,10 @@ int qemu_config_argv(const struct qemu_config *c, enum qemu_purpose purpose, str
 	return r;
 }
 
-int qemu_memfd(const char *name, uint64_t bytes, struct ft_err *err)
+int qemu_memfd(const char *name, uint64_t bytes, bool huge_pages, struct ft_err *err)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC), code;
+	unsigned kind = huge_pages ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
+	int fd = memfd_create(name, MFD_CLOEXEC | kind), code;
 
 	if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0)
 		return fd;
@@ -342,7 +344,7 @@ int qemu_start(const struct qemu_config *config, struct vmm **out, struct ft_err
 	snprintf(qmp_path, sizeof qmp_path, "%s/%s.qmp", vm->run_dir, vm->name);
 	r = qemu_config_argv(config, QEMU_RUN, &argv, err);
 	if (r == 0)
-		r = ram_fd = qemu_memfd(vm->name, config->memory_bytes, err);
+		r = ram_fd = qemu_memfd(vm->name, config->memory_bytes, config->huge_pages, err);
 	if (r >= 0)
 		r = qemu_launch(&vm->process, &vm->qmp, &argv, &ram_fd, 1, qmp_path, vm->log, err);
 	if (r == 0)

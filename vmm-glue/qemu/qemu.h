@@ -32,6 +32,7 @@ struct qemu_config {
 	enum qemu_accel accel; /* auto: KVM where /dev/kvm really makes a VM, else TCG */
 	const char *cpu;       /* NULL: max */
 	uint64_t memory_bytes;
+	bool huge_pages; /* RAM in pages of 2 MiB; memory_bytes is a multiple */
 	unsigned cpus;
 	const char *kernel, *initrd, *append; /* NULL: the firmware boots from disk */
 	const char *uuid;		      /* NULL: none */
@@ -78,6 +79,7 @@ struct qemu_arm_rules {
 	const char *const *directories; /* files may only be named below these, after replacement;
 					   NULL-terminated */
 	uint64_t memory_bytes_max;	/* the guest may have this much, 0: no limit */
+	bool huge_pages;		/* as in qemu_config */
 	struct keeper *keeper;
 };
 /* argv: NULL-terminated. -EPERM: an option that is not on the allow-list, by name. */

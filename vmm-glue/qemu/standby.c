@@ -37,15 +37,27 @@ uint8_t *qemu_image(struct vmm *vmm)
 int qemu_image_write(struct vmm *vmm, uint64_t pfn, struct iovec *iov, unsigned n,
 		     struct ft_err *err)
 {
-	int r = ram_file_write(qemu_of(vmm)->image_fd, pfn * VMM_PAGE_BYTES, iov, n);
+	struct qemu *vm = qemu_of(vmm);
+	int r = 0;
 
+	/* hugetlbfs knows no write(2), and all of it was reserved when it was mapped. */
+	for (unsigned i = 0; vm->huge_pages && i < n; i++)
+		memcpy(vm->ram.map + (pfn + i) * VMM_PAGE_BYTES, iov[i].iov_base, VMM_PAGE_BYTES);
+	if (!vm->huge_pages)
+		r = ram_file_write(vm->image_fd, pfn * VMM_PAGE_BYTES, iov, n);
 	return r ? ft_err_set(err, -r, "qemu: image: %s", strerror(-r)) : 0;
 }
 
 int qemu_image_empty(struct vmm *vmm, uint64_t pfn, uint64_t n, struct ft_err *err)
 {
-	int r = ram_file_empty(qemu_of(vmm)->image_fd, pfn * VMM_PAGE_BYTES, n * VMM_PAGE_BYTES);
+	struct qemu *vm = qemu_of(vmm);
+	int r = 0;
 
+	/* A hole would give up what is reserved. */
+	if (vm->huge_pages)
+		memset(vm->ram.map + pfn * VMM_PAGE_BYTES, 0, n * VMM_PAGE_BYTES);
+	else
+		r = ram_file_empty(vm->image_fd, pfn * VMM_PAGE_BYTES, n * VMM_PAGE_BYTES);
 	return r ? ft_err_set(err, -r, "qemu: image: %s", strerror(-r)) : 0;
 }
 
@@ -185,12 +197,13 @@ int qemu_arm_argv(struct qemu *vm, const struct argv *argv, struct argv *trial_a
 	vm->trial_argv = *trial_argv; /* ours now */
 	*trial_argv = (struct argv){0};
 	snprintf(qmp_path, sizeof qmp_path, "%s/%s.qmp", vm->run_dir, vm->name);
-	vm->image_fd = qemu_memfd(vm->name, memory_bytes, err);
+	vm->image_fd = qemu_memfd(vm->name, memory_bytes, vm->huge_pages, err);
 	if (vm->image_fd < 0)
 		return vm->image_fd;
 	map = mmap(NULL, memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vm->image_fd, 0);
 	if (map == MAP_FAILED)
-		return ft_err_set(err, errno, "qemu: mapping the image: %s", strerror(errno));
+		return ft_err_set(err, errno, "qemu: mapping the image: %s%s", strerror(errno),
+				  vm->huge_pages ? " (are there free huge pages enough?)" : "");
 	vm->ram.map = map;
 	vm->ram.bytes = memory_bytes;
 	vm->ram.fd = fcntl(vm->image_fd, F_DUPFD_CLOEXEC, 3);
@@ -216,6 +229,7 @@ int qemu_arm(const struct qemu_config *config, struct vmm **out, struct ft_err *
 
 	if (r < 0)
 		return r;
+	vm->huge_pages = config->huge_pages;
 	r = qemu_config_argv(config, QEMU_WAIT, &argv, err);
 	if (r == 0)
 		r = qemu_config_argv(config, QEMU_TRIAL, &trial, err);
