@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 
+#include "tests/agent/asker.h"
 #include "tests/agent/harness.h"
 #include "vmm-glue/qemu/argv.h"
 #include "vmm-glue/qemu/options.h"
@@ -18,7 +19,7 @@
 #define DIRTY	       "ft.dirty=20000:100"
 #define STANDBY_ROUNDS 4
 #define ROUNDS	       20
-#define STALL_US       100000	  /* median; ft-bench asks for 10 ms where nobody else is about */
+#define STALL_US       10000	  /* median, beyond the pause and what is waited anyhow */
 #define SLOW	       (4u << 20) /* bytes a second */
 #define SLACK_MS       6000 /* a process that is killed waits for its writes to the disk first */
 #define MIGRATED_MS    60000
@@ -48,21 +49,51 @@ static int compare_us(const void *one, const void *other)
 	return (x > y) - (x < y);
 }
 
+/* What a client waits at worst, less the pause, while a snapshot is taken. */
+static uint64_t stall_of(unsigned round, uint64_t *took_us)
+{
+	struct asker asker;
+	uint64_t longest;
+
+	asker_start(&asker);
+	/* Every fourth at a pace at which the guest writes most of its pages first. */
+	snapshot(&a, "s", round % 4 == 3 ? 128u << 20 : 0);
+	longest = asker_end(&asker);
+	*took_us = asker.took_us;
+	return longest > snapshot_pause_us() ? longest - snapshot_pause_us() : 0;
+}
+
+/* The same in as much time in which nothing is done to the guest: what its load and whoever else
+ * needs this machine's processors make of it. */
+static uint64_t quiet_of(uint64_t us)
+{
+	struct asker asker;
+
+	asker_start(&asker);
+	asker_wait(&asker, us);
+	return asker_end(&asker);
+}
+
+/* The file is compared with what RAM was in the pause (--verify). Where others compute, each of the
+ * waits that make up a client's is longer; a snapshot adds some of them: not more than there are.
+ */
 static void every_round_is_the_pause(void **state)
 {
-	uint64_t us[ROUNDS];
+	uint64_t stall[ROUNDS], quiet[ROUNDS], took;
 
 	(void)state;
 	qemu_start(&a, at("g.conf"));
 	for (unsigned round = 0; round < ROUNDS; round++) {
-		/* Every fourth at a pace at which the guest writes most of its pages first. */
-		snapshot(&a, "s", round % 4 == 3 ? 128u << 20 : 0);
-		us[round] = snapshot_fault_us();
+		stall[round] = stall_of(round, &took);
+		quiet[round] = quiet_of(took);
+		print_message("%lu %lu\n", stall[round], quiet[round]);
 	}
-	qsort(us, ROUNDS, sizeof *us, compare_us);
-	print_message("longest wait for us: median %lu us, at worst %lu us\n", us[ROUNDS / 2],
-		      us[ROUNDS - 1]);
-	assert_true(us[ROUNDS / 2] <= STALL_US);
+	qsort(stall, ROUNDS, sizeof *stall, compare_us);
+	qsort(quiet, ROUNDS, sizeof *quiet, compare_us);
+	print_message("a client waits beyond the pause: median %lu us, at worst %lu us; without a "
+		      "snapshot: %lu us, %lu us\n",
+		      stall[ROUNDS / 2], stall[ROUNDS - 1], quiet[ROUNDS / 2], quiet[ROUNDS - 1]);
+	assert_true(stall[ROUNDS / 2] <= STALL_US + 2 * quiet[ROUNDS / 2]);
 	ticks_on(&a);
 	host_stop(&a);
 }
