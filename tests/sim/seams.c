@@ -160,11 +160,11 @@ ssize_t __wrap_getrandom(void *buf, size_t len, unsigned flags)
 {
 	uint64_t random;
 
-	if (!world || len != sizeof random)
+	if (!world || len > sizeof random)
 		return __real_getrandom(buf, len, flags);
 	random = world_random(world);
-	memcpy(buf, &random, sizeof random);
-	return sizeof random;
+	memcpy(buf, &random, len);
+	return (ssize_t)len;
 }
 
 void __real_boot_identity(uint8_t id[BOOT_ID_BYTES]);
