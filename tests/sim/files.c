@@ -28,6 +28,7 @@
 struct name {
 	char path[PATH_BYTES];
 	struct inode *now, *durable;
+	struct name *other; /* of a rename that is not durable: both names or neither */
 };
 
 struct file {
@@ -261,11 +262,21 @@ static bool in_folder(const char *path, const char *folder)
 	return !strncmp(path, folder, n) && path[n] == '/' && !strchr(path + n + 1, '/');
 }
 
+/* What it is now gets to the disk, or is lost. */
+static void settle(struct name *n, bool reached)
+{
+	if (reached)
+		inode_set(&n->durable, n->now);
+	else
+		inode_set(&n->now, n->durable);
+	n->other = NULL;
+}
+
 static void sync_names(const char *folder)
 {
 	for (unsigned i = 0; i < FILES_MAX; i++)
 		if ((names[i].now || names[i].durable) && in_folder(names[i].path, folder))
-			inode_set(&names[i].durable, names[i].now);
+			settle(&names[i], true);
 }
 
 static bool is_metadata(const struct file *f)
@@ -496,7 +507,7 @@ int __wrap_rename(const char *from, const char *to)
 {
 	char a[PATH_BYTES], b[PATH_BYTES];
 	struct node *n = resolve(from, a);
-	struct name *source;
+	struct name *source, *target;
 	bool dies;
 	int rc;
 
@@ -511,8 +522,11 @@ int __wrap_rename(const char *from, const char *to)
 	rc = step(n, &dies);
 	if (rc && (!dies || world_chance(world, 50)))
 		return fail(rc);
-	inode_set(&find_or_make(b)->now, source->now);
+	target = find_or_make(b);
+	inode_set(&target->now, source->now);
 	inode_set(&source->now, NULL);
+	target->other = source;
+	source->other = target;
 	return rc ? fail(rc) : 0;
 }
 
@@ -621,10 +635,12 @@ void files_power_lost(struct node *n)
 			continue;
 		snprintf(own, sizeof own, PREFIX "%c/", 'A' + (int)n->id);
 		if (!strncmp(name->path, own, strlen(own)) && name->now != name->durable) {
-			if (world_chance(world, 50))
-				inode_set(&name->durable, name->now);
-			else
-				inode_set(&name->now, name->durable);
+			struct name *other = name->other;
+			bool reached = world_chance(world, 50);
+
+			if (other && other->other == name)
+				settle(other, reached);
+			settle(name, reached);
 		}
 		if (name->now)
 			inode_lose(name->now, world, n->id);

@@ -24,6 +24,9 @@ struct kept {
 	struct memory_guest guest;
 	bool has, known; /* the file is there; what was written since is known */
 	struct memory is;
+	/* A name that nobody has synced may be lost with the power, as long as no update did. */
+	bool unsettled, had;
+	struct memory was;
 };
 
 /* ---- a whole one ---- */
@@ -144,22 +147,31 @@ static int open_for_restore(struct kept *k, struct source *s, struct ft_err *err
 	}
 }
 
-/* then: what it may be too. */
-static void check(struct kept *k, const struct memory *then)
+/* then: what it may be too; whole: in a file of its own. */
+static void check(struct kept *k, const struct memory *then, bool whole)
 {
 	static struct source s;
 	struct ft_err err = {0};
 	int rc = open_for_restore(k, &s, &err);
 
-	if (rc && err.code == ENOENT && !k->has)
+	if (rc && err.code == ENOENT && (!k->has || (k->unsettled && !k->had))) {
+		k->has = k->unsettled = false;
 		return;
+	}
 	if (rc) {
 		world_violation(k->world, "the file cannot be opened: %s", err.text);
 		return;
 	}
 	if (then && memory_is(then, &s)) {
+		if (!k->unsettled) {
+			k->was = k->is;
+			k->had = k->has;
+		}
+		k->unsettled = k->unsettled || whole;
 		k->is = *then;
 		k->has = true;
+	} else if (k->unsettled && k->had && memory_is(&k->was, &s)) {
+		k->is = k->was;
 	} else if (!k->has || !memory_is(&k->is, &s)) {
 		world_violation(k->world, "snapshot: the file is neither the old one nor the new");
 	}
@@ -184,10 +196,11 @@ static void save(struct kept *k,
 	if (!rc) {
 		k->is = then;
 		k->has = true;
+		k->unsettled = false;
 		if (world_chance(k->world, 30))
 			files_power_lost(k->node);
 	}
-	check(k, rc ? &then : NULL);
+	check(k, rc ? &then : NULL, how == take_whole);
 }
 
 void increments_run(struct world *w, struct node *n)

@@ -29,7 +29,7 @@ struct past {
 	char dir[16];
 	struct added added[ADDED_MAX];
 	unsigned n;
-	bool unsure; /* whether the last one is there */
+	bool unsure; /* whether the last one is there, and stays if the power goes */
 };
 
 struct pair {
@@ -41,6 +41,20 @@ struct pair {
 	bool known;		 /* what was written since the newest */
 	uint64_t generation, epoch;
 };
+
+static bool is_point(const struct history_point *point, const struct added *a)
+{
+	return point->generation == a->generation && point->epoch == a->epoch;
+}
+
+/* What nobody said was added, and is not there. */
+static void drop_unsure(struct past *past, const struct history_point *points, unsigned n)
+{
+	if (!past->unsure || (n && is_point(&points[n - 1], &past->added[past->n - 1])))
+		return;
+	past->n--;
+	past->unsure = false;
+}
 
 /* ---- adding ---- */
 
@@ -72,8 +86,10 @@ static void close_history(struct pair *p)
 	p->known = false;
 }
 
+/* A writer makes sure of what it goes on from. */
 static int open_history(struct pair *p, struct ft_err *err)
 {
+	static struct history_point points[HISTORY_MAX];
 	struct past *past = &p->past[p->standby];
 	struct vmm_ram ram;
 	int rc = history_open(past->dir, true, &p->history, err);
@@ -81,17 +97,16 @@ static int open_history(struct pair *p, struct ft_err *err)
 	memory_ram(&ram);
 	if (!rc)
 		rc = history_prepare(p->history, &ram, MEMORY_KIND, err);
-	if (rc)
+	if (rc) {
 		close_history(p);
-	return rc;
+		return rc;
+	}
+	drop_unsure(past, points, history_points(p->history, points));
+	past->unsure = false;
+	return 0;
 }
 
 /* ---- what is there ---- */
-
-static bool is_point(const struct history_point *point, const struct added *a)
-{
-	return point->generation == a->generation && point->epoch == a->epoch;
-}
 
 static void check_point(struct pair *p, const struct history *h, unsigned i, const struct added *a)
 {
@@ -113,9 +128,7 @@ static void check_points(struct pair *p, struct past *past, const struct history
 	static struct history_point points[HISTORY_MAX];
 	unsigned n = history_points(h, points), first;
 
-	if (past->unsure && !(n && is_point(&points[n - 1], &past->added[past->n - 1])))
-		past->n--;
-	past->unsure = false;
+	drop_unsure(past, points, n);
 	if (n > past->n || n < (past->n < p->keep ? past->n : p->keep)) {
 		world_violation(p->world, "history: %u points, of %u that were added", n, past->n);
 		return;
@@ -164,7 +177,7 @@ static void after(struct pair *p, int rc, const struct ft_err *err)
 static void commit(struct pair *p)
 {
 	struct past *past = &p->past[p->standby];
-	struct added *next = &past->added[past->n];
+	struct added *next;
 	struct ft_err err = {0};
 	int rc = 0;
 
@@ -173,9 +186,9 @@ static void commit(struct pair *p)
 	if (!p->history)
 		rc = open_history(p, &err);
 	if (!rc && past->n < ADDED_MAX) {
+		next = &past->added[past->n++];
 		next->generation = p->generation;
 		next->epoch = p->epoch;
-		past->n++;
 		past->unsure = true;
 		rc = add(p, next, &err);
 		past->unsure = rc != 0;
