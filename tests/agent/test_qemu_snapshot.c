@@ -3,7 +3,10 @@
  * in the pause; the guest goes on from it, with its TCP connection, in a QEMU of ours and in one
  * that knows nothing of us; and a file that QEMU wrote itself is as good. The agent's death or
  * standstill in the middle costs the guest a moment. */
+#include <dirent.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include "tests/agent/asker.h"
@@ -95,6 +98,62 @@ static void every_round_is_the_pause(void **state)
 		      stall[ROUNDS / 2], stall[ROUNDS - 1], quiet[ROUNDS / 2], quiet[ROUNDS - 1]);
 	assert_true(stall[ROUNDS / 2] <= STALL_US + 2 * quiet[ROUNDS / 2]);
 	ticks_on(&a);
+	host_stop(&a);
+}
+
+static bool is_real_time(pid_t tid)
+{
+	return sched_getscheduler(tid) == SCHED_RR;
+}
+
+static bool gives_way(pid_t tid)
+{
+	return getpriority(PRIO_PROCESS, (id_t)tid) > 0;
+}
+
+/* Threads of that process that are so. */
+static unsigned threads_that(pid_t pid, bool (*are)(pid_t tid))
+{
+	struct dirent *e;
+	unsigned n = 0;
+	char path[48];
+	DIR *d;
+
+	snprintf(path, sizeof path, "/proc/%d/task", pid);
+	d = opendir(path);
+	assert_non_null(d);
+	while ((e = readdir(d)))
+		n += atoi(e->d_name) > 0 && are(atoi(e->d_name));
+	closedir(d);
+	return n;
+}
+
+/* Also of an agent that gave up its privileges, if it could let itself have this one before. QEMU
+ * has it not. */
+static void who_is_waited_for_comes_first(void **state)
+{
+	struct rlimit limit;
+	uint64_t until;
+	pid_t qemu;
+	int fd;
+
+	(void)state;
+	qemu_start(&a, at("g.conf"));
+	qemu = vmm_pid(&a);
+	assert_int_equal(prlimit(a.agent, RLIMIT_RTPRIO, NULL, &limit), 0);
+	if (!limit.rlim_cur)
+		print_message("neither CAP_SYS_RESOURCE nor RLIMIT_RTPRIO here: no real time for "
+			      "an agent\n");
+	fd = snapshot_begin_slow(&a, "s", SLOW);
+	assert_int_equal(threads_that(a.agent, is_real_time), limit.rlim_cur ? 1 : 0);
+	assert_true(threads_that(a.agent, gives_way) > 0);
+	assert_int_equal(threads_that(qemu, is_real_time), 0);
+	assert_int_equal(prlimit(qemu, RLIMIT_RTPRIO, NULL, &limit), 0);
+	assert_int_equal(limit.rlim_max, 0);
+	close(fd);
+	until = now_ms() + START_MS;
+	while (threads_that(a.agent, gives_way))
+		breathe(until, "the snapshot that nobody waits for ends");
 	host_stop(&a);
 }
 
@@ -391,6 +450,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(every_round_is_the_pause, setup, place_clear),
+		cmocka_unit_test_setup_teardown(who_is_waited_for_comes_first, setup, place_clear),
 		cmocka_unit_test_setup_teardown(every_update_is_the_pause, setup, place_clear),
 		cmocka_unit_test_setup_teardown(goes_on_from_it, setup, place_clear),
 		cmocka_unit_test_setup_teardown(agent_killed, setup, place_clear),

@@ -62,8 +62,8 @@ static uint64_t helper_needs(const struct ft_config *config)
 	return helper_with_qemu | (config->source == CONFIG_ATTACH ? helper_with_foreign_qemu : 0);
 }
 
-/* Not for QEMU, whose parent is the helper. An agent that nobody gave this right, and that may not
- * give it to itself, does without. */
+/* Not for QEMU, whose parent is the helper. Without CAP_SYS_RESOURCE it takes somebody else who
+ * gives it (the unit's LimitRTPRIO); or the agent does without. */
 static void allow_urgency(void)
 {
 	(void)setrlimit(RLIMIT_RTPRIO, &(struct rlimit){URGENCY_PRIORITY, URGENCY_PRIORITY});
