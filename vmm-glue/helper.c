@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -218,6 +219,8 @@ static _Noreturn void help(int socket, uint64_t keep)
 	/* Its end is that of the socket: what stops the agent does not stop it first. */
 	(void)setsid();
 	(void)prctl(PR_SET_NAME, "ft-helper");
+	/* Not for QEMU. */
+	(void)setrlimit(RLIMIT_RTPRIO, &(struct rlimit){0});
 	helper.here = false;
 	for (int i = STDIN_FILENO; i <= STDERR_FILENO; i++)
 		dup2(null, i);

@@ -25,24 +25,38 @@ void claims_free(struct claims *c)
 	c->words = NULL;
 }
 
-bool claims_page(struct claims *c, uint64_t pfn)
+/* The pages that there are of a word. */
+static uint64_t pages_of(const struct claims *c, uint64_t word)
 {
-	uint64_t bit = UINT64_C(1) << (pfn % CLAIMS_WORD_PAGES);
+	uint64_t left = c->pages - word * CLAIMS_WORD_PAGES;
+
+	return left < CLAIMS_WORD_PAGES ? (UINT64_C(1) << left) - 1 : UINT64_MAX;
+}
+
+uint64_t claims_page(struct claims *c, uint64_t pfn, unsigned near)
+{
+	uint64_t word = pfn / CLAIMS_WORD_PAGES, page = UINT64_C(1) << (pfn % CLAIMS_WORD_PAGES),
+		 some = near < CLAIMS_WORD_PAGES ? (UINT64_C(1) << near) - 1 : UINT64_MAX,
+		 had = c->words[word];
 
 	assert(pfn < c->pages);
-	return !(atomic_fetch_or(&c->words[pfn / CLAIMS_WORD_PAGES], bit) & bit);
+	assert(near > 0 && near <= CLAIMS_WORD_PAGES && !(near & (near - 1)));
+	some = (some << (pfn % CLAIMS_WORD_PAGES / near * near)) & pages_of(c, word);
+	do
+		if (had & page)
+			return 0;
+	while (!atomic_compare_exchange_weak(&c->words[word], &had, had | some));
+	return some & ~had;
 }
 
 bool claims_next(struct claims *c, uint64_t *word, uint64_t *mine)
 {
-	uint64_t all = UINT64_MAX, left;
+	uint64_t all;
 
 	*word = atomic_fetch_add(&c->next, 1);
 	if (*word >= words_of(c))
 		return false;
-	left = c->pages - *word * CLAIMS_WORD_PAGES;
-	if (left < CLAIMS_WORD_PAGES)
-		all = (UINT64_C(1) << left) - 1;
+	all = pages_of(c, *word);
 	*mine = all & ~atomic_fetch_or(&c->words[*word], all);
 	return true;
 }

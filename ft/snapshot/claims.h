@@ -23,8 +23,10 @@ struct claims {
 /* 0 or -ENOMEM. */
 int claims_init(struct claims *c, uint64_t pages);
 void claims_free(struct claims *c);
-/* A fault's: true: the caller has the page; false: somebody else has it. */
-bool claims_page(struct claims *c, uint64_t pfn);
+/* A fault's: page pfn, and what nobody has of the `near` pages around it (a power of 2, aligned, at
+ * most CLAIMS_WORD_PAGES; 1: no others). The caller's pages of the word that has pfn's; 0: somebody
+ * else has pfn, and the caller has nothing. */
+uint64_t claims_page(struct claims *c, uint64_t pfn, unsigned near);
 /* A scanner's: the next CLAIMS_WORD_PAGES pages (the last word may have fewer), of which those in
  * *mine (which may be none) are the caller's. false: there are no more. */
 bool claims_next(struct claims *c, uint64_t *word, uint64_t *mine);

@@ -124,9 +124,8 @@ Ctl__Reply *ask_any(struct host *h, const Ctl__Request *r);
 uint64_t snapshot(struct host *h, const char *file, uint64_t bytes_per_s);
 /* The same, which updates a file that is there. */
 uint64_t snapshot_update(struct host *h, const char *file);
-/* Of the last one of these: the longest time that a write to a page that was not saved yet took us.
- */
-uint64_t snapshot_fault_us(void);
+/* Of the last one of these. */
+uint64_t snapshot_pause_us(void);
 /* "file:" and a path in the place. */
 const char *file_uri(const char *name);
 /* The same with its disks. */

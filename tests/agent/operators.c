@@ -104,7 +104,7 @@ static Ctl__Request snapshot_request(const char *file, uint64_t bytes_per_s, boo
 	return r;
 }
 
-static uint64_t fault_us;
+static uint64_t pause_us;
 
 static uint64_t take(struct host *h, Ctl__Request *r)
 {
@@ -120,7 +120,7 @@ static uint64_t take(struct host *h, Ctl__Request *r)
 	assert_int_equal(reply->snapshot->disks != 0, !r->no_disks);
 	assert_int_equal(reply->snapshot->incremental, r->incremental);
 	digest = reply->digest;
-	fault_us = reply->snapshot->fault_us_max;
+	pause_us = reply->snapshot->pause_us;
 	ctl__reply__free_unpacked(reply, NULL);
 	return digest;
 }
@@ -147,9 +147,9 @@ uint64_t snapshot_update(struct host *h, const char *file)
 	return take(h, &r);
 }
 
-uint64_t snapshot_fault_us(void)
+uint64_t snapshot_pause_us(void)
 {
-	return fault_us;
+	return pause_us;
 }
 
 static int begin_slow(struct host *h, const char *file, uint64_t bytes_per_s, bool disks)

@@ -27,7 +27,6 @@
 #define SNAPSHOT_MS 60000
 #define LOOK_MS	    2
 #define ANSWER_MS   5000
-#define JOBS	    2
 
 #define BEYOND_MS 10 /* that a client may wait longer than the guest's pause */
 
@@ -83,7 +82,8 @@ static void on_done(void *ctx)
 static int take_ours(struct direct *d, const char *path, double *pause_ms, struct ft_err *err)
 {
 	int done = eventfd(0, EFD_CLOEXEC);
-	struct snapshot_config config = {.path = path, .jobs = JOBS, .done = on_done, .ctx = &done};
+	struct snapshot_config config = {
+		.path = path, .jobs = snapshot_jobs(1), .done = on_done, .ctx = &done};
 	struct pollfd p = {.fd = done, .events = POLLIN};
 	struct snapshot_progress progress;
 	struct snapshot *s;

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #include "eventtap/block/journal.h"
 #include "tests/sim/inode.h"
 #include "tests/sim/world.h"
+#include "vmm-glue/snapshot/update.h"
 
 #define PREFIX	   "/sim/"
 #define PATH_BYTES 96
@@ -26,12 +28,14 @@
 struct name {
 	char path[PATH_BYTES];
 	struct inode *now, *durable;
+	struct name *other; /* of a rename that is not durable: both names or neither */
 };
 
 struct file {
 	struct node *owner; /* NULL: free */
 	struct inode *inode;
 	bool folder, locked, through;
+	int flocked; /* LOCK_SH, LOCK_EX, or 0 */
 	char path[PATH_BYTES];
 };
 
@@ -123,12 +127,28 @@ static void let_go(struct file *f)
 int __real_open(const char *path, int flags, mode_t mode);
 int __wrap_open(const char *path, int flags, ...);
 
+static int open_file(struct node *n, struct inode *inode, const char *path)
+{
+	int fd = 0;
+
+	while (fd < FDS_MAX && files[fd].owner)
+		fd++;
+	if (fd == FDS_MAX) {
+		world_violation(world, "more than %d files are open", FDS_MAX);
+		return fail(EMFILE);
+	}
+	files[fd] = (struct file){.owner = n, .inode = inode_hold(inode)};
+	snprintf(files[fd].path, sizeof files[fd].path, "%s", path);
+	open_files[n->id]++;
+	return FD_BASE + fd;
+}
+
 static int sim_open(struct node *n, const char *path, int flags)
 {
 	struct name *name = find(path);
 	struct inode *inode = name ? name->now : NULL;
 	bool dies, folder = flags & O_DIRECTORY;
-	int rc, fd = 0;
+	int rc, fd;
 
 	if (!folder && !inode && !(flags & O_CREAT))
 		return fail(ENOENT);
@@ -148,19 +168,12 @@ static int sim_open(struct node *n, const char *path, int flags)
 		if (dies)
 			return fail(EIO);
 	}
-	while (fd < FDS_MAX && files[fd].owner)
-		fd++;
-	if (fd == FDS_MAX) {
-		world_violation(world, "more than %d files are open", FDS_MAX);
-		return fail(EMFILE);
+	fd = open_file(n, inode, path);
+	if (fd >= 0) {
+		file_of(fd)->folder = folder;
+		file_of(fd)->through = flags & O_DSYNC;
 	}
-	files[fd] = (struct file){.owner = n,
-				  .inode = inode_hold(inode),
-				  .folder = folder,
-				  .through = flags & O_DSYNC};
-	snprintf(files[fd].path, sizeof files[fd].path, "%s", path);
-	open_files[n->id]++;
-	return FD_BASE + fd;
+	return fd;
 }
 
 int __wrap_open(const char *path, int flags, ...)
@@ -249,11 +262,21 @@ static bool in_folder(const char *path, const char *folder)
 	return !strncmp(path, folder, n) && path[n] == '/' && !strchr(path + n + 1, '/');
 }
 
+/* What it is now gets to the disk, or is lost. */
+static void settle(struct name *n, bool reached)
+{
+	if (reached)
+		inode_set(&n->durable, n->now);
+	else
+		inode_set(&n->now, n->durable);
+	n->other = NULL;
+}
+
 static void sync_names(const char *folder)
 {
 	for (unsigned i = 0; i < FILES_MAX; i++)
 		if ((names[i].now || names[i].durable) && in_folder(names[i].path, folder))
-			inode_set(&names[i].durable, names[i].now);
+			settle(&names[i], true);
 }
 
 static bool is_metadata(const struct file *f)
@@ -266,6 +289,17 @@ static bool is_metadata(const struct file *f)
 static bool is_journal(const char *path)
 {
 	return strstr(path, JOURNAL_SUFFIX) != NULL;
+}
+
+/* Whether a mutant leaves this file of a snapshot's unsynced. */
+static bool is_left_out(const struct file *f)
+{
+	size_t n = strlen(f->path);
+
+	if (world->mutant == MUTANT_UPDATE_UNSYNCED)
+		return n > 8 && !strcmp(f->path + n - 8, UPDATE_SUFFIX);
+	return world->mutant == MUTANT_MARK_UNSYNCED && f->inode->bytes > CHANGES_MARK_BYTES &&
+	       changes_marked(f->inode->now) && !changes_marked(f->inode->durable);
 }
 
 static int sim_sync(struct file *f)
@@ -283,7 +317,7 @@ static int sim_sync(struct file *f)
 		if (m != MUTANT_NAME_UNSYNCED)
 			sync_names(f->path);
 	} else if (!(m == MUTANT_METADATA_UNSYNCED && is_metadata(f)) &&
-		   !(m == MUTANT_JOURNAL_UNSYNCED && is_journal(f->path))) {
+		   !(m == MUTANT_JOURNAL_UNSYNCED && is_journal(f->path)) && !is_left_out(f)) {
 		inode_sync(f->inode, world, 100);
 	}
 	return 0;
@@ -320,8 +354,10 @@ int __wrap_ftruncate(int fd, off_t bytes)
 	rc = step(f->owner, &dies);
 	if (rc)
 		return fail(rc);
-	assert((uint64_t)bytes >= f->inode->bytes); /* nobody here makes a file smaller */
-	inode_grow(f->inode, (uint64_t)bytes);
+	if ((uint64_t)bytes < f->inode->bytes)
+		inode_shrink(f->inode, f->owner->id, (uint64_t)bytes);
+	else
+		inode_grow(f->inode, (uint64_t)bytes);
 	f->inode->size_cached = (uint8_t)(1 + f->owner->id);
 	return 0;
 }
@@ -336,8 +372,9 @@ int __wrap_fallocate(int fd, int mode, off_t at, off_t len)
 
 	if (!f)
 		return __real_fallocate(fd, mode, at, len);
-	if (mode & FALLOC_FL_ZERO_RANGE)
-		return fail(EOPNOTSUPP); /* as NFS and tmpfs */
+	/* As NFS and tmpfs; and room is not what fails here. */
+	if (mode & FALLOC_FL_ZERO_RANGE || mode == FALLOC_FL_KEEP_SIZE)
+		return fail(EOPNOTSUPP);
 	assert(mode & FALLOC_FL_PUNCH_HOLE);
 	rc = step(f->owner, &dies);
 	if (rc)
@@ -450,27 +487,46 @@ int __wrap_unlink(const char *path)
 	return dies ? fail(EIO) : 0;
 }
 
+/* The next one in the row, if there is one. */
+static void skip_link(char path[PATH_BYTES])
+{
+	char next[PATH_BYTES], *number = strrchr(path, '/') + 1;
+	int folder = (int)(number - path);
+	struct name *name;
+
+	snprintf(next, sizeof next, "%.*s%020llu.changes", folder, path,
+		 strtoull(number, NULL, 10) + 1);
+	name = find(next);
+	if (name && name->now)
+		memcpy(path, next, sizeof next);
+}
+
 int __real_rename(const char *from, const char *to);
 int __wrap_rename(const char *from, const char *to);
 int __wrap_rename(const char *from, const char *to)
 {
 	char a[PATH_BYTES], b[PATH_BYTES];
 	struct node *n = resolve(from, a);
-	struct name *source;
+	struct name *source, *target;
 	bool dies;
 	int rc;
 
 	if (!n)
 		return __real_rename(from, to);
 	(void)resolve(to, b);
+	if (world->mutant == MUTANT_LINK_SKIPPED && strstr(b, "/base" UPDATE_SUFFIX))
+		skip_link(a);
 	source = find(a);
 	if (!source || !source->now)
 		return fail(ENOENT);
 	rc = step(n, &dies);
 	if (rc && (!dies || world_chance(world, 50)))
 		return fail(rc);
-	inode_set(&find_or_make(b)->now, source->now);
+	target = find_or_make(b);
+	inode_set(&target->now, source->now);
 	inode_set(&source->now, NULL);
+	target->other = source;
+	source->other = target;
 	return rc ? fail(rc) : 0;
 }
 
@@ -504,6 +560,8 @@ int __wrap_fcntl(int fd, int cmd, ...)
 	va_end(ap);
 	if (!f)
 		return __real_fcntl(fd, cmd, arg);
+	if (cmd == F_DUPFD_CLOEXEC)
+		return open_file(f->owner, f->inode, f->path);
 	if (cmd == F_OFD_GETLK) {
 		((struct flock *)arg)->l_type = is_locked(f) ? F_WRLCK : F_UNLCK;
 		return 0;
@@ -514,6 +572,24 @@ int __wrap_fcntl(int fd, int cmd, ...)
 	if (is_locked(f))
 		return fail(EAGAIN);
 	f->locked = true;
+	return 0;
+}
+
+int __real_flock(int fd, int how);
+int __wrap_flock(int fd, int how);
+int __wrap_flock(int fd, int how)
+{
+	struct file *f = file_of(fd);
+
+	if (!f)
+		return __real_flock(fd, how);
+	assert(how & LOCK_NB);
+	how &= ~LOCK_NB;
+	for (unsigned i = 0; i < FDS_MAX; i++)
+		if (files[i].owner && files[i].inode == f->inode && &files[i] != f &&
+		    files[i].flocked && (how == LOCK_EX || files[i].flocked == LOCK_EX))
+			return fail(EWOULDBLOCK);
+	f->flocked = how;
 	return 0;
 }
 
@@ -559,10 +635,12 @@ void files_power_lost(struct node *n)
 			continue;
 		snprintf(own, sizeof own, PREFIX "%c/", 'A' + (int)n->id);
 		if (!strncmp(name->path, own, strlen(own)) && name->now != name->durable) {
-			if (world_chance(world, 50))
-				inode_set(&name->durable, name->now);
-			else
-				inode_set(&name->now, name->durable);
+			struct name *other = name->other;
+			bool reached = world_chance(world, 50);
+
+			if (other && other->other == name)
+				settle(other, reached);
+			settle(name, reached);
 		}
 		if (name->now)
 			inode_lose(name->now, world, n->id);
@@ -603,6 +681,19 @@ void files_make(struct world *w, const char *path, uint64_t bytes)
 	i->durable_bytes = bytes;
 	inode_set(&name->now, i);
 	inode_set(&name->durable, i);
+}
+
+bool files_is_simulated(const char *path)
+{
+	return world && !strncmp(path, PREFIX, strlen(PREFIX));
+}
+
+bool files_name(unsigned i, const char **path)
+{
+	if (i >= FILES_MAX)
+		return false;
+	*path = names[i].now ? names[i].path : NULL;
+	return true;
 }
 
 unsigned files_open_count(struct node *n)

@@ -33,6 +33,10 @@ bool files_exists(const char *path);
 void files_peek(const char *path, uint64_t offset, uint8_t *out, size_t len, bool durable);
 /* A file of zeroes, durable. */
 void files_make(struct world *w, const char *path, uint64_t bytes);
+/* A path that the simulator has. */
+bool files_is_simulated(const char *path);
+/* Of all names the i-th; *path NULL: there is none just now. False: there are no more. */
+bool files_name(unsigned i, const char **path);
 /* Descriptors that a host's processes have open. */
 unsigned files_open_count(struct node *n);
 

@@ -15,6 +15,7 @@
 
 #define RAM_PAGES   150
 #define WORKERS_MAX 3
+#define NEAR_PAGES  8
 #define STEPS	    5000 /* more than it takes, at any pace */
 #define WORLDS	    16	 /* for each seed */
 
@@ -38,6 +39,7 @@ struct frozen_ram {
 	/* the guest's write that waits, and the fault thread's place in serving it */
 	enum { GUEST_RUNS, FAULT_CLAIMS, FAULT_COPIES, FAULT_LETS_GO, FAULT_IS_ANOTHERS } fault;
 	unsigned page;
+	uint64_t mine; /* of its word: it, and neighbours that come along */
 };
 
 static void save(struct frozen_ram *f, unsigned page, uint64_t value)
@@ -72,22 +74,29 @@ static void guest_writes(struct frozen_ram *f)
 /* on_fault() */
 static void fault_step(struct frozen_ram *f)
 {
+	unsigned first = f->page / CLAIMS_WORD_PAGES * CLAIMS_WORD_PAGES;
+
 	switch (f->fault) {
 	case GUEST_RUNS:
 		guest_writes(f);
 		break;
 	case FAULT_CLAIMS:
-		f->fault = claims_page(&f->claims, f->page) ? FAULT_COPIES : FAULT_IS_ANOTHERS;
+		/* Alone when there is no room for others. */
+		f->mine = claims_page(&f->claims, f->page,
+				      world_chance(f->world, 70) ? NEAR_PAGES : 1);
+		f->fault = f->mine ? FAULT_COPIES : FAULT_IS_ANOTHERS;
 		/* It was let go between the fault and its claim. */
 		if (f->fault == FAULT_IS_ANOTHERS && !f->protected[f->page])
 			f->fault = GUEST_RUNS;
 		break;
 	case FAULT_COPIES:
-		save(f, f->page, f->now[f->page]);
+		for (unsigned i = 0; claims_run(f->mine, &i); i++)
+			save(f, first + i, f->now[first + i]);
 		f->fault = FAULT_LETS_GO;
 		break;
 	case FAULT_LETS_GO:
-		let_go(f, f->page);
+		for (unsigned i = 0; claims_run(f->mine, &i); i++)
+			let_go(f, first + i);
 		f->fault = GUEST_RUNS;
 		break;
 	case FAULT_IS_ANOTHERS:

@@ -3,8 +3,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "tests/sim/world.h"
+
+#define LARGE (1u << 20)
 
 static uint64_t inodes;
 
@@ -18,10 +21,18 @@ struct inode *inode_new(void)
 	return i;
 }
 
+static void release(uint8_t *p, uint64_t bytes)
+{
+	if (bytes < LARGE)
+		free(p);
+	else
+		munmap(p, bytes);
+}
+
 static void inode_free(struct inode *i)
 {
-	free(i->now);
-	free(i->durable);
+	release(i->now, i->room);
+	release(i->durable, i->room);
 	free(i->cached);
 	free(i->written);
 	free(i);
@@ -53,23 +64,43 @@ uint64_t inode_rounded(uint64_t bytes, uint64_t unit)
 	return (bytes + unit - 1) / unit * unit;
 }
 
+/* The new ones are zeroes. What is large, and mostly holes, costs nothing before it is touched. */
+static uint8_t *more(uint8_t *p, uint64_t old, uint64_t new)
+{
+	uint8_t *q = new < LARGE ? realloc(p, new)
+				 : mmap(NULL, new, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (!q || q == MAP_FAILED)
+		abort();
+	if (new < LARGE) {
+		memset(q + old, 0, new - old);
+	} else if (old) {
+		memcpy(q, p, old);
+		release(p, old);
+	}
+	return q;
+}
+
 void inode_grow(struct inode *i, uint64_t bytes)
 {
-	uint64_t old = inode_rounded(i->bytes, EXTENT), new = inode_rounded(bytes, EXTENT);
+	/* Snapshots begin at 1 MiB, and are not to be copied for each page. */
+	uint64_t old = i->room, new = inode_rounded(bytes, bytes < LARGE ? EXTENT : LARGE);
 
 	i->bytes = bytes;
 	if (new <= old)
 		return;
-	i->now = realloc(i->now, new);
-	i->durable = realloc(i->durable, new);
-	i->cached = realloc(i->cached, new / SECTOR);
-	i->written = realloc(i->written, new / EXTENT);
-	if (!i->now || !i->durable || !i->cached || !i->written)
-		abort();
-	memset(i->now + old, 0, new - old);
-	memset(i->durable + old, 0, new - old);
-	memset(i->cached + old / SECTOR, 0, (new - old) / SECTOR);
-	memset(i->written + old / EXTENT, 0, (new - old) / EXTENT);
+	i->room = new;
+	i->now = more(i->now, old, new);
+	i->durable = more(i->durable, old, new);
+	i->cached = more(i->cached, old / SECTOR, new / SECTOR);
+	i->written = more(i->written, old / EXTENT, new / EXTENT);
+}
+
+void inode_shrink(struct inode *i, unsigned host, uint64_t bytes)
+{
+	inode_put(i, host, bytes, NULL, i->bytes - bytes);
+	i->bytes = bytes;
 }
 
 void inode_put(struct inode *i, unsigned host, uint64_t offset, const uint8_t *buf, size_t len)
@@ -112,6 +143,18 @@ void inode_through(struct inode *i, uint64_t offset, size_t len)
 	}
 }
 
+/* To the size that is durable: what is beyond is zeroes, if the file grows again. */
+static void cut(struct inode *i)
+{
+	uint64_t end = i->durable_bytes;
+
+	if (end < i->bytes) {
+		memset(i->now + end, 0, i->bytes - end);
+		memset(i->durable + end, 0, i->bytes - end);
+	}
+	i->bytes = end;
+}
+
 void inode_lose(struct inode *i, struct world *w, unsigned host)
 {
 	uint64_t sectors = inode_rounded(i->bytes, SECTOR) / SECTOR;
@@ -129,7 +172,7 @@ void inode_lose(struct inode *i, struct world *w, unsigned host)
 	if (i->size_cached != 1 + host)
 		return;
 	if (world_chance(w, 50))
-		i->bytes = i->durable_bytes;
+		cut(i);
 	else
 		i->durable_bytes = i->bytes;
 	i->size_cached = 0;

@@ -15,7 +15,7 @@ struct world;
 struct inode {
 	uint64_t number;
 	unsigned refs; /* names, now and durable, and open files */
-	uint64_t bytes, durable_bytes;
+	uint64_t bytes, durable_bytes, room;
 	uint8_t *now, *durable;
 	/* Per sector: 0 = durable, else 1 + the host whose page cache has it. */
 	uint8_t *cached;
@@ -32,6 +32,8 @@ void inode_set(struct inode **slot, struct inode *i);
 uint64_t inode_rounded(uint64_t bytes, uint64_t unit);
 /* With zeroes, in now and durable alike. */
 void inode_grow(struct inode *i, uint64_t bytes);
+/* What was beyond is zeroes, if the file grows again. */
+void inode_shrink(struct inode *i, unsigned host, uint64_t bytes);
 /* buf NULL: zeroes. Into the page cache of that host. */
 void inode_put(struct inode *i, unsigned host, uint64_t offset, const uint8_t *buf, size_t len);
 /* Makes so much of it durable, sector by sector; 100: all. */

@@ -160,11 +160,11 @@ ssize_t __wrap_getrandom(void *buf, size_t len, unsigned flags)
 {
 	uint64_t random;
 
-	if (!world || len != sizeof random)
+	if (!world || len > sizeof random)
 		return __real_getrandom(buf, len, flags);
 	random = world_random(world);
-	memcpy(buf, &random, sizeof random);
-	return sizeof random;
+	memcpy(buf, &random, len);
+	return (ssize_t)len;
 }
 
 void __real_boot_identity(uint8_t id[BOOT_ID_BYTES]);
@@ -352,11 +352,15 @@ void __wrap_overlay_put(struct overlay *o, const struct overlay_extent *extent)
 	__real_overlay_put(o, extent);
 }
 
-bool __real_claims_page(struct claims *c, uint64_t pfn);
-bool __wrap_claims_page(struct claims *c, uint64_t pfn);
-bool __wrap_claims_page(struct claims *c, uint64_t pfn)
+uint64_t __real_claims_page(struct claims *c, uint64_t pfn, unsigned near);
+uint64_t __wrap_claims_page(struct claims *c, uint64_t pfn, unsigned near);
+uint64_t __wrap_claims_page(struct claims *c, uint64_t pfn, unsigned near)
 {
-	return __real_claims_page(c, pfn) || world->mutant == MUTANT_CLAIMED_TWICE;
+	uint64_t mine = __real_claims_page(c, pfn, near);
+
+	if (!mine && world->mutant == MUTANT_CLAIMED_TWICE)
+		return UINT64_C(1) << (pfn % CLAIMS_WORD_PAGES);
+	return mine;
 }
 
 /* Late: the tap's and the store's next step is the change itself, so what is told of the one before

@@ -208,6 +208,9 @@ void copies_gone(struct node *n);
 
 /* ---- frozen.c: a world of its own, whose chance is the seed's ---- */
 void frozen_ram_run(struct world *w);
+/* ---- increments.c, pasts.c: likewise, on these hosts' filesystems ---- */
+void increments_run(struct world *w, struct node *n);
+void pasts_run(struct world *w, struct node *nodes);
 
 struct overflow {
 	struct node *node;
@@ -400,6 +403,11 @@ enum mutant {
 	MUTANT_NEIGHBOUR_LET_GO, /* who scans lets the writer of a page go that another has claimed
 				  */
 	MUTANT_LET_GO_EARLY,	 /* ... or of his own, before he has read it */
+	MUTANT_UPDATE_UNSYNCED,	 /* changes are not synced before they are put into the file */
+	MUTANT_MARK_UNSYNCED,	 /* ... nor is the mark that the file is a mixture */
+	MUTANT_WRITE_FORGOTTEN,	 /* a page that was written since the last snapshot is not noted */
+	MUTANT_CLEARED_LATE,	 /* ... or its note is cleared after the page was read */
+	MUTANT_LINK_SKIPPED,	 /* a link of a history is put into base without the one before */
 	/* migration */
 	MUTANT_STALE_PAGE,     /* a page is served from an old copy */
 	MUTANT_MAP_UNMERGED,   /* a bitmap that has arrived forgets what was written meanwhile */

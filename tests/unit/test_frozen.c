@@ -25,6 +25,7 @@
 #define BYTES	     ((size_t)PAGES * VMM_PAGE_BYTES)
 #define WRITERS	     2
 #define SCANNERS     2
+#define NEAR_PAGES   8
 #define ROUNDS	     10
 #define MUTANT_TRIES 50
 
@@ -111,22 +112,31 @@ static void wait_for_scanner(uint64_t pfn)
 		poll(NULL, 0, 1);
 }
 
-static int on_fault(void *ctx, uint64_t pfn)
+static void on_fault(void *ctx, uint64_t pfn)
 {
+	uint64_t first = pfn / CLAIMS_WORD_PAGES * CLAIMS_WORD_PAGES, mine;
+	/* Alone, or with its neighbours. */
+	unsigned near = w.mutant == RIGHT && pfn % 3 ? NEAR_PAGES : 1;
 	uint8_t bytes[VMM_PAGE_BYTES];
 
 	(void)ctx;
-	if (!claims_page(&w.claims, pfn) && w.mutant != NOT_CLAIMED)
-		return 1;
+	mine = claims_page(&w.claims, pfn, near);
+	if (!mine && w.mutant != NOT_CLAIMED)
+		return;
 	if (w.mutant == RELEASED_FIRST) {
 		frozen_release(w.frozen, pfn, 1);
 		sched_yield();
 	}
 	if (w.mutant == RELEASED_OTHERS)
 		wait_for_scanner(pfn);
-	read_page(pfn, 1, bytes);
-	save(pfn, bytes);
-	return 0;
+	if (w.mutant == NOT_CLAIMED)
+		mine = UINT64_C(1) << pfn % CLAIMS_WORD_PAGES;
+	for (unsigned i = 0; claims_run(mine, &i); i++) {
+		read_page(first + i, 1, bytes);
+		save(first + i, bytes);
+	}
+	for (unsigned i = 0, n; (n = claims_run(mine, &i)); i += n)
+		frozen_release(w.frozen, first + i, n);
 }
 
 static void *scan(void *ctx)

@@ -332,19 +332,24 @@ static void took(struct claimer *c, uint64_t pfn)
 	__atomic_fetch_add(&c->times[pfn], 1, __ATOMIC_RELAXED);
 }
 
+static void take_all(struct claimer *c, uint64_t word, uint64_t mine)
+{
+	for (; mine; mine &= mine - 1)
+		took(c, word * CLAIMS_WORD_PAGES + (unsigned)__builtin_ctzll(mine));
+}
+
 /* Scanners, whom faults interrupt, and threads that do nothing but fault. */
 static void *claim(void *ctx)
 {
 	struct claimer *c = ctx;
-	uint64_t word, mine = 0;
+	uint64_t word = 0, mine = 0;
 
 	while (c->scans ? claims_next(c->claims, &word, &mine) : claims_left(c->claims)) {
 		uint64_t pfn = (uint64_t)rand_r(&c->seed) % CLAIM_PAGES;
 
-		if (claims_page(c->claims, pfn))
-			took(c, pfn);
-		for (; mine; mine &= mine - 1)
-			took(c, word * CLAIMS_WORD_PAGES + (unsigned)__builtin_ctzll(mine));
+		take_all(c, pfn / CLAIMS_WORD_PAGES, claims_page(c->claims, pfn, 1u << pfn % 7));
+		take_all(c, word, mine);
+		mine = 0;
 	}
 	return NULL;
 }

@@ -5,9 +5,11 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "vmm-glue/capabilities.h"
 #include "vmm-glue/helper.h"
+#include "vmm-glue/snapshot/urgency.h"
 
 static const uint64_t any_agent =
 	/* an operator may have chosen a port below 1024 */
@@ -60,12 +62,20 @@ static uint64_t helper_needs(const struct ft_config *config)
 	return helper_with_qemu | (config->source == CONFIG_ATTACH ? helper_with_foreign_qemu : 0);
 }
 
+/* Not for QEMU, whose parent is the helper. Without CAP_SYS_RESOURCE it takes somebody else who
+ * gives it (the unit's LimitRTPRIO); or the agent does without. */
+static void allow_urgency(void)
+{
+	(void)setrlimit(RLIMIT_RTPRIO, &(struct rlimit){URGENCY_PRIORITY, URGENCY_PRIORITY});
+}
+
 int privileges_drop(const struct ft_config *config, struct ft_err *err)
 {
 	int rc = helper_start(helper_needs(config), err);
 
 	if (rc)
 		return rc;
+	allow_urgency();
 	rc = capabilities_keep(agent_needs(config));
 	return rc ? ft_err_set(err, -rc, "privileges: cannot give them up: %s", strerror(-rc)) : 0;
 }

@@ -41,7 +41,8 @@ static const int allowed[] = {
 	SCMP_SYS(exit),
 	SCMP_SYS(exit_group),
 	SCMP_SYS(gettid),
-	SCMP_SYS(setpriority), /* lower, of a thread that nobody waits for */
+	SCMP_SYS(setpriority),	 /* lower, of a thread that nobody waits for */
+	SCMP_SYS(sched_setattr), /* likewise; and higher, of one that a guest waits for */
 	SCMP_SYS(sched_yield),
 	SCMP_SYS(sched_getaffinity),
 	SCMP_SYS(set_tid_address),

@@ -14,7 +14,7 @@
 #include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/snapshot/working_set.h"
 
-#define JOBS_DEFAULT 2
+#define RESTORE_JOBS 2
 
 /* Any thread. */
 static void on_done(void *ctx)
@@ -250,7 +250,8 @@ void snapshot_request(struct agent *a, struct ctl_call *call, const Ctl__Request
 {
 	struct snapshot_config config = {.path = a->snapshot.path,
 					 .direct = request->direct,
-					 .jobs = request->jobs ? request->jobs : JOBS_DEFAULT,
+					 .jobs = request->jobs ? request->jobs
+							       : snapshot_jobs(a->config.cpus),
 					 .bytes_per_s = request->bytes_per_s,
 					 .verify = request->verify,
 					 .keeper = a->keeper,
@@ -322,7 +323,7 @@ static int fill(struct agent *a, struct vmm *vmm, struct source *s, struct ft_er
 		return lazy_begin(s, &ram, on_done, a, &a->snapshot.reading, err);
 	return rc ? rc
 		  : source_restore(s, vmm_image(vmm),
-				   a->restore.jobs ? a->restore.jobs : JOBS_DEFAULT, err);
+				   a->restore.jobs ? a->restore.jobs : RESTORE_JOBS, err);
 }
 
 static int run_from(struct agent *a, struct source *s, struct ft_err *err)

@@ -15,18 +15,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "ft/bitmap.h"
 #include "vmm-glue/inject.h"
 #include "vmm-glue/snapshot/ram_read.h"
+#include "vmm-glue/snapshot/urgency.h"
 #include "vmm-glue/uffd.h"
 #include "vmm-glue/uffd_abi.h"
 
 #define FAULTS_AT_ONCE 32
-#define FAULT_NICE     (-10)
 #define THAW_STEP      (64ull << 20)
 #define NEAR_PAGES     16 /* protecting so many more costs less than another call */
 #define FEATURES                                                                                   \
@@ -68,16 +67,21 @@ int frozen_release(struct frozen *f, uint64_t pfn, size_t n)
 
 // ---- the thread ----
 
-/* True: the moment has not come, and the writer was let go. */
+/* True: the moment has not come, and the writer was let go, to the pages around too: who writes one
+ * often writes the next, and each fault is a wait. */
 static bool serve_early(struct frozen *f, uint64_t pfn)
 {
+	uint64_t first = pfn / NEAR_PAGES * NEAR_PAGES,
+		 left = f->ram.bytes / VMM_PAGE_BYTES - first;
+	size_t n = left < NEAR_PAGES ? (size_t)left : NEAR_PAGES;
 	bool early;
 
 	pthread_mutex_lock(&f->lock);
 	early = !f->frozen;
 	if (early) {
-		ft_bitmap_set(&f->noted, pfn);
-		(void)frozen_release(f, pfn, 1);
+		for (size_t i = 0; i < n; i++)
+			ft_bitmap_set(&f->noted, first + i);
+		(void)frozen_release(f, first, n);
 	}
 	pthread_mutex_unlock(&f->lock);
 	return early;
@@ -90,8 +94,7 @@ static void serve(struct frozen *f, uint64_t address)
 	assert(address >= f->ram.address && pfn < f->ram.bytes / VMM_PAGE_BYTES);
 	if (serve_early(f, pfn))
 		return;
-	if (f->ops.fault(f->ops.ctx, pfn) == 0)
-		(void)frozen_release(f, pfn, 1);
+	f->ops.fault(f->ops.ctx, pfn);
 	took = now_ns() - start;
 	f->faults++;
 	f->fault_ns += took;
@@ -104,8 +107,7 @@ static void *run(void *ctx)
 	struct frozen *f = ctx;
 	uint64_t faults[FAULTS_AT_ONCE], alive_at = 0;
 
-	/* Who waits for it is the guest; without the right to it, it waits in turn. */
-	(void)setpriority(PRIO_PROCESS, (id_t)gettid(), FAULT_NICE);
+	urgency_guest_waits();
 	for (;;) {
 		struct pollfd p[2] = {{.fd = f->uffd, .events = POLLIN},
 				      {.fd = f->stop_fd, .events = POLLIN}};
@@ -176,7 +178,7 @@ int frozen_open(const struct vmm_ram *ram, const struct frozen_ops *ops, struct 
 	f->ram = *ram;
 	f->ops = *ops;
 	f->uffd = f->stop_fd = -1;
-	pthread_mutex_init(&f->lock, NULL);
+	urgency_lock_init(&f->lock);
 	rc = own_descriptors(f, err);
 	if (!rc && ft_bitmap_init(&f->noted, ram->bytes / VMM_PAGE_BYTES))
 		rc = ft_err_set(err, ENOMEM, "out of memory");

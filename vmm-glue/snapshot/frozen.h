@@ -29,9 +29,8 @@ struct frozen;
 
 /* All called on the thread that serves faults. */
 struct frozen_ops {
-	/* Somebody waits to write page pfn. 0: the page was saved, let him go. 1: it is in other
-	 * hands, which will release it. */
-	int (*fault)(void *ctx, uint64_t pfn);
+	/* Somebody waits to write page pfn, until frozen_release() of it, by whoever saves it. */
+	void (*fault)(void *ctx, uint64_t pfn);
 	/* At least every FROZEN_ALIVE_MS, unless fault() blocks: this process is not stopped. May
 	 * be NULL. */
 	void (*alive)(void *ctx);

@@ -197,6 +197,26 @@ static void remove_after(struct history *h, uint64_t sequence)
 		closedir(d);
 }
 
+/* A writer that died may have written its last link, and not synced it: what follows on it would be
+ * lost with it. */
+static int sync_last(const struct history *h, struct ft_err *err)
+{
+	char path[CHANGES_PATH_MAX];
+	int fd, rc = 0;
+
+	if (!h->links_n)
+		return 0;
+	link_path(h, h->links[h->links_n - 1].sequence, path);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || fsync(fd))
+		rc = -errno;
+	if (fd >= 0)
+		close(fd);
+	if (!rc)
+		rc = file_sync_folder(path);
+	return rc ? ft_err_set(err, -rc, "%s: %s", path, strerror(-rc)) : 0;
+}
+
 static int load(struct history *h, struct ft_err *err)
 {
 	char base[CHANGES_PATH_MAX];
@@ -259,7 +279,9 @@ static int open_folder(struct history *h, struct ft_err *err)
 		rc = complete_for_reader(h, err);
 	if (!rc)
 		rc = lock(h, err);
-	return rc ? rc : load(h, err);
+	if (!rc)
+		rc = load(h, err);
+	return rc || !h->write ? rc : sync_last(h, err);
 }
 
 int history_open(const char *dir, bool write, struct history **out, struct ft_err *err)

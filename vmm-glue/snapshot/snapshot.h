@@ -56,6 +56,8 @@ struct snapshot_progress {
 
 struct snapshot;
 
+/* How many workers leave the guest the processors that it has, where there are others: 1 to 4. */
+unsigned snapshot_jobs(unsigned guest_cpus);
 /* The guest has been paused and runs again when this returns. 10 to 40 ms per GiB. */
 int snapshot_begin(const struct snapshot_config *config, struct vmm *vmm, struct snapshot **out,
 		   struct ft_err *err);

@@ -242,6 +242,10 @@ int update_open(const char *path, struct ft_err *err)
 				path);
 	if (!rc && update_is_begun(fd))
 		rc = complete(fd, path, err);
+	/* One who died may have taken the mark away and not synced that: if it came back with a
+	 * loss of power, its journal must be there still, which the caller is about to replace. */
+	else if (!rc && fsync(fd))
+		rc = ft_err_set(err, errno, "%s: %s", path, strerror(errno));
 	if (rc) {
 		close(fd);
 		return rc;
