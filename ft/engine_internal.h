@@ -408,6 +408,8 @@ void pages_announce(struct ft_engine *e);
 void pages_open(struct ft_engine *e);
 /* Source: they are not needed, or not any more. */
 void pages_close(struct ft_engine *e);
+/* Target: there will be no guest for them. */
+void pages_forget(struct ft_engine *e);
 /* Source: the guest runs at the target. */
 void pages_handed(struct ft_engine *e);
 /* Target: the guest is about to run. */

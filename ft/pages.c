@@ -53,6 +53,12 @@ void pages_close(struct ft_engine *e)
 	e->env->pages_close(e->env_ctx);
 }
 
+void pages_forget(struct ft_engine *e)
+{
+	e->pages = (struct ft_pages){0};
+	e->env->pages_close(e->env_ctx);
+}
+
 static void given(struct ft_engine *e)
 {
 	pages_close(e);

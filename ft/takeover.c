@@ -245,6 +245,8 @@ static void takeover_failed(struct ft_engine *e, bool activated, const struct ft
 	if (e->standby.handover && e->conns[CONN_DATA].greeted) {
 		/* The guest does not run here, nor will anybody start it here: who handed it over
 		 * may have it back. */
+		if (e->standby.postcopy)
+			pages_forget(e);
 		e->standby.gave_up =
 			(activated ? e->env->guard(e->env_ctx, true, &not_proven)
 				   : e->env->store_outdate(e->env_ctx, &not_proven)) == 0;

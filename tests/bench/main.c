@@ -18,7 +18,14 @@
 #include "ft/log.h"
 #include "pair.h"
 
-enum { PC = 1, Q35 = 2, PAIR = 4, TEN = 8, MOVERS = 16 }; /* guests */
+enum {
+	PC = 1,
+	Q35 = 2,
+	PAIR = 4,
+	TEN = 8,
+	MOVERS = 16,
+	LONG = 32
+}; /* guests; LONG: only when named, with --quick */
 
 static const struct {
 	const char *name;
@@ -37,7 +44,8 @@ static const struct {
 	{"restore", bench_restore, "lazy restore of 1 GiB, beside QEMU 10's eager one", 0},
 	{"migrate", bench_migrate, "moving a guest, beside QEMU's own migration", MOVERS},
 	{"postcopy", bench_postcopy, "likewise, with its memory behind it", MOVERS},
-	{"preempt", bench_preempt, "likewise, beside QEMU 10's with postcopy-preempt", LONG},
+	{"preempt", bench_preempt, "likewise, beside QEMU 10's with postcopy-preempt",
+	 MOVERS | LONG},
 	{"commit", bench_commit, "command to committed, idle guest", PAIR},
 	{"wire", bench_wire, "bytes on the wire under load", PAIR},
 	{"progress", bench_progress, "progress of a guest that computes", PAIR},
@@ -51,21 +59,22 @@ static void usage(FILE *to)
 {
 	fputs("usage: ft-bench [--json] [--quick] [--log-level LEVEL] [NAME]...\n\n"
 	      "Measures what protection costs, each figure beside the floor of the same run.\n"
-	      "--quick takes fewer samples: about 2 minutes.\n"
+	      "--quick takes fewer samples, and leaves out what is marked +: about 3 minutes.\n"
 	      "Without NAME, everything:\n\n",
 	      to);
 	for (unsigned i = 0; i < GROUPS; i++)
-		fprintf(to, "  %-10s %s\n", groups[i].name, groups[i].what);
+		fprintf(to, "  %-10s %c %s\n", groups[i].name, groups[i].needs & LONG ? '+' : ' ',
+			groups[i].what);
 	fputs("\nThe guest is in $FT_GUEST_DIR (default .cache/guest of the source tree;\n"
 	      "tests/guest/build makes it). Needs root. Exit codes: 0 all figures within reach,\n"
 	      "1 a figure misses it, 2 something could not be measured.\n",
 	      to);
 }
 
-static bool is_wanted(unsigned i, char *const *names)
+static bool is_wanted(const struct bench *b, unsigned i, char *const *names)
 {
 	if (!*names)
-		return true;
+		return !(b->quick && groups[i].needs & LONG);
 	for (; *names; names++)
 		if (!strcmp(*names, groups[i].name))
 			return true;
@@ -96,7 +105,7 @@ static void boot(struct bench *b, char *const *names)
 	struct ft_err err;
 
 	for (unsigned i = 0; i < GROUPS; i++)
-		needs |= is_wanted(i, names) ? groups[i].needs : 0;
+		needs |= is_wanted(b, i, names) ? groups[i].needs : 0;
 	if (needs & PC)
 		direct_begin(b, DIRECT_PC);
 	if (needs & Q35)
@@ -151,7 +160,7 @@ static int measure(struct bench *b, bool json, char *const *names)
 	boot(b, names);
 	for (unsigned i = 0; i < GROUPS; i++) {
 		struct ft_err err = {0};
-		int rc = is_wanted(i, names) ? run_group(b, i, &err) : 0;
+		int rc = is_wanted(b, i, names) ? run_group(b, i, &err) : 0;
 
 		if (rc == BENCH_SKIPPED)
 			bench_report_skipped(groups[i].name, err.text);
