@@ -18,6 +18,7 @@
 #include "eventtap/block/disk_log.h"
 #include "eventtap/block/disk_sums.h"
 #include "eventtap/block/image.h"
+#include "eventtap/block/marks.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/overlay.h"
 #include "eventtap/block/record.h"
@@ -48,6 +49,7 @@ struct store {
 	struct disk_log pending; // shared
 	struct worker syncer;	 // makes the image durable
 	struct cow *cow;	 // told before the image changes, or NULL
+	struct marks *marks;	 // likewise
 };
 
 static int write_metadata(struct store *s, enum store_state state, struct ft_err *err)
@@ -124,6 +126,9 @@ static int open_shared(struct store *s, uint64_t bytes, struct ft_err *err)
 static void destroy(struct store *s)
 {
 	cow_unref(s->cow);
+	if (s->marks)
+		marks_end(s->marks);
+	marks_unref(s->marks);
 	worker_free(&s->syncer);
 	disk_log_free(&s->pending);
 	notes_close(&s->notes);
@@ -195,6 +200,8 @@ static int begin_change(struct store *s, struct ft_err *err)
 
 static void before_change(struct store *s, uint64_t offset, uint64_t len)
 {
+	if (s->marks)
+		marks_add(s->marks, offset, len);
 	if (s->cow)
 		cow_before_change(s->cow, offset, len);
 }
@@ -476,6 +483,15 @@ void store_unwatch(struct store *s)
 {
 	cow_unref(s->cow);
 	s->cow = NULL;
+}
+
+void store_mark(struct store *s, struct marks *marks)
+{
+	struct marks *former = s->marks;
+	s->marks = marks_ref(marks);
+	if (former)
+		marks_end(former);
+	marks_unref(former);
 }
 
 const char *store_id(const struct store *s)

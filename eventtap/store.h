@@ -107,6 +107,10 @@ enum store_state store_state(const struct store *s);
 struct cow;
 int store_watch(struct store *s, struct cow *cow, struct ft_err *err);
 void store_unwatch(struct store *s);
+/* From now on what is written to a replicated disk is marked there (block/marks.h), until the store
+ * is freed; in place of any marks from before. A reference of its own is taken. */
+struct marks;
+void store_mark(struct store *s, struct marks *marks);
 const char *store_id(const struct store *s);
 const char *store_image_path(const struct store *s); /* of its image */
 /* A replicated disk's image, open until the store is activated or freed; NULL: a shared disk. */

@@ -153,7 +153,7 @@ static void copy_aside_locked(struct cow *c, uint64_t block, uint8_t *bytes)
 	} else {
 		give_up_for_locked(c, -rc, "the disk cannot be read");
 	}
-	if (rc == 0 && !zero) {
+	if (rc == 0 && (!zero || c->config.zeroes)) {
 		put_locked(c, block, bytes);
 		return;
 	}
@@ -202,21 +202,29 @@ void cow_before_change(struct cow *c, uint64_t offset, uint64_t len)
 
 // ---- who writes the copy
 
-/* Without the pages of zeroes. */
+static bool page_at_is_zero(const uint8_t *bytes, uint64_t at, uint64_t len)
+{
+	return is_zero(bytes + at, min_u64(COW_PAGE_BYTES, len - at));
+}
+
+/* Pages of zeroes apart from the others. */
 static int write_pages(struct cow *c, uint64_t offset, const uint8_t *bytes, uint64_t len,
 		       uint64_t *written)
 {
 	int rc = 0;
 
-	for (uint64_t at = 0, end; at < len && !rc; at = end + COW_PAGE_BYTES) {
-		for (end = at; end < len; end += COW_PAGE_BYTES)
-			if (is_zero(bytes + end, min_u64(COW_PAGE_BYTES, len - end)))
+	for (uint64_t at = 0, end; at < len && !rc; at = end) {
+		bool zero = page_at_is_zero(bytes, at, len);
+
+		for (end = at + COW_PAGE_BYTES; end < len; end += COW_PAGE_BYTES)
+			if (page_at_is_zero(bytes, end, len) != zero)
 				break;
 		end = min_u64(end, len);
-		if (end == at)
-			continue;
-		rc = c->config.write(c->config.ctx, offset + at, bytes + at, end - at);
-		*written += rc ? 0 : end - at;
+		if (!zero)
+			rc = c->config.write(c->config.ctx, offset + at, bytes + at, end - at);
+		else if (c->config.zeroes)
+			rc = c->config.zeroes(c->config.ctx, offset + at, end - at);
+		*written += rc || zero ? 0 : end - at;
 	}
 	return rc;
 }
@@ -306,14 +314,29 @@ static void save_data_locked(struct cow *c, uint64_t first, uint64_t n, int rang
 	wrote_locked(c, rc, (uint64_t)__builtin_popcountll(mine), *paid);
 }
 
-/* What is still left has not changed since it was seen to be a hole. */
-static void save_hole_locked(struct cow *c, uint64_t first, uint64_t n, int range)
+/* What is still left has not changed since it was seen to be a hole: its first blocks without a
+ * gap; the others come again. */
+static void save_hole_locked(struct cow *c, uint64_t first, uint64_t end, int range)
 {
-	uint64_t before = c->left.count;
+	uint64_t n = 0, at;
+	int rc = 0;
 
-	taken_locked(c, first, n);
+	first = ft_bitmap_next(&c->left, first);
+	while (first + n < end && ft_bitmap_test(&c->left, first + n))
+		n++;
+	if (n)
+		taken_locked(c, first, n);
 	range_lock_give(&c->reading, range);
-	done_locked(c, before - c->left.count);
+	if (!n)
+		return;
+	at = first * COW_BLOCK_BYTES;
+	if (c->config.zeroes) {
+		pthread_mutex_unlock(&c->lock);
+		rc = c->config.zeroes(c->config.ctx, at,
+				      min_u64(n * COW_BLOCK_BYTES, c->image.bytes - at));
+		pthread_mutex_lock(&c->lock);
+	}
+	wrote_locked(c, rc, n, 0);
 }
 
 /* The next piece in the image's order. False: who is about to change it has it just now; he may
@@ -332,7 +355,7 @@ static bool scan_locked(struct cow *c, uint64_t *paid)
 	if (range < 0)
 		return false;
 	if (hole)
-		save_hole_locked(c, first, n, range);
+		save_hole_locked(c, first, first + n, range);
 	else
 		save_data_locked(c, first, n, range, paid);
 	return true;
@@ -463,6 +486,19 @@ int cow_new(const struct cow_config *config, struct cow **out, struct ft_err *er
 	ft_bitmap_set_all(&c->left);
 	*out = c;
 	return 0;
+}
+
+void cow_only(struct cow *c, const struct ft_bitmap *blocks)
+{
+	pthread_mutex_lock(&c->lock);
+	assert(blocks->bits == c->left.bits);
+	assert(!c->done && c->left.count == c->left.bits);
+	ft_bitmap_clear_all(&c->left);
+	ft_bitmap_merge(&c->left, blocks);
+	c->done = c->left.bits - c->left.count;
+	if (!c->left.count)
+		c->over = true;
+	pthread_mutex_unlock(&c->lock);
 }
 
 struct cow *cow_ref(struct cow *c)

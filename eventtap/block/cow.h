@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ft/bitmap.h"
 #include "ft/err.h"
 
 #define COW_BLOCK_BYTES (64u << 10) /* what is copied at a time */
@@ -38,6 +39,8 @@ struct cow_config {
 	 * the disk's end. 0, or -errno, which ends the copy. On the thread that calls cow_step().
 	 */
 	int (*write)(void *ctx, uint64_t offset, const uint8_t *data, size_t len);
+	/* The same of what is all zeroes, be it a hole or not: of any length. NULL: nobody cares */
+	int (*zeroes)(void *ctx, uint64_t offset, uint64_t len);
 	void *ctx;
 };
 
@@ -49,6 +52,9 @@ struct cow_progress {
 
 /* From now on the image is what it is now. One reference is the caller's. */
 int cow_new(const struct cow_config *config, struct cow **out, struct ft_err *err);
+/* Nothing but these blocks, of COW_BLOCK_BYTES each, is wanted; the others count as done. Before
+ * any step, and before anything changes. */
+void cow_only(struct cow *c, const struct ft_bitmap *blocks);
 struct cow *cow_ref(struct cow *c);
 /* The last one frees. Accepts NULL. */
 void cow_unref(struct cow *c);

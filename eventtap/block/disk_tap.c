@@ -301,6 +301,9 @@ static void disk_free(struct tap *tap)
 	nbd_server_free(d->server);
 	disk_bitmaps_close(d);
 	cow_unref(d->cow);
+	if (d->marks)
+		marks_end(d->marks);
+	marks_unref(d->marks);
 	disk_log_free(&d->log);
 	overlay_free(&d->overlay);
 	ft_bitmap_free(&d->behind);

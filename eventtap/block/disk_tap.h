@@ -145,6 +145,10 @@ bool disk_tap_backup_on(const struct tap *tap);
 struct cow;
 int disk_tap_watch(struct tap *tap, struct cow *cow, struct ft_err *err);
 void disk_tap_unwatch(struct tap *tap);
+/* From now on what is written is marked there (marks.h), until the tap is freed; in place of any
+ * marks from before. A reference of its own is taken. */
+struct marks;
+void disk_tap_mark(struct tap *tap, struct marks *marks);
 
 struct disk_tap_info {
 	unsigned connections;

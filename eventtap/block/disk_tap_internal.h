@@ -20,6 +20,7 @@
 #include "eventtap/block/fleece.h"
 #include "eventtap/block/disk_tap.h"
 #include "eventtap/block/image.h"
+#include "eventtap/block/marks.h"
 #include "eventtap/block/metadata.h"
 #include "eventtap/block/nbd_server.h"
 #include "eventtap/block/overlay.h"
@@ -74,6 +75,7 @@ struct disk_tap {
 	/* Likewise; set and unset with the whole disk's range held, so whoever holds one may use
 	 * it. */
 	struct fleece *fleece;
+	struct marks *marks; /* told before the image changes too */
 	struct disk_log log;
 	struct overlay overlay;
 	struct ft_bitmap behind;

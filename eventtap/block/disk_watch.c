@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who wants to know what is about to change: a copy of the disk as it was (cow.h). It is held by a
-// reference while it is told, so that it may be let go of at any time.
+// Who wants to know what is about to change: a copy of the disk as it was (cow.h), and the notes of
+// what was written (marks.h). Both are held by a reference while they are told, so that they may be
+// let go of at any time.
 #include <assert.h>
 #include <errno.h>
 
@@ -12,8 +13,12 @@ void disk_before_change(struct disk_tap *d, uint64_t offset, uint64_t len)
 {
 	pthread_mutex_lock(&d->lock);
 	struct cow *cow = d->cow ? cow_ref(d->cow) : NULL;
+	struct marks *marks = d->marks ? marks_ref(d->marks) : NULL;
 	struct fleece *fleece = d->fleece;
 	pthread_mutex_unlock(&d->lock);
+	if (marks)
+		marks_add(marks, offset, len);
+	marks_unref(marks);
 	if (fleece)
 		fleece_before_change(fleece, offset, len);
 	if (cow)
@@ -45,4 +50,16 @@ void disk_tap_unwatch(struct tap *tap)
 	d->cow = NULL;
 	pthread_mutex_unlock(&d->lock);
 	cow_unref(cow);
+}
+
+void disk_tap_mark(struct tap *tap, struct marks *marks)
+{
+	struct disk_tap *d = (struct disk_tap *)tap;
+	pthread_mutex_lock(&d->lock);
+	struct marks *former = d->marks;
+	d->marks = marks_ref(marks);
+	pthread_mutex_unlock(&d->lock);
+	if (former)
+		marks_end(former);
+	marks_unref(former);
 }

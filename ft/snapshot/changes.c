@@ -62,18 +62,24 @@ static int bad(struct ft_err *err, const char *what)
 	return ft_err_set(err, EBADMSG, "not a whole file of changes: %s", what);
 }
 
+static bool is_disk(const struct changes_head *h)
+{
+	return !h->bitmap_offset && !h->pages_offset && !h->state_offset;
+}
+
 static bool frame_ok(const struct changes_head *h)
 {
 	uint64_t pages = h->ram_bytes / MAPPED_RAM_PAGE_BYTES;
 
 	return h->ram_bytes && h->ram_bytes <= MAPPED_RAM_BYTES_MAX &&
 	       h->ram_bytes % MAPPED_RAM_PAGE_BYTES == 0 &&
-	       h->bitmap_offset <= MAPPED_RAM_HEAD_MAX &&
-	       h->pages_offset % MAPPED_RAM_ALIGN_BYTES == 0 &&
-	       h->pages_offset <= MAPPED_RAM_BYTES_MAX &&
-	       h->pages_offset >= h->bitmap_offset + (pages + 63) / 64 * 8 &&
-	       h->state_offset >= h->pages_offset + h->ram_bytes &&
-	       h->state_offset <= h->pages_offset + h->ram_bytes + MAPPED_RAM_TAIL_MAX;
+	       (is_disk(h) ||
+		(h->bitmap_offset <= MAPPED_RAM_HEAD_MAX &&
+		 h->pages_offset % MAPPED_RAM_ALIGN_BYTES == 0 &&
+		 h->pages_offset <= MAPPED_RAM_BYTES_MAX &&
+		 h->pages_offset >= h->bitmap_offset + (pages + 63) / 64 * 8 &&
+		 h->state_offset >= h->pages_offset + h->ram_bytes &&
+		 h->state_offset <= h->pages_offset + h->ram_bytes + MAPPED_RAM_TAIL_MAX));
 }
 
 int changes_head_parse(const uint8_t in[CHANGES_HEAD_BYTES], uint64_t file_bytes,
@@ -96,7 +102,8 @@ int changes_head_parse(const uint8_t in[CHANGES_HEAD_BYTES], uint64_t file_bytes
 		return bad(err, "frame");
 	if (h->pages_n > pages || h->zeroes_n > pages - h->pages_n)
 		return bad(err, "number of pages");
-	if (h->state_bytes == 0 || h->state_bytes > CHANGES_STATE_MAX)
+	if (is_disk(h) ? h->state_bytes > 0
+		       : h->state_bytes == 0 || h->state_bytes > CHANGES_STATE_MAX)
 		return bad(err, "length of the device state");
 	if (changes_bytes(h) != file_bytes)
 		return bad(err, "length");

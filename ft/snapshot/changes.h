@@ -2,6 +2,8 @@
 /* The file of what changed from one snapshot to the next: pages, which of them became zeroes, and
  * the new device state. It is the journal of a snapshot that is updated in place
  * (vmm-glue/snapshot/update.h), and a link of a standby's history (vmm-glue/snapshot/history.h).
+ * Each of the guest's disks has one of its own, with the same id: its pages are the image's, its
+ * offsets are 0, it has no state, and ram_bytes is the disk's size in whole pages.
  *
  *     at 0      head, CHANGES_HEAD_BYTES, written last: without it the rest is nothing
  *     at 4096   `pages_n` pages
@@ -31,7 +33,8 @@
 #define CHANGES_PAGES_AT    4096
 #define CHANGES_ENTRY_BYTES 16 /* of a page, in the index */
 #define CHANGES_ZERO_BYTES  8
-#define CHANGES_STATE_MAX   (MAPPED_RAM_STATE_MAX + MAPPED_RAM_TAIL_MAX)
+#define CHANGES_STATE_MAX   (MAPPED_RAM_STATE_MAX + MAPPED_RAM_TAIL_MAX + CHANGES_TEXT_MAX)
+#define CHANGES_TEXT_MAX    (16u << 10) /* what the state says of disks */
 #define CHANGES_MARK_BYTES  8
 
 struct changes_head {

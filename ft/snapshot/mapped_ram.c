@@ -173,6 +173,28 @@ size_t mapped_ram_describe(uint8_t *packed, size_t len, const char *json)
 	return (size_t)(o.at - packed);
 }
 
+/* From behind: JSON has no byte that could stand for its beginning. */
+size_t mapped_ram_state_len(const uint8_t *packed, size_t len)
+{
+	for (size_t at = len; at-- > 0;) {
+		const uint8_t *p = packed + at;
+
+		if (len - at >= DESCRIPTION_BYTES && p[0] == SECTION_VMDESC &&
+		    ((uint64_t)p[1] << 24 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 8 | p[4]) ==
+			    len - at - 5)
+			return at;
+	}
+	return 0;
+}
+
+const uint8_t *mapped_ram_description(const uint8_t *packed, size_t len, size_t *json_len)
+{
+	size_t at = mapped_ram_state_len(packed, len);
+
+	*json_len = at ? len - at - 5 : 0;
+	return at ? packed + at + 5 : NULL;
+}
+
 int mapped_ram_unpack_state(const char *kind, const uint8_t *in, size_t len, uint8_t *out,
 			    size_t *out_len, struct ft_err *err)
 {

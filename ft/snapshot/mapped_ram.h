@@ -95,6 +95,12 @@ size_t mapped_ram_pack_state(const char *kind, const uint8_t *state, size_t len,
  * of len bytes. Room for len + strlen(json). Returns the length. */
 size_t mapped_ram_describe(uint8_t *packed, size_t len, const char *json);
 
+/* The inverse of both: how many of the bytes from state_offset to the file's end are device
+ * sections (and the 00 behind them), and the JSON behind them; 0 and NULL: there is no description.
+ */
+size_t mapped_ram_state_len(const uint8_t *packed, size_t len);
+const uint8_t *mapped_ram_description(const uint8_t *packed, size_t len, size_t *json_len);
+
 /* ---- reading ---- */
 
 struct mapped_ram_reader {

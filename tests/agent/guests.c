@@ -106,6 +106,18 @@ void kv_until_error(struct kv_client *c, unsigned n)
 			fail_msg("no error of the disk");
 }
 
+void kv_go_on(const struct kv_client *then, unsigned n)
+{
+	struct kv_client c;
+
+	kv_open(&c);
+	c.seq = then->seq;
+	c.number = then->number;
+	c.chain = then->chain;
+	kv_work(&c, n);
+	kv_close(&c);
+}
+
 void pocket_conf(const char *path, const char *ft, const char *extra)
 {
 	write_file(path,

@@ -130,6 +130,10 @@ uint64_t snapshot_pause_us(void);
 const char *file_uri(const char *name);
 /* The same with its disks. */
 uint64_t snapshot_with_disks(struct host *h, const char *file, uint64_t bytes_per_s);
+/* What updates a file, or makes it, with its disks. */
+Ctl__Request snapshot_update_request(const char *file);
+/* Updates it; returns how many disks were compared whole. */
+unsigned snapshot_update_with_disks(struct host *h, const char *file);
 /* Begins one and returns the connection: closing it interrupts the snapshot. Waits until it has
  * saved something. */
 int snapshot_begin_slow(struct host *h, const char *file, uint64_t bytes_per_s);
@@ -162,6 +166,8 @@ void kv_close(struct kv_client *c);
 /* PUT and GET of n keys, each answer checked; repeats unanswered requests for up to GOES_ON_MS
  * each. */
 void kv_work(struct kv_client *c, unsigned n);
+/* The client that stood still at a moment goes on, n times, with whoever was restored from it. */
+void kv_go_on(const struct kv_client *then, unsigned n);
 /* PUTs until one is answered with an error of the disk, which is no operation: the same one is
  * asked again by the next kv_work(). At most n, or the test fails. */
 void kv_until_error(struct kv_client *c, unsigned n);

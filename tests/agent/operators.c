@@ -147,6 +147,27 @@ uint64_t snapshot_update(struct host *h, const char *file)
 	return take(h, &r);
 }
 
+Ctl__Request snapshot_update_request(const char *file)
+{
+	Ctl__Request r = snapshot_request(file, 0, true);
+
+	r.incremental = true;
+	return r;
+}
+
+unsigned snapshot_update_with_disks(struct host *h, const char *file)
+{
+	Ctl__Request r = snapshot_update_request(file);
+	Ctl__Reply *reply = ask_any(h, &r);
+	unsigned compared;
+
+	if (reply->error[0])
+		fail_msg("%s: snapshot: %s", h->id, reply->message);
+	compared = reply->snapshot->disks_compared;
+	ctl__reply__free_unpacked(reply, NULL);
+	return compared;
+}
+
 uint64_t snapshot_pause_us(void)
 {
 	return pause_us;

@@ -104,19 +104,6 @@ static void assert_no_taps(struct host *h)
 	assert_int_equal(access(at("%s/g.nbd0", h->id), F_OK), -1);
 }
 
-/* The client that stood still at the moment goes on with whoever was restored from it. */
-static void goes_on(const struct kv_client *then)
-{
-	struct kv_client c;
-
-	kv_open(&c);
-	c.seq = then->seq;
-	c.number = then->number;
-	c.chain = then->chain;
-	kv_work(&c, WORK);
-	kv_close(&c);
-}
-
 static void of_one_moment(void **state)
 {
 	struct kv_client then;
@@ -152,7 +139,7 @@ static void of_one_moment(void **state)
 		wait_state(&b, "solo", START_MS);
 		assert_same("then.img", "B.img");
 		assert_true(is_sparse("B.img"));
-		goes_on(&then);
+		kv_go_on(&then, WORK);
 		host_stop(&b);
 		shell("rm -f %s", at("B/g.memory"));
 	}
@@ -174,7 +161,7 @@ static void into_an_image_in_use(void **state)
 	host_stop(&a);
 	host_start(&a, at("g.conf"), "--restore", file_uri("s"), NULL);
 	wait_state(&a, "solo", START_MS);
-	goes_on(&then);
+	kv_go_on(&then, WORK);
 	host_stop(&a);
 	assert_int_equal(host_try(&a, at("g.conf"), "--restore", file_uri("s"), NULL), 2);
 	host_one_error(&a, "holds something else than the snapshot's disk");
@@ -189,7 +176,7 @@ static void into_an_image_in_use(void **state)
 	assert_int_equal(before.st_ino, after.st_ino);
 	(void)images("s", image);
 	assert_same(image, "A.img");
-	goes_on(&then);
+	kv_go_on(&then, WORK);
 	host_stop(&a);
 	/* A set that is not whole is none. */
 	shell("truncate -s 7M %s", at("%s", image));
@@ -245,7 +232,7 @@ static void from_the_standby(void **state)
 	shell("rm -f %s* %s", at("A.img"), at("A/g.memory"));
 	host_start(&a, at("g.conf"), "--restore", file_uri("t"), NULL);
 	wait_state(&a, "solo", START_MS);
-	goes_on(&then);
+	kv_go_on(&then, WORK);
 	host_stop(&a);
 }
 

@@ -99,7 +99,7 @@ static int apply(int fd, struct ft_err *err)
 
 	if (rc)
 		return rc;
-	rc = update_apply(fd, PATH, &changes, err);
+	rc = update_apply(fd, PATH, &changes, NULL, err);
 	changes_end(&changes);
 	return rc;
 }

@@ -64,7 +64,8 @@ static int add(struct pair *p, struct added *next, struct ft_err *err)
 	static struct changes_out to;
 	static struct source from;
 	struct changes_head head;
-	int rc = history_next(p->history, &from, &head, path, last, err);
+	struct disks_old none;
+	int rc = history_next(p->history, &from, &none, &head, path, last, err);
 
 	if (rc)
 		return rc;
@@ -75,6 +76,7 @@ static int add(struct pair *p, struct added *next, struct ft_err *err)
 		rc = memory_save(&p->guest, p->known && *last, &from, &to, &next->is, err);
 		changes_close(&to, !rc);
 	}
+	disks_old_close(&none);
 	source_close(&from);
 	return rc ? rc : history_added(p->history, p->keep, 0, err);
 }
@@ -96,7 +98,7 @@ static int open_history(struct pair *p, struct ft_err *err)
 
 	memory_ram(&ram);
 	if (!rc)
-		rc = history_prepare(p->history, &ram, MEMORY_KIND, err);
+		rc = history_prepare(p->history, &ram, NULL, MEMORY_KIND, err);
 	if (rc) {
 		close_history(p);
 		return rc;

@@ -57,7 +57,7 @@ static void open_history(void)
 
 	assert_ok(history_open(dir, true, &history, err));
 	vmm_ram(vmm, &ram);
-	assert_ok(history_prepare(history, &ram, "pocket", err));
+	assert_ok(history_prepare(history, &ram, NULL, "pocket", err));
 }
 
 static int setup(void **state)
@@ -89,7 +89,8 @@ static int teardown(void **state)
 static uint64_t keep_one(void)
 {
 	char path[CHANGES_PATH_MAX], last[CHANGES_PATH_MAX];
-	struct increment_link link = {.path = path, .last = last, .added = on_added};
+	struct disks_old old;
+	struct increment_link link = {.path = path, .last = last, .added = on_added, .old = &old};
 	struct increment_config config = {.link = &link, .verify = true, .news = on_news};
 	struct pollfd p = {.fd = news_fd, .events = POLLIN};
 	struct snapshot_progress progress;
@@ -97,7 +98,7 @@ static uint64_t keep_one(void)
 	struct source from;
 	eventfd_t n;
 
-	assert_ok(history_next(history, &from, &link.head, path, last, err));
+	assert_ok(history_next(history, &from, &old, &link.head, path, last, err));
 	link.from = &from;
 	assert_ok(increment_begin(&config, vmm, &since, &inc, err));
 	source_close(&from);

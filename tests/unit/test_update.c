@@ -208,10 +208,10 @@ static void applied(void **state)
 	assert_true(fd >= 0);
 	assert_ok(changes_open(journal, &c, err));
 	assert_ok(changes_verify(&c, err));
-	assert_ok(update_apply(fd, path, &c, err));
+	assert_ok(update_apply(fd, path, &c, NULL, err));
 	assert_file(image_new, len_new);
 	/* Once more changes nothing. */
-	assert_ok(update_apply(fd, path, &c, err));
+	assert_ok(update_apply(fd, path, &c, NULL, err));
 	assert_file(image_new, len_new);
 	changes_end(&c);
 	close(fd);
@@ -333,6 +333,25 @@ static void hostile(void **state)
 			 -EBADMSG);
 }
 
+/* A disk's has no offsets and no state, or it is none. */
+static void hostile_disk(void **state)
+{
+	struct changes_head disk = {.id = 7, .ram_bytes = PAGES * 4096ull, .pages_n = 3}, got;
+	struct changes_head bad[4] = {disk, disk, disk, disk};
+	uint8_t packed[CHANGES_HEAD_BYTES];
+	struct ft_err error;
+
+	(void)state;
+	bad[1].state_bytes = 1;
+	bad[2].bitmap_offset = 4096;
+	bad[3].state_offset = disk.ram_bytes;
+	for (unsigned i = 0; i < 4; i++) {
+		changes_head_pack(&bad[i], packed);
+		assert_int_equal(changes_head_parse(packed, changes_bytes(&bad[i]), &got, &error),
+				 i ? -EBADMSG : 0);
+	}
+}
+
 static void hostile_index(void **state)
 {
 	static const struct {
@@ -369,6 +388,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(every_prefix, setup, teardown),
 		cmocka_unit_test_setup_teardown(every_mixture, setup, teardown),
 		cmocka_unit_test_setup_teardown(hostile, setup, teardown),
+		cmocka_unit_test_setup_teardown(hostile_disk, setup, teardown),
 		cmocka_unit_test_setup_teardown(hostile_index, setup, teardown),
 	};
 

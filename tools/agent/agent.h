@@ -43,6 +43,8 @@
 #include "vmm-glue/postcopy/page_client.h"
 #include "vmm-glue/qemu/spawn.h"
 #include "vmm-glue/snapshot/companions.h"
+#include "vmm-glue/snapshot/disks.h"
+#include "vmm-glue/snapshot/disks_since.h"
 #include "vmm-glue/snapshot/history.h"
 #include "vmm-glue/snapshot/increment.h"
 #include "vmm-glue/snapshot/lazy.h"
@@ -104,7 +106,10 @@ struct agent_snapshot {
 	struct snapshot *writing; /* at most one of these three */
 	struct increment *updating;
 	struct lazy *reading;
-	struct since *since;	 /* NULL: nothing is known */
+	struct since *since;		 /* NULL: nothing is known */
+	struct disks_since *disks_since; /* likewise */
+	bool disks_noted;	 /* it is to be known: a solo guest's disks keep their taps */
+	bool disks_noted_before; /* the one that is being written was asked for */
 	bool was_update;	 /* of the one that has just ended */
 	bool taps_ours;		 /* disks have taps for the snapshot's sake only */
 	struct agent_call *call; /* who asked for it, NULL: left */
@@ -434,14 +439,18 @@ void snapshot_stop_writing(struct agent *a, const char *why);
 void snapshot_drop(struct agent *a, const char *why);
 
 /* snapshot_disks.c: the guest's disks in it */
-/* Those of a guest that runs alone get taps, which stay until snapshot_disks_end(). *out NULL: it
- * has none, or they are left out. */
+/* Those of a guest that runs alone get taps, which stay until snapshot_disks_end(); for an
+ * incremental one, longer. out->n 0: it has none, or they are left out. */
 int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *request,
-			 struct disks **out, struct ft_err *err);
+			 struct disks_config *out, struct ft_err *err);
+/* Those of a standby, whose changes are noted. */
+int snapshot_disks_of_standby(struct agent *a, struct disks_config *out, struct ft_err *err);
 /* Nothing looks at the taps any more: they go, if they were there for that. What does not succeed
  * is tried again by snapshot_disks_look(). */
 void snapshot_disks_end(struct agent *a);
 void snapshot_disks_look(struct agent *a);
+/* The same of a snapshot that was not begun: what stays is what stayed before. */
+void snapshot_disks_refused(struct agent *a);
 /* Start-up: the guest's images become what they were; those with other content, which the operator
  * gives up, not before all else is known to fit: then overwrite(). */
 int snapshot_disks_restore(struct agent *a, const struct source *s, struct ft_err *err);
@@ -450,8 +459,8 @@ int snapshot_disks_overwrite(struct agent *a, struct ft_err *err);
 /* increment.c: one into a file that is there */
 /* Can this guest's snapshots be updated as it is asked for? */
 int increment_check(struct agent *a, bool standby, const Ctl__Request *request, struct ft_err *err);
-int increment_start(struct agent *a, bool standby, const struct snapshot_config *config,
-		    struct ft_err *err);
+int increment_start(struct agent *a, bool standby, const Ctl__Request *request,
+		    const struct snapshot_config *config, struct ft_err *err);
 /* The worker has news. */
 void increment_news(struct agent *a);
 /* Waits for the end, and tells who asked. */

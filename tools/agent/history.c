@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "eventtap/block/image.h"
 #include "ft/log.h"
 #include "tools/agent/agent.h"
 
@@ -52,23 +53,40 @@ static void complain(struct agent *a, const struct ft_err *err)
 	forget(a);
 }
 
+static int describe_disks(struct agent *a, struct companions *out, struct ft_err *err)
+{
+	for (unsigned i = 0; i < a->stores_n; i++) {
+		const struct image *image = store_image(a->stores[i]);
+		struct companion *d = &out->disks[out->n++];
+
+		if (!image)
+			return ft_err_set(err, ENOTSUP,
+					  "history: disk %s is shared, and the other host writes "
+					  "it: no checkpoint is kept",
+					  store_id(a->stores[i]));
+		snprintf(d->id, sizeof d->id, "%s", store_id(a->stores[i]));
+		d->bytes = image->bytes;
+		d->fd = -1;
+	}
+	return 0;
+}
+
 static int open_folder(struct agent *a, struct ft_err *err)
 {
+	struct companions disks = {0};
 	struct vmm_ram ram;
-	int rc = 0;
+	int rc;
 
-	if (a->stores_n)
-		return ft_err_set(err, ENOTSUP,
-				  "history: the guest has a disk, which is not kept: no checkpoint "
-				  "is");
 	if (a->history.folder)
 		return 0;
-	rc = history_open(a->config.ft.history_dir, true, &a->history.folder, err);
+	rc = describe_disks(a, &disks, err);
+	if (!rc)
+		rc = history_open(a->config.ft.history_dir, true, &a->history.folder, err);
 	if (rc)
 		return rc;
 	vmm_ram(a->vmm, &ram);
 	vmm_info(a->vmm, &a->vm_info);
-	rc = history_prepare(a->history.folder, &ram, a->vm_info.kind, err);
+	rc = history_prepare(a->history.folder, &ram, &disks, a->vm_info.kind, err);
 	a->history.points_n = history_points(a->history.folder, a->history.points);
 	return rc;
 }
@@ -77,17 +95,23 @@ static int begin(struct agent *a, struct ft_err *err)
 {
 	struct increment_config config = {.is_image = true, .news = on_work, .ctx = a};
 	char path[CHANGES_PATH_MAX], last[CHANGES_PATH_MAX];
-	struct increment_link link = {.path = path, .last = last, .added = on_added};
+	struct disks_config disks;
+	struct disks_old old;
 	struct source from;
+	struct increment_link link = {
+		.from = &from, .old = &old, .path = path, .last = last, .added = on_added};
 	int rc = open_folder(a, err);
 
 	if (!rc)
-		rc = history_next(a->history.folder, &from, &link.head, path, last, err);
+		rc = snapshot_disks_of_standby(a, &disks, err);
+	if (!rc)
+		rc = history_next(a->history.folder, &from, &old, &link.head, path, last, err);
 	if (rc)
 		return rc;
-	link.from = &from;
 	config.link = &link;
+	config.disks = &disks;
 	rc = increment_begin(&config, a->vmm, &a->snapshot.since, &a->history.link, err);
+	disks_old_close(&old);
 	source_close(&from);
 	return rc;
 }

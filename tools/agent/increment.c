@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A snapshot into a file that is there (ftctl snapshot --incremental): what the operator and the
- * agent's loop have to do with vmm-glue/snapshot/increment.h. The file's memory becomes that of a
- * later moment; disks are no part of it. */
+ * agent's loop have to do with vmm-glue/snapshot/increment.h. The file's memory, and the disks
+ * beside it, become those of a later moment. */
 #include <errno.h>
 #include <sys/eventfd.h>
 
@@ -30,16 +30,21 @@ void increment_finish(struct agent *a)
 
 	s->updating = NULL;
 	s->was_update = true;
+	snapshot_disks_end(a);
 	/* After a scan that failed pages may have been missed. */
 	if (rc)
 		increment_forget(a);
 	if (rc)
 		ft_warn("%s: %s", a->config.name, err.text);
 	else
-		ft_info("%s: snapshot %s: updated, %llu MiB of %llu MiB of memory, pause %.1f ms",
+		ft_info("%s: snapshot %s: updated, %llu MiB of %llu MiB of memory, %llu MiB of %u "
+			"disks%s, pause %.1f ms",
 			a->config.name, s->path,
 			(unsigned long long)(s->last.pages_written * VMM_PAGE_BYTES >> 20),
 			(unsigned long long)(s->last.pages * VMM_PAGE_BYTES >> 20),
+			(unsigned long long)(s->last.disks.bytes_written >> 20), s->last.disks.n,
+			s->last.disks.unknown ? " (compared whole: nobody knew what was written)"
+					      : "",
 			(double)s->last.pause_us / 1000);
 	requests_answer(&s->call, rc ? &err : NULL);
 	requests_answer(&a->cancel_call, NULL);
@@ -77,19 +82,13 @@ void increment_news(struct agent *a)
 int increment_check(struct agent *a, bool standby, const Ctl__Request *request, struct ft_err *err)
 {
 	vmm_info(a->vmm, &a->vm_info);
-	if (a->vm_info.disks_n && !request->no_disks)
-		return ft_err_set(
-			err, ENOTSUP,
-			"snapshot: the guest has a disk (%s), and a snapshot with disks is "
-			"not updated in place: take a whole one, or its memory alone with "
-			"--no-disks",
-			a->vm_info.disks[0].id);
-	for (unsigned i = 0; i < a->vm_info.disks_n && !standby; i++)
+	for (unsigned i = 0; i < a->vm_info.disks_n && !standby && request->no_disks; i++)
 		if (a->vm_info.disks[i].direct)
 			return ft_err_set(err, ENOTSUP,
 					  "snapshot: disk %s goes past the page cache "
 					  "(cache.direct), and what it reads into the guest's "
-					  "memory is not seen: take a whole snapshot",
+					  "memory is not seen: take a whole snapshot, or one with "
+					  "disks, which have taps then",
 					  a->vm_info.disks[i].id);
 	if (request->direct)
 		return ft_err_set(err, EINVAL,
@@ -98,9 +97,10 @@ int increment_check(struct agent *a, bool standby, const Ctl__Request *request, 
 	return 0;
 }
 
-int increment_start(struct agent *a, bool standby, const struct snapshot_config *config,
-		    struct ft_err *err)
+int increment_start(struct agent *a, bool standby, const Ctl__Request *request,
+		    const struct snapshot_config *config, struct ft_err *err)
 {
+	struct disks_config disks = {0};
 	struct increment_config increment = {.path = config->path,
 					     .bytes_per_s = config->bytes_per_s,
 					     .verify = config->verify,
@@ -112,7 +112,16 @@ int increment_start(struct agent *a, bool standby, const struct snapshot_config 
 	int rc = standby ? ft_engine_committed_state(a->engine, &state, &len, err)
 			 : vmm_check(a->vmm, err);
 
-	return rc ? rc
-		  : increment_begin(&increment, a->vmm, &a->snapshot.since, &a->snapshot.updating,
-				    err);
+	if (!rc)
+		rc = snapshot_disks_begin(a, standby, request, &disks, err);
+	if (disks.n)
+		increment.disks = &disks;
+	if (!rc)
+		rc = increment_begin(&increment, a->vmm, &a->snapshot.since, &a->snapshot.updating,
+				     err);
+	if (rc)
+		a->snapshot.updating = NULL;
+	if (rc && !standby)
+		snapshot_disks_refused(a);
+	return rc;
 }

@@ -140,6 +140,9 @@ void snapshot_drop(struct agent *a, const char *why)
 	history_give_up(a, why);
 	snapshot_stop_writing(a, why);
 	increment_forget(a);
+	disks_since_free(a->snapshot.disks_since);
+	a->snapshot.disks_since = NULL;
+	a->snapshot.disks_noted = false;
 	if (a->snapshot.reading) {
 		/* The guest must not go on with holes in its memory. */
 		if (a->vmm)
@@ -183,6 +186,7 @@ void snapshot_fill_status(const struct agent *a, Ctl__Snapshot *out)
 	out->disk_bytes_done = p.disks.bytes_done;
 	out->disk_bytes_written = p.disks.bytes_written;
 	out->disk_faults = p.disks.copied;
+	out->disks_compared = p.disks.unknown;
 }
 
 /* ---- into a file ---- */
@@ -205,20 +209,24 @@ static int parse(struct agent *a, const Ctl__Request *request, struct ft_err *er
 static int begin_here(struct agent *a, const Ctl__Request *request, struct snapshot_config *config,
 		      struct ft_err *err)
 {
+	struct disks_config disks;
 	int rc = vmm_check(a->vmm, err);
 
 	if (!rc)
-		rc = snapshot_disks_begin(a, false, request, &config->disks, err);
+		rc = snapshot_disks_begin(a, false, request, &disks, err);
+	if (!rc && disks.n)
+		rc = disks_open(&disks, &config->disks, err);
 	if (!rc)
 		rc = snapshot_begin(config, a->vmm, &a->snapshot.writing, err);
 	if (rc)
-		snapshot_disks_end(a);
+		snapshot_disks_refused(a);
 	return rc;
 }
 
 static int begin_at_standby(struct agent *a, const Ctl__Request *request,
 			    struct snapshot_config *config, struct ft_err *err)
 {
+	struct disks_config disks;
 	const uint8_t *state;
 	size_t len;
 	int rc = ft_engine_committed_state(a->engine, &state, &len, err);
@@ -226,7 +234,9 @@ static int begin_at_standby(struct agent *a, const Ctl__Request *request,
 	if (rc)
 		return ft_err_context(err, "snapshot");
 	config->stall_max_ms = SNAPSHOT_STANDBY_STALL_MS;
-	rc = snapshot_disks_begin(a, true, request, &config->disks, err);
+	rc = snapshot_disks_begin(a, true, request, &disks, err);
+	if (!rc && disks.n)
+		rc = disks_open(&disks, &config->disks, err);
 	return rc ? rc
 		  : snapshot_begin_image(config, a->vmm, state, len, &a->snapshot.writing, err);
 }
@@ -236,10 +246,11 @@ static int begin(struct agent *a, bool standby, const Ctl__Request *request,
 {
 	int rc = request->incremental ? increment_check(a, standby, request, err) : 0;
 
+	a->snapshot.disks_noted_before = a->snapshot.disks_noted;
 	if (rc)
 		return rc;
 	if (request->incremental && !access(a->snapshot.path, F_OK))
-		return increment_start(a, standby, config, err);
+		return increment_start(a, standby, request, config, err);
 	/* One userfaultfd an area. */
 	increment_forget(a);
 	return standby ? begin_at_standby(a, request, config, err)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The disks of a guest that is saved or restored (vmm-glue/snapshot/disks.h, companions.h). A guest
- * that runs alone has nothing between it and its disks: it gets taps for the snapshot's time. */
+ * that runs alone has nothing between it and its disks: it gets taps for the snapshot's time, and
+ * keeps them after an incremental one, so that the next one knows what was written. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,31 +32,52 @@ static int taps_in(struct agent *a, struct ft_err *err)
 	return rc;
 }
 
-int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *request,
-			 struct disks **out, struct ft_err *err)
+/* What is written is known from now on. */
+static int note(struct agent *a, struct disks_config *out, struct ft_err *err)
 {
-	struct disks_config config = {.path = a->snapshot.path,
-				      .direct = request->direct,
-				      .verify = request->verify,
-				      .stall_max_ms = standby ? SNAPSHOT_STANDBY_STALL_MS
-							      : SNAPSHOT_STALL_MAX_MS};
-	int rc;
+	if (!a->snapshot.disks_since)
+		a->snapshot.disks_since = disks_since_new();
+	out->since = a->snapshot.disks_since;
+	return out->since ? 0 : ft_err_set(err, ENOMEM, "snapshot: out of memory");
+}
 
-	*out = NULL;
+static void find_disks(struct agent *a, bool standby, struct disks_config *out)
+{
+	out->stall_max_ms = standby ? SNAPSHOT_STANDBY_STALL_MS : SNAPSHOT_STALL_MAX_MS;
+	out->n = standby ? a->stores_n : a->vm_info.disks_n;
+	for (unsigned i = 0; i < out->n; i++) {
+		out->disks[i].id = standby ? store_id(a->stores[i]) : a->vm_info.disks[i].id;
+		out->disks[i].image =
+			standby ? store_image_path(a->stores[i]) : a->vm_info.disks[i].image;
+		out->disks[i].tap = standby ? NULL : a->disk_taps[i];
+		out->disks[i].store = standby ? a->stores[i] : NULL;
+	}
+}
+
+int snapshot_disks_of_standby(struct agent *a, struct disks_config *out, struct ft_err *err)
+{
+	*out = (struct disks_config){0};
+	find_disks(a, true, out);
+	return note(a, out, err);
+}
+
+int snapshot_disks_begin(struct agent *a, bool standby, const Ctl__Request *request,
+			 struct disks_config *out, struct ft_err *err)
+{
+	int rc = 0;
+
+	*out = (struct disks_config){
+		.path = a->snapshot.path, .direct = request->direct, .verify = request->verify};
 	if (!a->vm_info.disks_n || request->no_disks)
 		return 0;
-	rc = standby ? 0 : taps_in(a, err);
+	if (!standby)
+		rc = taps_in(a, err);
 	if (rc)
 		return rc;
-	config.n = standby ? a->stores_n : a->vm_info.disks_n;
-	for (unsigned i = 0; i < config.n; i++) {
-		config.disks[i].id = a->vm_info.disks[i].id;
-		config.disks[i].image =
-			standby ? store_image_path(a->stores[i]) : a->vm_info.disks[i].image;
-		config.disks[i].tap = standby ? NULL : a->disk_taps[i];
-		config.disks[i].store = standby ? a->stores[i] : NULL;
-	}
-	return disks_open(&config, out, err);
+	if (!standby)
+		a->snapshot.disks_noted = request->incremental;
+	find_disks(a, standby, out);
+	return request->incremental ? note(a, out, err) : 0;
 }
 
 void snapshot_disks_end(struct agent *a)
@@ -73,9 +95,15 @@ void snapshot_disks_end(struct agent *a)
 	taps_part(a);
 }
 
+void snapshot_disks_refused(struct agent *a)
+{
+	a->snapshot.disks_noted = a->snapshot.disks_noted_before;
+	snapshot_disks_end(a);
+}
+
 void snapshot_disks_look(struct agent *a)
 {
-	if (!a->snapshot.writing)
+	if (!a->snapshot.writing && !a->snapshot.updating)
 		snapshot_disks_end(a);
 }
 

@@ -114,8 +114,10 @@ void stores_free(struct agent *a)
 {
 	struct ft_err err = {0};
 
-	if (a->stores_n)
+	if (a->stores_n) {
+		history_give_up(a, "the standby has ended");
 		snapshot_stop_writing(a, "the standby has ended");
+	}
 	if (durable_settle(a, &err))
 		ft_warn("%s: %s", a->config.name, err.text);
 	for (unsigned i = 0; i < a->stores_n; i++)

@@ -241,7 +241,8 @@ unsigned taps_disks_stay(struct agent *a)
 	unsigned stay = 0;
 
 	for (unsigned i = 0; i < a->vm_info.disks_n; i++)
-		if (is_tracked(a, a->vm_info.disks[i].id) || has_bitmaps(a, i))
+		if (a->snapshot.disks_noted || is_tracked(a, a->vm_info.disks[i].id) ||
+		    has_bitmaps(a, i))
 			stay |= 1u << i;
 	return stay;
 }

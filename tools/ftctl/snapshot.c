@@ -184,8 +184,10 @@ static int make_absolute(const struct ftctl *ctl, const struct command *command,
 static void print_disks(const Ctl__Request *request, const Ctl__Snapshot *s)
 {
 	if (s->disks)
-		printf(", %.0f MiB of %.0f MiB of %u disk%s", MIB(s->disk_bytes_written),
-		       MIB(s->disk_bytes_total), s->disks, s->disks > 1 ? "s" : "");
+		printf(", %.0f MiB of %.0f MiB of %u disk%s%s", MIB(s->disk_bytes_written),
+		       MIB(s->disk_bytes_total), s->disks, s->disks > 1 ? "s" : "",
+		       s->disks_compared ? " (compared whole: it was not known what was written)"
+					 : "");
 	else if (request->no_disks)
 		printf(", no disks");
 }
@@ -200,15 +202,16 @@ static int print_snapshot(const struct ftctl *ctl, const char *name, const Ctl__
 	snprintf(digest, sizeof digest, "%016" PRIx64, reply->digest);
 	if (ctl->json)
 		return print_json(json_pack(
-			"{s:s, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "name",
-			name, "path", json_text(s->path), "incremental", s->incremental, "bytes",
-			(json_int_t)s->bytes_total, "bytes_written", (json_int_t)s->bytes_written,
-			"disks", (json_int_t)s->disks, "disk_bytes",
+			"{s:s, s:o, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
+			"name", name, "path", json_text(s->path), "incremental", s->incremental,
+			"bytes", (json_int_t)s->bytes_total, "bytes_written",
+			(json_int_t)s->bytes_written, "disks", (json_int_t)s->disks, "disk_bytes",
 			(json_int_t)s->disk_bytes_total, "disk_bytes_written",
 			(json_int_t)s->disk_bytes_written, "disk_faults",
-			(json_int_t)s->disk_faults, "pause_us", (json_int_t)s->pause_us, "faults",
-			(json_int_t)s->faults, "fault_us_max", (json_int_t)s->fault_us_max,
-			"digest", request->verify ? json_string(digest) : json_null()));
+			(json_int_t)s->disk_faults, "disks_compared", (json_int_t)s->disks_compared,
+			"pause_us", (json_int_t)s->pause_us, "faults", (json_int_t)s->faults,
+			"fault_us_max", (json_int_t)s->fault_us_max, "digest",
+			request->verify ? json_string(digest) : json_null()));
 	printf("%s: %s: %s%.0f MiB of %.0f MiB of memory", name, clean(path, sizeof path, s->path),
 	       s->incremental ? "updated, " : "", MIB(s->bytes_written), MIB(s->bytes_total));
 	print_disks(request, s);

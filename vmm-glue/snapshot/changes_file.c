@@ -197,7 +197,7 @@ static uint8_t *make_index(const struct changes_out *c, const uint8_t *state)
 {
 	uint64_t bytes = changes_index_bytes(&c->head), *index, at = 0;
 
-	index = malloc(bytes + c->head.state_bytes);
+	index = malloc(bytes + c->head.state_bytes + 1); /* a disk's may be empty */
 	if (!index)
 		return NULL;
 	for (uint64_t i = 0; i < c->head.pages_n; i++) {
@@ -208,7 +208,8 @@ static uint8_t *make_index(const struct changes_out *c, const uint8_t *state)
 		if (c->slots[pfn] == SLOT_ZERO)
 			index[at++] = htole64(pfn);
 	assert(at * sizeof *index == bytes);
-	memcpy((uint8_t *)index + bytes, state, c->head.state_bytes);
+	if (c->head.state_bytes)
+		memcpy((uint8_t *)index + bytes, state, c->head.state_bytes);
 	return (uint8_t *)index;
 }
 
@@ -230,7 +231,7 @@ int changes_seal(struct changes_out *c, const uint8_t *state, size_t len, struct
 	uint8_t *index;
 	int rc;
 
-	assert(len && len <= CHANGES_STATE_MAX);
+	assert(len <= CHANGES_STATE_MAX);
 	c->head.state_bytes = len;
 	index = make_index(c, state);
 	if (!index)
@@ -269,7 +270,7 @@ static int load(struct changes *c, struct ft_err *err)
 	uint64_t bytes = changes_index_bytes(&c->head) + c->head.state_bytes, *seen;
 	int rc;
 
-	c->index = malloc(bytes);
+	c->index = malloc(bytes + 1); /* a disk's may be empty */
 	seen = calloc(words, sizeof *seen);
 	rc = c->index && seen ? 0 : ft_err_set(err, ENOMEM, "out of memory");
 	if (!rc && file_read(c->fd, c->index, bytes, changes_index_at(&c->head)))

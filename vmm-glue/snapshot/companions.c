@@ -13,7 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "eventtap/block/image.h"
+#include "vmm-glue/snapshot/disk_source.h"
+#include "vmm-glue/snapshot/layers.h"
 
 #define KEY "kemari-disks"
 
@@ -83,13 +84,25 @@ int companions_parse(const char *text, size_t len, struct companions *c, struct 
 
 // ---- the files
 
+int companions_path(const char *path, const struct companion *d, char out[CHANGES_PATH_MAX],
+		    struct ft_err *err)
+{
+	char copy[CHANGES_PATH_MAX];
+
+	snprintf(copy, sizeof copy, "%s", path);
+	if (snprintf(out, CHANGES_PATH_MAX, "%s/%s", dirname(copy), d->file) < CHANGES_PATH_MAX)
+		return 0;
+	return ft_err_set(err, ENAMETOOLONG, "%.64s...: path too long", path);
+}
+
 static int open_one(const struct source *s, struct companion *d, struct ft_err *err)
 {
-	char copy[sizeof s->path], path[sizeof s->path + NAME_MAX + 2];
+	char path[CHANGES_PATH_MAX];
 	struct stat st;
+	int rc = companions_path(s->path, d, path, err);
 
-	memcpy(copy, s->path, sizeof copy);
-	snprintf(path, sizeof path, "%s/%s", dirname(copy), d->file);
+	if (rc)
+		return rc;
 	d->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
 	if (d->fd < 0)
 		return ft_err_set(err, errno, "disk %s: %s: %s", d->id, path, strerror(errno));
@@ -104,12 +117,35 @@ static int open_one(const struct source *s, struct companion *d, struct ft_err *
 	return 0;
 }
 
+/* What lies over disk i. */
+static int open_layers(const struct source *s, unsigned i, struct companion *d, struct ft_err *err)
+{
+	int rc;
+
+	if (!s->layers)
+		return 0;
+	d->layered = malloc(sizeof *d->layered);
+	if (!d->layered)
+		return ft_err_set(err, ENOMEM, "out of memory");
+	rc = disk_source_open(d->fd, d->file, d->layered, err);
+	if (!rc)
+		rc = disk_source_add_layers(d->layered, s, i, err);
+	return rc ? ft_err_context(err, "disk %s", d->id) : 0;
+}
+
 static int read_description(const struct source *s, struct companions *c, struct ft_err *err)
 {
 	uint64_t at = s->layout.state_offset + s->layout.state_bytes;
 	char text[6 + COMPANIONS_TEXT_MAX];
-	ssize_t n = pread(s->fd, text, sizeof text, (off_t)at);
+	ssize_t n;
 
+	if (s->layers) {
+		size_t len;
+		const uint8_t *newest = layers_description(s, &len);
+
+		return newest ? companions_parse((const char *)newest, len, c, err) : 0;
+	}
+	n = pread(s->fd, text, sizeof text, (off_t)at);
 	if (n < 0)
 		return ft_err_set(err, errno, "read: %s", strerror(errno));
 	/* 06 u32, then JSON. One that is longer is QEMU's own, which says nothing of disks. */
@@ -124,8 +160,11 @@ int companions_open(const struct source *s, struct companions *c, struct ft_err 
 
 	c->n = 0;
 	rc = read_description(s, c, err);
-	for (unsigned i = 0; i < c->n && !rc; i++)
+	for (unsigned i = 0; i < c->n && !rc; i++) {
 		rc = open_one(s, &c->disks[i], err);
+		if (!rc)
+			rc = open_layers(s, i, &c->disks[i], err);
+	}
 	if (!rc)
 		return 0;
 	companions_close(c);
@@ -134,9 +173,13 @@ int companions_open(const struct source *s, struct companions *c, struct ft_err 
 
 void companions_close(struct companions *c)
 {
-	for (unsigned i = 0; i < c->n; i++)
+	for (unsigned i = 0; i < c->n; i++) {
 		if (c->disks[i].fd >= 0)
 			close(c->disks[i].fd);
+		if (c->disks[i].layered)
+			source_close(c->disks[i].layered);
+		free(c->disks[i].layered);
+	}
 	c->n = 0;
 }
 

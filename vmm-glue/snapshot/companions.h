@@ -13,15 +13,17 @@
 #include <stdint.h>
 
 #include "ft/err.h"
+#include "vmm-glue/snapshot/changes_file.h"
 #include "vmm-glue/snapshot/source.h"
 #include "vmm-glue/vmm.h"
 
-#define COMPANIONS_TEXT_MAX (16u << 10)
+#define COMPANIONS_TEXT_MAX CHANGES_TEXT_MAX
 
 struct companion {
 	char id[VMM_NAME_MAX], file[NAME_MAX + 1];
 	uint64_t bytes;
-	int fd; /* open and locked against removal; -1: not opened */
+	int fd;			/* open and locked against removal; -1: not opened */
+	struct source *layered; /* with what lies over it (disk_source.h); NULL: nothing does */
 };
 
 struct companions {
@@ -34,9 +36,13 @@ char *companions_describe(const struct companions *c);
 /* -EBADMSG: says something of disks that makes no sense. No disks: 0, and c->n is 0. */
 int companions_parse(const char *text, size_t len, struct companions *c, struct ft_err *err);
 
-/* Those of a snapshot's file, opened. */
+/* Those of a snapshot's file, opened. Changes that lie over its memory have changes of the disks
+ * beside them (disk_source.h). */
 int companions_open(const struct source *s, struct companions *c, struct ft_err *err);
 void companions_close(struct companions *c);
+/* Where the disk is, in the folder of `path`. -ENAMETOOLONG */
+int companions_path(const char *path, const struct companion *d, char out[CHANGES_PATH_MAX],
+		    struct ft_err *err);
 /* The disk with this id; NULL: there is none. */
 const struct companion *companions_find(const struct companions *c, const char *id);
 /* What becomes of an image that has other content. */

@@ -24,8 +24,42 @@
 
 struct put {
 	struct image from, to;
-	uint8_t *a, *b; /* PIECE_BYTES each */
+	const struct source *layered; /* in place of `from`; NULL: nothing lies over it */
+	uint8_t *a, *b, *c;	      /* PIECE_BYTES each, and two pages */
 };
+
+static int from_extent(const struct put *p, uint64_t at, uint64_t len, uint64_t *extent, bool *hole)
+{
+	uint64_t pfn = at / FT_PAGE_BYTES, end = (at + len + FT_PAGE_BYTES - 1) / FT_PAGE_BYTES;
+
+	if (!p->layered)
+		return image_extent(&p->from, at, len, extent, hole);
+	*hole = !source_has(p->layered, pfn);
+	*extent = (pfn + source_run(p->layered, pfn, end - pfn)) * FT_PAGE_BYTES - at;
+	*extent = *extent < len ? *extent : len;
+	return 0;
+}
+
+/* At most PIECE_BYTES. Pages, of which the range need not be made. */
+static int from_read(const struct put *p, uint8_t *to, uint64_t len, uint64_t at)
+{
+	uint64_t first = at / FT_PAGE_BYTES, end = (at + len + FT_PAGE_BYTES - 1) / FT_PAGE_BYTES;
+	int rc = 0;
+
+	if (!p->layered)
+		return image_pread(&p->from, to, len, at);
+	for (uint64_t pfn = first, n; pfn < end && !rc; pfn += n) {
+		uint8_t *pages = p->c + (pfn - first) * FT_PAGE_BYTES;
+
+		n = source_run(p->layered, pfn, end - pfn);
+		if (source_has(p->layered, pfn))
+			rc = source_read(p->layered, pfn, n, pages);
+		else
+			memset(pages, 0, n * FT_PAGE_BYTES);
+	}
+	memcpy(to, p->c + at % FT_PAGE_BYTES, len);
+	return rc;
+}
 
 static bool is_zero(const uint8_t *bytes, uint64_t len)
 {
@@ -39,7 +73,7 @@ static int next_piece(struct put *p, uint64_t at, uint64_t *len, bool *from_hole
 	int rc;
 
 	*from_hole = *to_hole = false;
-	rc = image_extent(&p->from, at, left, len, from_hole);
+	rc = from_extent(p, at, left, len, from_hole);
 	if (!rc)
 		rc = image_extent(&p->to, at, *len, &other, to_hole);
 	if (!rc && other < *len)
@@ -62,7 +96,7 @@ static int look(struct put *p, bool *blank, bool *same)
 		rc = next_piece(p, at, &len, &from_hole, &to_hole);
 		if (rc || (from_hole && to_hole))
 			continue;
-		rc = image_pread(&p->from, p->a, len, at);
+		rc = from_read(p, p->a, len, at);
 		if (!rc)
 			rc = image_pread(&p->to, p->b, len, at);
 		*blank = *blank && is_zero(p->b, len);
@@ -83,7 +117,7 @@ static int copy(struct put *p)
 		if (rc || (from_hole && to_hole))
 			continue;
 		if (!from_hole)
-			rc = image_pread(&p->from, p->a, len, at);
+			rc = from_read(p, p->a, len, at);
 		if (!rc && !from_hole)
 			rc = image_pwrite(&p->to, p->a, len, at);
 		else if (!rc)
@@ -96,7 +130,7 @@ static int fill(struct put *p)
 {
 	int rc = 0;
 
-	if (ioctl(p->to.fd, FICLONE, p->from.fd))
+	if (p->layered || ioctl(p->to.fd, FICLONE, p->from.fd))
 		rc = copy(p);
 	return rc ? rc : image_flush(&p->to);
 }
@@ -188,11 +222,13 @@ int companions_put(const struct companion *disk, const char *image, enum compani
 {
 	struct put p = {.from = {.fd = disk->fd, .bytes = disk->bytes},
 			.to = {.fd = -1},
+			.layered = disk->layered,
 			.a = malloc(PIECE_BYTES),
-			.b = malloc(PIECE_BYTES)};
+			.b = malloc(PIECE_BYTES),
+			.c = malloc(PIECE_BYTES + 2 * FT_PAGE_BYTES)};
 	struct metadata meta = {.fd = -1};
-	int rc = p.a && p.b ? metadata_open(image, &meta, err)
-			    : ft_err_set(err, ENOMEM, "out of memory");
+	int rc = p.a && p.b && p.c ? metadata_open(image, &meta, err)
+				   : ft_err_set(err, ENOMEM, "out of memory");
 
 	if (!rc) {
 		rc = open_image(&p, image, err);
@@ -207,5 +243,6 @@ int companions_put(const struct companion *disk, const char *image, enum compani
 	image_close(&p.to);
 	free(p.a);
 	free(p.b);
+	free(p.c);
 	return rc ? ft_err_context(err, "disk %s: %s", disk->id, image) : 0;
 }

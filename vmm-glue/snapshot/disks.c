@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Threads: the VM's (open, moment, start, close), one worker for each disk, and the snapshot's own,
-// which finishes. A disk's file belongs to its worker until that was joined.
+// which finishes. A disk's target belongs to its worker until that was joined.
 #include "vmm-glue/snapshot/disks.h"
 
 #include <assert.h>
@@ -17,13 +17,13 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "eventtap/block/cow.h"
 #include "eventtap/block/disk_tap.h"
+#include "eventtap/block/marks.h"
 #include "vmm-glue/snapshot/companions.h"
 #include "vmm-glue/snapshot/disks_folder.h"
-#include "vmm-glue/snapshot/out_file.h"
+#include "vmm-glue/snapshot/disk_target.h"
 
 #define WORKER_NICE 5
 #define WAIT_MS	    100
@@ -33,13 +33,13 @@ struct disk {
 	const char *id;
 	struct tap *tap;
 	struct store *store;
-	struct out_file file;
-	int lock_fd; /* the file's, after it has its name, until all of the set have */
-	bool named;
+	struct disk_target target;
 	bool joined; /* no worker has it */
 	bool watched;
 	struct cow *cow;
 	uint64_t digest; /* verify: in the pause */
+	uint64_t bytes;
+	bool unknown;
 	pthread_t worker;
 };
 
@@ -47,7 +47,8 @@ struct disks {
 	/* set at open */
 	char path[OUT_FILE_PATH_MAX];
 	uint64_t number;
-	bool verify;
+	bool verify, settled;
+	struct disks_since *since;
 	char *description;
 	unsigned n;
 	struct disk disks[VMM_DISKS_MAX];
@@ -60,20 +61,31 @@ struct disks {
 
 // ---- workers
 
+static int wrote(struct disk *disk, int rc)
+{
+	struct ft_err err = {0};
+
+	if (rc) {
+		ft_err_set(&err, -rc, "%s: %s", disk_target_path(&disk->target), strerror(-rc));
+		cow_cancel(disk->cow, &err);
+	}
+	return rc;
+}
+
 /* cow_config.write */
 static int write_piece(void *ctx, uint64_t offset, const uint8_t *data, size_t len)
 {
 	struct disk *disk = ctx;
-	bool whole = len % COW_PAGE_BYTES == 0;
-	int rc = out_file_write(&disk->file, data, len, offset, whole);
 
-	if (rc) {
-		struct ft_err err = {0};
+	return wrote(disk, disk_target_write(&disk->target, offset, data, len));
+}
 
-		ft_err_set(&err, -rc, "%s: %s", disk->file.path, strerror(-rc));
-		cow_cancel(disk->cow, &err);
-	}
-	return rc;
+/* cow_config.zeroes */
+static int write_zeroes(void *ctx, uint64_t offset, uint64_t len)
+{
+	struct disk *disk = ctx;
+
+	return wrote(disk, disk_target_zeroes(&disk->target, offset, len));
 }
 
 /* Milliseconds until the image's order may go on; 0: now. */
@@ -157,12 +169,29 @@ void disks_progress(struct disks *d, struct disks_progress *p)
 		cow_progress(d->disks[i].cow, &one);
 		p->bytes += one.bytes;
 		p->bytes_done += one.bytes_done;
-		p->bytes_written += one.bytes_written;
+		p->bytes_written += d->disks[i].target.bytes_written;
 		p->copied += one.copied;
+		p->unknown += d->disks[i].unknown;
 	}
 }
 
 // ---- the moment
+
+/* Of an older one, what was written since. */
+static int choose(struct disks *d, unsigned i, struct ft_err *err)
+{
+	struct disk *disk = &d->disks[i];
+	const struct disk_old *old = disk->target.old;
+	struct ft_bitmap blocks;
+
+	if (ft_bitmap_init(&blocks, marks_blocks(disk->bytes)))
+		return ft_err_set(err, ENOMEM, "out of memory");
+	disk->unknown = !disks_since_moment(d->since, i, old ? old->known_as : "", &blocks) && old;
+	if (old)
+		cow_only(disk->cow, &blocks);
+	ft_bitmap_free(&blocks);
+	return 0;
+}
 
 int disks_moment(struct disks *d, struct ft_err *err)
 {
@@ -174,6 +203,8 @@ int disks_moment(struct disks *d, struct ft_err *err)
 		rc = disk->tap ? disk_tap_watch(disk->tap, disk->cow, err)
 			       : store_watch(disk->store, disk->cow, err);
 		disk->watched = !rc;
+		if (!rc && d->since)
+			rc = choose(d, i, err);
 		if (!rc && d->verify)
 			rc = cow_digest(disk->cow, &disk->digest, err);
 	}
@@ -181,25 +212,6 @@ int disks_moment(struct disks *d, struct ft_err *err)
 }
 
 // ---- the end
-
-static int verify(const struct disk *disk, struct ft_err *err)
-{
-	struct cow_config config = {.image = disk->file.part, .stall_max_ms = 1, .pool_blocks = 1};
-	struct cow *file;
-	uint64_t digest = 0;
-	int rc = cow_new(&config, &file, err);
-
-	if (rc)
-		return rc;
-	rc = cow_digest(file, &digest, err);
-	cow_unref(file);
-	if (!rc && digest != disk->digest)
-		rc = ft_err_set(err, EBADMSG,
-				"verify: the file has digest %016" PRIx64
-				", the disk had %016" PRIx64,
-				digest, disk->digest);
-	return rc;
-}
 
 int disks_finish(struct disks *d, struct ft_err *err)
 {
@@ -210,12 +222,9 @@ int disks_finish(struct disks *d, struct ft_err *err)
 
 		join(disk);
 		rc = cow_error(disk->cow, err);
-		if (!rc && d->verify)
-			rc = verify(disk, err);
-		disk->lock_fd = dup(disk->file.fd);
 		if (!rc)
-			rc = out_file_commit(&disk->file, err);
-		disk->named = !rc;
+			rc = disk_target_finish(&disk->target, d->verify ? &disk->digest : NULL,
+						err);
 		if (rc)
 			ft_err_context(err, "disk %s", disk->id);
 	}
@@ -224,9 +233,17 @@ int disks_finish(struct disks *d, struct ft_err *err)
 
 void disks_settle(struct disks *d)
 {
-	for (unsigned i = 0; i < d->n; i++)
-		d->disks[i].named = false; /* not ours to remove any more */
+	d->settled = true;
+	if (!d->description)
+		return;
+	disks_keep(d);
 	disks_folder_clean(d->path, d->number);
+}
+
+void disks_keep(struct disks *d)
+{
+	for (unsigned i = 0; i < d->n; i++)
+		disk_target_keep(&d->disks[i].target);
 }
 
 // ---- open, close
@@ -248,16 +265,45 @@ static int check_size(const struct disks_config *config, struct ft_err *err)
 			  bytes >> 20, DISKS_VERIFY_MAX >> 20);
 }
 
+static int open_image(struct disks *d, unsigned i, bool direct, struct companions *c,
+		      struct ft_err *err)
+{
+	struct disk *disk = &d->disks[i];
+	struct companion *name = &c->disks[i];
+	char path[OUT_FILE_PATH_MAX];
+	int rc = disks_folder_name(d->path, disk->id, i, d->number, path, name->file, err);
+
+	if (rc)
+		return rc;
+	snprintf(name->id, sizeof name->id, "%s", disk->id);
+	name->bytes = disk->bytes;
+	c->n = d->n;
+	return disk_target_open_image(&disk->target, path, disk->bytes, direct, err);
+}
+
+static int open_changes(struct disks *d, unsigned i, const struct disk_old *old, uint32_t id,
+			struct ft_err *err)
+{
+	struct disk *disk = &d->disks[i];
+
+	if (old->source->disk_bytes != disk->bytes)
+		return ft_err_set(err, EINVAL,
+				  "has %" PRIu64 " bytes, and had %" PRIu64
+				  " in the snapshot: take a whole one",
+				  disk->bytes, old->source->disk_bytes);
+	return disk_target_open_changes(&disk->target, old, id, err);
+}
+
 static int open_disk(struct disks *d, const struct disks_config *config, struct companions *c,
 		     struct ft_err *err)
 {
 	unsigned i = d->n;
 	struct disk *disk = &d->disks[i];
-	struct companion *name = &c->disks[i];
-	char path[OUT_FILE_PATH_MAX];
+	const struct disk_old *old = config->disks[i].old;
 	struct cow_config cow = {.image = config->disks[i].image,
 				 .stall_max_ms = config->stall_max_ms,
 				 .write = write_piece,
+				 .zeroes = old ? write_zeroes : NULL,
 				 .ctx = disk};
 	struct cow_progress p;
 	int rc;
@@ -266,21 +312,21 @@ static int open_disk(struct disks *d, const struct disks_config *config, struct 
 			      .id = config->disks[i].id,
 			      .tap = config->disks[i].tap,
 			      .store = config->disks[i].store,
-			      .joined = true,
-			      .lock_fd = -1,
-			      .file = {.fd = -1, .direct_fd = -1, .dir_fd = -1}};
+			      .joined = true};
+	disk_target_init(&disk->target);
 	rc = cow_new(&cow, &disk->cow, err);
 	if (rc)
 		return rc;
 	d->n++;
 	cow_progress(disk->cow, &p);
-	rc = disks_folder_name(d->path, disk->id, i, d->number, path, name->file, err);
+	disk->bytes = p.bytes;
+	assert(!old || d->since);
+	if (d->since)
+		rc = disks_since_watch(d->since, i, p.bytes, disk->tap, disk->store, err);
 	if (rc)
 		return rc;
-	snprintf(name->id, sizeof name->id, "%s", disk->id);
-	name->bytes = p.bytes;
-	c->n = d->n;
-	return out_file_open(&disk->file, path, p.bytes, config->direct, err);
+	return old ? open_changes(d, i, old, config->id, err)
+		   : open_image(d, i, config->direct, c, err);
 }
 
 static int open_all(struct disks *d, const struct disks_config *config, struct ft_err *err)
@@ -297,7 +343,7 @@ static int open_all(struct disks *d, const struct disks_config *config, struct f
 		if (rc)
 			ft_err_context(err, "disk %s", id);
 	}
-	if (!rc && !(d->description = companions_describe(&c)))
+	if (!rc && c.n && !(d->description = companions_describe(&c)))
 		rc = ft_err_set(err, ENOMEM, "out of memory");
 	return rc;
 }
@@ -312,6 +358,7 @@ int disks_open(const struct disks_config *config, struct disks **out, struct ft_
 		return ft_err_set(err, ENOMEM, "snapshot: out of memory");
 	snprintf(d->path, sizeof d->path, "%s", config->path);
 	d->verify = config->verify;
+	d->since = config->since;
 	atomic_flag_clear(&d->told);
 	rc = open_all(d, config, err);
 	if (rc) {
@@ -334,11 +381,7 @@ static void close_disk(struct disk *disk)
 		disk_tap_unwatch(disk->tap);
 	else if (disk->watched)
 		store_unwatch(disk->store);
-	out_file_discard(&disk->file);
-	if (disk->named)
-		(void)unlink(disk->file.path);
-	if (disk->lock_fd >= 0)
-		close(disk->lock_fd);
+	disk_target_close(&disk->target);
 	cow_unref(disk->cow);
 }
 
@@ -350,8 +393,11 @@ void disks_close(struct disks *d)
 		return;
 	ft_err_set(&why, ECANCELED, "given up");
 	disks_cancel(d, &why);
-	for (unsigned i = 0; i < d->n; i++)
+	for (unsigned i = 0; i < d->n; i++) {
+		if (d->settled && d->since)
+			disks_since_saved(d->since, i, disk_target_saved_as(&d->disks[i].target));
 		close_disk(&d->disks[i]);
+	}
 	free(d->description);
 	free(d);
 }

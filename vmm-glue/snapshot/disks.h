@@ -9,10 +9,14 @@
  * writer that dies leaves the old set or the new one, and perhaps images that nobody refers to: the
  * next one to that PATH removes them.
  *
+ * Where an older snapshot is brought to a later moment (increment.h), only what differs is written,
+ * into a file of changes for each disk, and only what was written since is looked at.
+ *
  * One thread for each disk writes (eventtap/block/cow.h), under the snapshot's pace. An error of
  * one ends the whole snapshot, and the other way round.
  *
- * Called by snapshot.c, but for open and close: the owner's, on the VM's thread. */
+ * Called by snapshot.c, but for open and close: the owner's, on the VM's thread; and by
+ * increment.c. */
 #ifndef VMM_GLUE_SNAPSHOT_DISKS_H
 #define VMM_GLUE_SNAPSHOT_DISKS_H
 
@@ -22,6 +26,8 @@
 #include "eventtap/store.h"
 #include "eventtap/tap.h"
 #include "ft/err.h"
+#include "vmm-glue/snapshot/disk_target.h"
+#include "vmm-glue/snapshot/disks_since.h"
 #include "vmm-glue/snapshot/pace.h"
 #include "vmm-glue/vmm.h"
 
@@ -29,21 +35,27 @@
 #define DISKS_VERIFY_MAX (512ull << 20)
 
 struct disks_config {
-	const char *path; /* of the memory's file */
+	const char *path; /* of the memory's file; not used for changes */
 	bool direct, verify;
+	uint32_t id;		   /* of the changes of RAM */
+	struct disks_since *since; /* what is written from the moment on is known; NULL: nobody
+				      asks */
 	unsigned stall_max_ms, n;
 	struct {
 		const char *id, *image;
 		uint64_t bytes;
-		struct tap *tap;     /* where the guest runs ... */
-		struct store *store; /* ... or at its standby */
+		struct tap *tap;	    /* where the guest runs ... */
+		struct store *store;	    /* ... or at its standby */
+		const struct disk_old *old; /* what differs from it is written, and `since` is
+					       there. NULL: all of it. The caller's until close */
 	} disks[VMM_DISKS_MAX];
 };
 
 struct disks_progress {
 	unsigned n;
 	uint64_t bytes, bytes_done, bytes_written;
-	uint64_t copied; /* blocks that the guest wrote before they were saved */
+	uint64_t copied;  /* blocks that the guest wrote before they were saved */
+	unsigned unknown; /* disks of which nobody knew what was written since: all was compared */
 };
 
 struct disks;
@@ -52,7 +64,7 @@ struct disks;
 int disks_open(const struct disks_config *config, struct disks **out, struct ft_err *err);
 /* Gives up what has not ended, and lets taps and stores go. Accepts NULL. */
 void disks_close(struct disks *d);
-/* What the memory's file has to say of them (companions.h). Valid until close. */
+/* What the memory's file has to say of the images (companions.h). Valid until close. */
 const char *disks_description(const struct disks *d);
 /* Any thread. */
 void disks_progress(struct disks *d, struct disks_progress *p);
@@ -66,7 +78,9 @@ int disks_start(struct disks *d, struct pace *pace,
 void disks_cancel(struct disks *d, const struct ft_err *why);
 /* Waits until all is written, and makes it durable, under its names. */
 int disks_finish(struct disks *d, struct ft_err *err);
-/* The memory's file has its name: the set before goes. */
+/* The memory's file has its name: the set before goes. Or: the changes are where they belong. */
 void disks_settle(struct disks *d);
+/* What was finished is needed still: changes stay when this is closed. */
+void disks_keep(struct disks *d);
 
 #endif

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "ft/file_io.h"
+#include "vmm-glue/snapshot/disk_source.h"
 #include "vmm-glue/snapshot/frame.h"
 #include "vmm-glue/snapshot/layers.h"
 #include "vmm-glue/snapshot/update.h"
@@ -52,6 +53,17 @@ static uint64_t blocks_of(const char *path)
 	struct stat st;
 
 	return stat(path, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+/* The file, and those of the disks that belong to it. */
+static uint64_t blocks_of_all(const char *path)
+{
+	char disk[CHANGES_PATH_MAX];
+	uint64_t sum = blocks_of(path);
+
+	for (unsigned i = 0; i < VMM_DISKS_MAX && disk_changes_path(path, i, disk); i++)
+		sum += blocks_of(disk);
+	return sum;
 }
 
 // ---- which checkpoint base is
@@ -120,6 +132,8 @@ static bool is_interrupted(const struct history *h, char base[CHANGES_PATH_MAX],
 static int apply_journal(struct history *h, const char *base, const char *journal,
 			 struct ft_err *err)
 {
+	char link[CHANGES_PATH_MAX]; /* where it was: its disks' changes still are */
+	struct update_disks *disks = NULL;
 	struct changes c;
 	int fd, rc = changes_open(journal, &c, err);
 
@@ -132,8 +146,12 @@ static int apply_journal(struct history *h, const char *base, const char *journa
 		rc = ft_err_set(err, EBUSY, "%s: a guest is being restored from it", h->dir);
 	if (!rc)
 		rc = changes_verify(&c, err);
+	link_path(h, c.head.sequence, link);
 	if (!rc)
-		rc = update_apply(fd, base, &c, err);
+		rc = update_disks_open(base, &c, link, &disks, err);
+	if (!rc)
+		rc = update_apply(fd, base, &c, disks, err);
+	update_disks_close(disks);
 	if (!rc && write_point(h, &c.head))
 		rc = ft_err_set(err, EIO, "%s/base.point: cannot be written", h->dir);
 	if (fd >= 0)
@@ -169,7 +187,7 @@ static bool load_link(struct history *h, uint64_t sequence)
 				    .generation = c.head.generation,
 				    .epoch = c.head.epoch,
 				    .time_ms = c.head.time_ms,
-				    .bytes = blocks_of(path)};
+				    .bytes = blocks_of_all(path)};
 	changes_end(&c);
 	if (p->sequence != sequence)
 		return false;
@@ -177,22 +195,29 @@ static bool load_link(struct history *h, uint64_t sequence)
 	return true;
 }
 
-/* A writer removes what does not follow on the last good one. */
+/* N.changes, or that and .disk0 and so on. */
+static bool is_link(const char *name, uint64_t *n)
+{
+	char *end;
+
+	errno = 0;
+	*n = strtoull(name, &end, 10);
+	if (end == name || strncmp(end, SUFFIX, strlen(SUFFIX)) != 0)
+		return false;
+	end += strlen(SUFFIX);
+	return !*end || !strncmp(end, DISK_CHANGES_SUFFIX, strlen(DISK_CHANGES_SUFFIX));
+}
+
+/* A writer removes what does not follow on the last good one, or is in base. */
 static void remove_after(struct history *h, uint64_t sequence)
 {
 	DIR *d = opendir(h->dir);
 	struct dirent *e;
 	uint64_t n;
 
-	while (d && (e = readdir(d))) {
-		char *end;
-
-		errno = 0;
-		n = strtoull(e->d_name, &end, 10);
-		if (end != e->d_name && !strcmp(end, SUFFIX) &&
-		    (n > sequence || n <= h->base.sequence))
+	while (d && (e = readdir(d)))
+		if (is_link(e->d_name, &n) && (n > sequence || n <= h->base.sequence))
 			unlinkat(dirfd(d), e->d_name, 0);
-	}
 	if (d)
 		closedir(d);
 }
@@ -231,7 +256,7 @@ static int load(struct history *h, struct ft_err *err)
 		return rc;
 	if (read_point(h) == -EBADMSG)
 		return ft_err_set(err, EBADMSG, "%s/base.point: is damaged", h->dir);
-	h->base.bytes = blocks_of(base);
+	h->base.bytes = blocks_of_all(base);
 	for (next = h->base.sequence ? h->base.sequence + 1 : FIRST; load_link(h, next); next++)
 		;
 	if (h->write)
@@ -360,15 +385,59 @@ int history_source(const struct history *h, unsigned i, struct source *out, stru
 
 // ---- writing
 
-static int make_base(struct history *h, const struct vmm_ram *ram, const char *kind,
-		     struct ft_err *err)
+/* Empty ones. */
+static int make_disks(struct history *h, struct companions *disks, struct ft_err *err)
+{
+	char base[CHANGES_PATH_MAX], path[CHANGES_PATH_MAX];
+	struct out_file file;
+	int rc = 0;
+
+	path_of(h, "base", base);
+	for (unsigned i = 0; i < disks->n && !rc; i++) {
+		struct companion *d = &disks->disks[i];
+
+		snprintf(d->file, sizeof d->file, "base" DISK_CHANGES_SUFFIX "%u", i);
+		rc = companions_path(base, d, path, err);
+		if (!rc)
+			rc = out_file_open(&file, path, d->bytes, false, err);
+		if (!rc)
+			rc = out_file_commit(&file, err);
+	}
+	return rc;
+}
+
+static int describe(const struct companions *disks, uint8_t *tail, size_t *len, struct ft_err *err)
+{
+	char *text = disks->n ? companions_describe(disks) : NULL;
+
+	if (disks->n && !text)
+		return ft_err_set(err, ENOMEM, "out of memory");
+	if (text)
+		*len = mapped_ram_describe(tail, *len, text);
+	free(text);
+	return 0;
+}
+
+/* A file of nothing but zeroes; it comes last, for without it there is no history. */
+static int make_base(struct history *h, const struct vmm_ram *ram, const struct companions *disks,
+		     const char *kind, struct ft_err *err)
 {
 	struct mapped_ram m = {.blocks_n = 1};
-	uint8_t state[MAPPED_RAM_TAIL_MAX + 64] = {0}, tail[2 * sizeof state];
+	uint8_t state[MAPPED_RAM_TAIL_MAX + 64] = {0}, tail[2 * sizeof state + CHANGES_TEXT_MAX];
+	struct companions own = {0};
 	_Atomic uint64_t *bitmap;
 	char path[CHANGES_PATH_MAX];
 	struct out_file file;
+	size_t len = mapped_ram_pack_state(kind, state, sizeof state, tail);
 	int rc;
+
+	if (disks)
+		own = *disks;
+	rc = make_disks(h, &own, err);
+	if (!rc)
+		rc = describe(&own, tail, &len, err);
+	if (rc)
+		return rc;
 
 	memcpy(m.machine, ram->machine, sizeof ram->machine);
 	memcpy(m.blocks[0].name, ram->block, sizeof ram->block);
@@ -380,8 +449,7 @@ static int make_base(struct history *h, const struct vmm_ram *ram, const char *k
 		return ft_err_set(err, ENOMEM, "out of memory");
 	rc = out_file_open(&file, path, m.state_offset, false, err);
 	if (!rc)
-		rc = frame_write(&file, &m, bitmap, tail,
-				 mapped_ram_pack_state(kind, state, sizeof state, tail), err);
+		rc = frame_write(&file, &m, bitmap, tail, len, err);
 	if (!rc)
 		rc = out_file_commit(&file, err);
 	else
@@ -390,7 +458,25 @@ static int make_base(struct history *h, const struct vmm_ram *ram, const char *k
 	return rc ? rc : load(h, err);
 }
 
-static bool fits(const struct history *h, const struct vmm_ram *ram)
+static bool disks_fit(const struct source *base, const struct companions *disks)
+{
+	unsigned n = disks ? disks->n : 0;
+	struct companions own;
+	bool good;
+
+	if (companions_open(base, &own, NULL))
+		return false;
+	good = own.n == n;
+	for (unsigned i = 0; i < n && good; i++) {
+		const struct companion *d = companions_find(&own, disks->disks[i].id);
+
+		good = d && d->bytes == disks->disks[i].bytes;
+	}
+	companions_close(&own);
+	return good;
+}
+
+static bool fits(const struct history *h, const struct vmm_ram *ram, const struct companions *disks)
 {
 	char path[CHANGES_PATH_MAX];
 	struct source s;
@@ -400,21 +486,21 @@ static bool fits(const struct history *h, const struct vmm_ram *ram)
 	if (!h->has_base || source_open(path, &s, NULL))
 		return false;
 	good = s.ram->bytes == ram->bytes && !strcmp(s.layout.machine, ram->machine) &&
-	       !strcmp(s.ram->name, ram->block);
+	       !strcmp(s.ram->name, ram->block) && disks_fit(&s, disks);
 	source_close(&s);
 	return good;
 }
 
-int history_prepare(struct history *h, const struct vmm_ram *ram, const char *kind,
-		    struct ft_err *err)
+int history_prepare(struct history *h, const struct vmm_ram *ram, const struct companions *disks,
+		    const char *kind, struct ft_err *err)
 {
 	int rc;
 
 	assert(h->write);
-	if (fits(h, ram))
+	if (fits(h, ram, disks))
 		return 0;
 	remove_all(h);
-	rc = make_base(h, ram, kind, err);
+	rc = make_base(h, ram, disks, kind, err);
 	return rc ? ft_err_context(err, "history") : 0;
 }
 
@@ -423,13 +509,21 @@ static uint64_t newest(const struct history *h)
 	return h->links_n ? h->links[h->links_n - 1].sequence : h->base.sequence;
 }
 
-int history_next(const struct history *h, struct source *from, struct changes_head *head,
-		 char path[CHANGES_PATH_MAX], char last[CHANGES_PATH_MAX], struct ft_err *err)
+int history_next(const struct history *h, struct source *from, struct disks_old *old,
+		 struct changes_head *head, char path[CHANGES_PATH_MAX],
+		 char last[CHANGES_PATH_MAX], struct ft_err *err)
 {
 	int rc = open_layers(h, h->links_n, from, err);
 
 	if (rc)
 		return ft_err_context(err, "history");
+	link_path(h, newest(h) + 1, path);
+	rc = disks_old_open(from, path, false, old, err);
+	if (rc) {
+		disks_old_close(old);
+		source_close(from);
+		return ft_err_context(err, "history");
+	}
 	*head = (struct changes_head){.sequence = newest(h) + 1,
 				      .ram_bytes = from->ram->bytes,
 				      .bitmap_offset = from->ram->bitmap_offset,
@@ -438,7 +532,6 @@ int history_next(const struct history *h, struct source *from, struct changes_he
 	while (!head->id)
 		if (getrandom(&head->id, sizeof head->id, 0) != sizeof head->id)
 			head->id = 0;
-	link_path(h, head->sequence, path);
 	last[0] = '\0';
 	if (h->links_n)
 		link_path(h, newest(h), last);

@@ -10,7 +10,6 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "vmm-glue/snapshot/companions.h"
 #include "vmm-glue/snapshot/increment_internal.h"
 #include "vmm-glue/snapshot/ram_read.h"
 #include "vmm-glue/snapshot/update.h"
@@ -51,6 +50,8 @@ static int on_held_verify(void *ctx, struct ft_err *err)
 
 	if (!rc && m->inc->config.verify)
 		rc = vmm_ram_digest(m->vmm, &m->inc->digest, err);
+	if (!rc && m->inc->disks)
+		rc = disks_moment(m->inc->disks, err);
 	return rc;
 }
 
@@ -59,11 +60,15 @@ static int pack_state(struct increment *inc, struct vmm *vmm, const uint8_t *sta
 {
 	struct vmm_info info;
 
+	const char *disks = inc->old.description;
+
 	vmm_info(vmm, &info);
-	inc->tail = malloc(len + MAPPED_RAM_TAIL_MAX);
+	inc->tail = malloc(len + MAPPED_RAM_TAIL_MAX + (disks ? strlen(disks) : 0));
 	if (!inc->tail)
 		return ft_err_set(err, ENOMEM, "device state: out of memory");
 	inc->tail_len = mapped_ram_pack_state(info.kind, state, len, inc->tail);
+	if (disks)
+		inc->tail_len = mapped_ram_describe(inc->tail, inc->tail_len, disks);
 	return 0;
 }
 
@@ -89,6 +94,12 @@ void increment_stamp(struct increment *inc, uint64_t generation, uint64_t epoch,
 	inc->journal.head.time_ms = time_ms;
 }
 
+/* disks.h; on a thread of a disk's. */
+static void on_disk_failed(void *ctx, const struct ft_err *err)
+{
+	increment_give_up(ctx, err);
+}
+
 void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *state, size_t len)
 {
 	struct ft_err err = {0};
@@ -102,10 +113,14 @@ void increment_moment(struct increment *inc, struct vmm *vmm, const uint8_t *sta
 	} else {
 		rc = take_moment(inc, vmm, &err);
 	}
+	if (!rc && inc->disks)
+		rc = disks_start(inc->disks, &inc->pace, on_disk_failed, inc, &err);
 	if (rc)
 		increment_give_up(inc, &err);
 	pthread_mutex_lock(&inc->lock);
-	inc->wants = INCREMENT_NOTHING;
+	/* A disk may have failed already, and the worker be at its end. */
+	if (inc->wants == INCREMENT_MOMENT)
+		inc->wants = INCREMENT_NOTHING;
 	pthread_cond_broadcast(&inc->change);
 	pthread_mutex_unlock(&inc->lock);
 }
@@ -123,6 +138,9 @@ static void init_lock(struct increment *inc)
 
 static void increment_free(struct increment *inc)
 {
+	disks_close(inc->disks);
+	disks_old_close(&inc->old);
+	pace_destroy(&inc->pace);
 	changes_close(&inc->journal, false);
 	source_close(&inc->source);
 	if (inc->fd >= 0)
@@ -160,18 +178,29 @@ static int check_layout(const struct increment *inc, struct ft_err *err)
 			  inc->path);
 }
 
-/* Those would be of another moment afterwards. */
-static int check_no_disks(const struct increment *inc, struct ft_err *err)
+/* The guest's, and those of the older snapshot, are the same. */
+static int open_disks(struct increment *inc, struct ft_err *err)
 {
-	struct companions c;
-	int rc = companions_open(&inc->source, &c, err);
+	struct disks_config config;
+	unsigned n = inc->config.disks ? inc->config.disks->n : 0;
 
-	if (!rc && c.n)
-		rc = ft_err_set(err, ENOTSUP,
-				"%s: has disks, which are not updated: take a whole snapshot",
-				inc->path);
-	companions_close(&c);
-	return rc;
+	if (n != inc->old.n)
+		return ft_err_set(err, EINVAL,
+				  "%s: has %u disks, and %u are to be saved: take a "
+				  "whole snapshot",
+				  inc->path, inc->old.n, n);
+	if (!n)
+		return 0;
+	config = *inc->config.disks;
+	config.verify = inc->config.verify;
+	config.id = inc->journal.head.id;
+	for (unsigned i = 0; i < n; i++) {
+		config.disks[i].old = disks_old_find(&inc->old, config.disks[i].id);
+		if (!config.disks[i].old)
+			return ft_err_set(err, EINVAL, "%s: has no disk %s: take a whole snapshot",
+					  inc->path, config.disks[i].id);
+	}
+	return disks_open(&config, &inc->disks, err);
 }
 
 static int open_file(struct increment *inc, struct ft_err *err)
@@ -182,9 +211,7 @@ static int open_file(struct increment *inc, struct ft_err *err)
 	if (inc->fd < 0)
 		return inc->fd;
 	rc = source_open_fd(inc->fd, inc->path, &inc->source, err);
-	if (!rc)
-		rc = check_layout(inc, err);
-	return rc ? rc : check_no_disks(inc, err);
+	return rc ? rc : check_layout(inc, err);
 }
 
 static int create_journal(struct increment *inc, struct ft_err *err)
@@ -210,6 +237,7 @@ static int open_link(struct increment *inc, const struct increment_link *link, s
 
 	inc->source = *link->from;
 	inc->source.ram = inc->source.layout.blocks + (link->from->ram - link->from->layout.blocks);
+	inc->old = *link->old;
 	rc = check_layout(inc, err);
 	return rc ? rc : changes_create(&inc->journal, link->path, &link->head, err);
 }
@@ -222,13 +250,15 @@ static void give_back(struct increment *inc)
 	inc->source.fd = -1;
 	inc->source.bitmap = NULL;
 	inc->source.layers = NULL;
+	inc->old = (struct disks_old){0};
 }
 
-static void take_over(struct source *from)
+static void take_over(const struct increment_link *link)
 {
-	from->fd = -1;
-	from->bitmap = NULL;
-	from->layers = NULL;
+	link->from->fd = -1;
+	link->from->bitmap = NULL;
+	link->from->layers = NULL;
+	*link->old = (struct disks_old){0};
 }
 
 static int open_all(struct increment *inc, struct ft_err *err)
@@ -238,7 +268,9 @@ static int open_all(struct increment *inc, struct ft_err *err)
 	if (inc->is_link)
 		return open_link(inc, inc->config.link, err);
 	rc = open_file(inc, err);
-	return rc ? rc : create_journal(inc, err);
+	if (!rc)
+		rc = create_journal(inc, err);
+	return rc ? rc : disks_old_open(&inc->source, inc->journal.path, true, &inc->old, err);
 }
 
 static int make_room(struct increment *inc, struct ft_err *err)
@@ -311,10 +343,13 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
 		inc->added = config->link->added;
 	inc->fd = inc->source.fd = inc->journal.fd = -1;
 	init_lock(inc);
+	pace_init(&inc->pace, config->bytes_per_s);
 	find_ram(inc, vmm);
 	rc = ram_keep(&inc->ram) ? ft_err_set(err, EMFILE, "no descriptors") : 0;
 	if (!rc)
 		rc = open_all(inc, err);
+	if (!rc)
+		rc = open_disks(inc, err);
 	if (!rc)
 		rc = make_room(inc, err);
 	if (!rc)
@@ -322,12 +357,15 @@ int increment_begin(const struct increment_config *config, struct vmm *vmm, stru
 	if (!rc)
 		rc = start(inc, err);
 	if (rc) {
+		/* Those that look at what is given back first. */
+		disks_close(inc->disks);
+		inc->disks = NULL;
 		give_back(inc);
 		increment_free(inc);
 		return ft_err_context(err, config->link ? "history" : "snapshot");
 	}
 	if (config->link)
-		take_over(config->link->from);
+		take_over(config->link);
 	*out = inc;
 	return 0;
 }
@@ -352,6 +390,8 @@ void increment_progress(const struct increment *inc, struct snapshot_progress *p
 					.pages_written = inc->written,
 					.pause_us = inc->pause_ns / 1000,
 					.digest = inc->digest};
+	if (inc->disks)
+		disks_progress(inc->disks, &p->disks);
 }
 
 void increment_cancel(struct increment *inc, const char *why)

@@ -8,6 +8,9 @@
  *     moment()   the guest stands still for its device state, and the last pages are copied
  *     worker     saves those, seals the journal, updates the file: INCREMENT_END
  *
+ * Disks are what they are in the pause (disks.h): of blocks that were written since the older
+ * snapshot, those that differ are saved while the guest runs again.
+ *
  * RAM is watched and not frozen, so the guest never waits but in the pause. begin(), moment() and
  * end() belong to the VM's thread. */
 #ifndef VMM_GLUE_SNAPSHOT_INCREMENT_H
@@ -18,6 +21,8 @@
 
 #include "ft/err.h"
 #include "vmm-glue/snapshot/changes_file.h"
+#include "vmm-glue/snapshot/disks.h"
+#include "vmm-glue/snapshot/disks_old.h"
 #include "vmm-glue/snapshot/since.h"
 #include "vmm-glue/snapshot/snapshot.h"
 #include "vmm-glue/snapshot/source.h"
@@ -27,7 +32,8 @@
 
 /* In place of an update: the changes themselves are kept, as the next link of a history. */
 struct increment_link {
-	struct source *from; /* what they are changes of; taken over on success */
+	struct source *from;   /* what they are changes of; taken over on success */
+	struct disks_old *old; /* likewise, of the disks */
 	struct changes_head head;
 	const char *path, *last; /* the link's file; that of the one before, "": none */
 	/* It is on the disk. On the worker's thread. */
@@ -37,6 +43,8 @@ struct increment_link {
 struct increment_config {
 	const char *path; /* is there: a snapshot of this guest's RAM, written by us */
 	const struct increment_link *link; /* NULL: path is updated */
+	const struct disks_config *disks;  /* the guest's: ids, images, taps or stores, since, and
+					      verify; NULL: left out */
 	uint64_t bytes_per_s; /* 0: no limit; what is copied in the pause counts, and does not wait
 			       */
 	bool verify;	      /* digest RAM in the pause, which it prolongs, and compare */

@@ -6,9 +6,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "vmm-glue/snapshot/differing.h"
 #include "vmm-glue/snapshot/increment.h"
 
-#define INCREMENT_RUN_PAGES 64 /* read, compared and written at a time */
+#define INCREMENT_RUN_PAGES DIFFERING_PAGES_MAX /* read, compared and written at a time */
 
 struct increment {
 	/* set at begin */
@@ -21,6 +22,9 @@ struct increment {
 	int fd; /* of the file, locked; -1: a link is written */
 	struct source source;
 	struct changes_out journal;
+	struct disks_old old;
+	struct disks *disks; /* NULL: none */
+	struct pace pace;    /* of the disks */
 	pthread_t thread;
 	/* the worker's, and between ready() and the moment's end the VM's thread's */
 	struct ft_bitmap pending;

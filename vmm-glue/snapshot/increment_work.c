@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "ft/page.h"
+#include "vmm-glue/snapshot/differing.h"
 #include "vmm-glue/snapshot/increment_internal.h"
 #include "vmm-glue/snapshot/ram_read.h"
 #include "vmm-glue/snapshot/update.h"
@@ -33,6 +33,8 @@ void increment_give_up_locked(struct increment *inc, const struct ft_err *err)
 	if (!inc->failed) {
 		inc->err = *err;
 		inc->failed = true;
+		if (inc->disks)
+			disks_cancel(inc->disks, err);
 	}
 	pthread_cond_broadcast(&inc->change);
 }
@@ -75,46 +77,13 @@ static void pay(struct increment *inc, uint64_t pages)
 	pthread_mutex_unlock(&inc->lock);
 }
 
-/* What was saved before counts, not what the file has. */
-static bool differs(const struct increment *inc, uint64_t pfn, const uint8_t *page,
-		    const uint8_t *in_file)
-{
-	if (changes_has(&inc->journal, pfn))
-		return true;
-	return in_file ? memcmp(page, in_file, VMM_PAGE_BYTES) != 0 : !page_is_zero(page);
-}
-
-/* Pages that are all in the file, or all zeroes there. */
-static int take_alike(struct increment *inc, uint64_t pfn, size_t n, const uint8_t *pages)
-{
-	bool has = source_has(&inc->source, pfn);
-	int rc = has ? source_read(&inc->source, pfn, n, inc->buffer) : 0;
-
-	for (size_t at = 0, end; at < n && !rc; at = end) {
-		for (end = at; end < n; end++) {
-			size_t i = end * VMM_PAGE_BYTES;
-
-			if (!differs(inc, pfn + end, pages + i, has ? inc->buffer + i : NULL))
-				break;
-		}
-		if (end > at)
-			rc = changes_put(&inc->journal, pfn + at, end - at,
-					 pages + at * VMM_PAGE_BYTES);
-		inc->written += end - at;
-		end += end < n;
-	}
-	return rc;
-}
-
 /* Saves those of n pages that differ from the file's. */
 static int take_run(struct increment *inc, uint64_t pfn, size_t n, const uint8_t *pages)
 {
-	int rc = 0;
+	struct differing d = {.to = &inc->journal, .than = &inc->source, .buffer = inc->buffer};
+	int rc = differing_put(&d, pfn, n, pages);
 
-	for (size_t at = 0, run; at < n && !rc; at += run) {
-		run = source_run(&inc->source, pfn + at, n - at);
-		rc = take_alike(inc, pfn + at, run, pages + at * VMM_PAGE_BYTES);
-	}
+	inc->written += d.put;
 	return rc;
 }
 
@@ -292,6 +261,7 @@ static bool begin_applying(struct increment *inc)
 
 static int apply(struct increment *inc, struct ft_err *err)
 {
+	struct update_disks *disks = NULL;
 	struct changes changes;
 	int rc = check_named(inc, err);
 
@@ -299,7 +269,10 @@ static int apply(struct increment *inc, struct ft_err *err)
 		rc = changes_open(inc->journal.path, &changes, err);
 	if (rc)
 		return rc;
-	rc = update_apply(inc->fd, inc->path, &changes, err);
+	rc = update_disks_open(inc->path, &changes, inc->journal.path, &disks, err);
+	if (!rc)
+		rc = update_apply(inc->fd, inc->path, &changes, disks, err);
+	update_disks_close(disks);
 	changes_end(&changes);
 	return rc;
 }
@@ -314,12 +287,17 @@ static int add(struct increment *inc, struct ft_err *err)
 static void finish(struct increment *inc)
 {
 	struct ft_err err = {0};
-	int rc = changes_seal(&inc->journal, inc->tail, inc->tail_len, &err);
+	int rc = inc->disks ? disks_finish(inc->disks, &err) : 0;
 
+	/* Those of RAM last: they say that the others are there. */
+	if (!rc)
+		rc = changes_seal(&inc->journal, inc->tail, inc->tail_len, &err);
 	if (!rc && begin_applying(inc))
 		rc = inc->is_link ? add(inc, &err) : apply(inc, &err);
 	if (rc)
 		increment_give_up(inc, &err);
+	else if (inc->disks && inc->applying)
+		disks_settle(inc->disks);
 }
 
 /* With all signals blocked. */
@@ -335,6 +313,8 @@ void *increment_work(void *ctx)
 	/* A file that is changed in part needs its journal. */
 	wanted = inc->is_link ? inc->applying : update_is_begun(inc->fd);
 	changes_close(&inc->journal, wanted);
+	if (inc->disks && wanted)
+		disks_keep(inc->disks);
 	want(inc, INCREMENT_END);
 	return NULL;
 }

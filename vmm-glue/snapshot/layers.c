@@ -7,9 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ft/snapshot/mapped_ram_format.h"
-#include "ft/file_io.h"
-
 struct place {
 	uint32_t layer; /* counted from 1; 0: the file itself */
 	uint32_t slot;
@@ -56,6 +53,11 @@ static void put_over(struct source *s, const struct changes *c)
 	}
 }
 
+static bool fits(size_t state_bytes)
+{
+	return state_bytes && state_bytes <= MAPPED_RAM_STATE_MAX;
+}
+
 static int add(struct source *s, struct changes *c, struct ft_err *err)
 {
 	struct layers *l = layers_of(s);
@@ -64,8 +66,8 @@ static int add(struct source *s, struct changes *c, struct ft_err *err)
 	if (!all)
 		return ft_err_set(err, ENOMEM, "%s: out of memory", c->path);
 	l->all = all;
-	if (!is_of(s, &c->head) || c->head.state_bytes <= DESCRIPTION_BYTES ||
-	    c->head.state_bytes - DESCRIPTION_BYTES > MAPPED_RAM_STATE_MAX)
+	if (!is_of(s, &c->head) ||
+	    (!s->disk_bytes && !fits(mapped_ram_state_len(changes_state(c), c->head.state_bytes))))
 		return ft_err_set(err, EBADMSG, "%s: is of another snapshot", c->path);
 	l->all[l->n++] = *c;
 	put_over(s, c);
@@ -97,18 +99,43 @@ int layers_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)
 		if (p->layer)
 			rc = changes_read(&l->all[p->layer - 1], p->slot, run, page);
 		else
-			rc = file_read(s->fd, page, run * MAPPED_RAM_PAGE_BYTES,
-				       s->ram->pages_offset + (pfn + at) * MAPPED_RAM_PAGE_BYTES);
+			rc = source_read_file(s, pfn + at, run, page);
 	}
 	return rc;
 }
 
+int layers_copy(struct source *s, const struct source *from, struct ft_err *err)
+{
+	struct changes c;
+	int rc = 0;
+
+	for (unsigned i = 0; from->layers && i < from->layers->n && !rc; i++) {
+		rc = changes_open(from->layers->all[i].path, &c, err);
+		if (!rc)
+			rc = layers_add(s, &c, err);
+	}
+	return rc;
+}
+
+const char *layers_path(const struct source *s, unsigned i)
+{
+	return s->layers && i < s->layers->n ? s->layers->all[i].path : NULL;
+}
+
+static const struct changes *newest(const struct source *s)
+{
+	return &s->layers->all[s->layers->n - 1];
+}
+
+const uint8_t *layers_description(const struct source *s, size_t *len)
+{
+	return mapped_ram_description(changes_state(newest(s)), newest(s)->head.state_bytes, len);
+}
+
 const uint8_t *layers_state(const struct source *s, size_t *len)
 {
-	const struct changes *newest = &s->layers->all[s->layers->n - 1];
-
-	*len = newest->head.state_bytes - DESCRIPTION_BYTES;
-	return changes_state(newest);
+	*len = mapped_ram_state_len(changes_state(newest(s)), newest(s)->head.state_bytes);
+	return changes_state(newest(s));
 }
 
 void layers_free(struct layers *l)

@@ -6,67 +6,17 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 
+#include "vmm-glue/snapshot/since_files.h"
 #include "vmm-glue/tracker.h"
-
-/* What of a file changes when anybody changes it. */
-struct identity {
-	dev_t dev;
-	ino_t ino;
-	off_t size;
-	struct timespec changed;
-};
-
-struct file {
-	char path[4096]; /* "": free */
-	struct identity identity;
-	struct ft_bitmap dirty;
-	uint64_t used; /* when, in calls */
-};
 
 struct since {
 	struct tracker *tracker;
 	pid_t pid;
-	uint64_t address, bytes, calls;
+	uint64_t address, bytes;
 	struct ft_bitmap found;
-	struct file files[SINCE_FILES_MAX];
+	struct since_files files;
 };
-
-static bool identify(const char *path, struct identity *id)
-{
-	struct stat st;
-
-	if (stat(path, &st))
-		return false;
-	*id = (struct identity){st.st_dev, st.st_ino, st.st_size, st.st_ctim};
-	return true;
-}
-
-static bool same(const struct identity *a, const struct identity *b)
-{
-	return a->dev == b->dev && a->ino == b->ino && a->size == b->size &&
-	       a->changed.tv_sec == b->changed.tv_sec && a->changed.tv_nsec == b->changed.tv_nsec;
-}
-
-static struct file *find(struct since *s, const char *path)
-{
-	for (unsigned i = 0; i < SINCE_FILES_MAX; i++)
-		if (!strcmp(s->files[i].path, path))
-			return &s->files[i];
-	return NULL;
-}
-
-static struct file *oldest(struct since *s)
-{
-	struct file *f = &s->files[0];
-
-	for (unsigned i = 1; i < SINCE_FILES_MAX; i++)
-		if (s->files[i].used < f->used)
-			f = &s->files[i];
-	return f;
-}
 
 int since_new(const struct vmm_ram *ram, struct since **out, struct ft_err *err)
 {
@@ -100,24 +50,22 @@ static int scan(struct since *s, struct ft_err *err)
 
 	ft_bitmap_clear_all(&s->found);
 	rc = tracker_scan(s->tracker, &s->found, NULL, err);
-	for (unsigned i = 0; i < SINCE_FILES_MAX; i++)
-		if (s->files[i].path[0])
-			ft_bitmap_merge(&s->files[i].dirty, &s->found);
+	since_files_add(&s->files, &s->found);
 	return rc;
 }
 
 int since_begin(struct since *s, const char *path, struct ft_bitmap *dirty, bool *known,
 		struct ft_err *err)
 {
-	struct file *f = find(s, path);
-	struct identity id;
+	const struct ft_bitmap *written;
 	int rc = scan(s, err);
 
 	assert(dirty->bits == s->found.bits);
-	*known = f && identify(path, &id) && same(&id, &f->identity);
+	written = since_files_find(&s->files, path);
+	*known = written != NULL;
 	ft_bitmap_clear_all(dirty);
-	if (*known)
-		ft_bitmap_merge(dirty, &f->dirty);
+	if (written)
+		ft_bitmap_merge(dirty, written);
 	else
 		ft_bitmap_set_all(dirty);
 	return rc;
@@ -133,17 +81,7 @@ int since_more(struct since *s, struct ft_bitmap *dirty, struct ft_err *err)
 
 void since_saved(struct since *s, const char *path)
 {
-	struct file *f = find(s, path);
-
-	assert(strlen(path) < sizeof f->path);
-	f = f ? f : oldest(s);
-	f->path[0] = '\0';
-	if ((!f->dirty.bits && ft_bitmap_init(&f->dirty, s->found.bits)) ||
-	    !identify(path, &f->identity))
-		return; /* it will be compared whole */
-	ft_bitmap_clear_all(&f->dirty);
-	memcpy(f->path, path, strlen(path) + 1);
-	f->used = ++s->calls;
+	since_files_saved(&s->files, path, s->found.bits);
 }
 
 void since_free(struct since *s)
@@ -152,7 +90,6 @@ void since_free(struct since *s)
 		return;
 	tracker_close(s->tracker);
 	ft_bitmap_free(&s->found);
-	for (unsigned i = 0; i < SINCE_FILES_MAX; i++)
-		ft_bitmap_free(&s->files[i].dirty);
+	since_files_free(&s->files);
 	free(s);
 }

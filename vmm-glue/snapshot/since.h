@@ -15,8 +15,6 @@
 #include "ft/err.h"
 #include "vmm-glue/vmm.h"
 
-#define SINCE_FILES_MAX 4 /* the one that was not used for longest gives way */
-
 struct since;
 
 /* As tracker_open(). ram's descriptors stay the caller's. */

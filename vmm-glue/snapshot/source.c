@@ -171,13 +171,21 @@ size_t source_run(const struct source *s, uint64_t pfn, size_t n)
 	return run;
 }
 
+int source_read_file(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)
+{
+	uint64_t at = s->ram->pages_offset + pfn * MAPPED_RAM_PAGE_BYTES, bytes, rest = 0;
+
+	bytes = n * MAPPED_RAM_PAGE_BYTES;
+	if (s->disk_bytes && at + bytes > s->disk_bytes)
+		rest = at + bytes - s->disk_bytes;
+	memset(to + bytes - rest, 0, rest);
+	return file_read(s->fd, to, bytes - rest, at);
+}
+
 int source_read(const struct source *s, uint64_t pfn, size_t n, uint8_t *to)
 {
 	assert(pfn + n <= mapped_ram_pages(s->ram));
-	if (s->layers)
-		return layers_read(s, pfn, n, to);
-	return file_read(s->fd, to, n * MAPPED_RAM_PAGE_BYTES,
-			 s->ram->pages_offset + pfn * MAPPED_RAM_PAGE_BYTES);
+	return s->layers ? layers_read(s, pfn, n, to) : source_read_file(s, pfn, n, to);
 }
 
 int source_state(const struct source *s, const char *kind, uint8_t *state, size_t *len,

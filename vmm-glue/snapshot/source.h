@@ -23,6 +23,7 @@ struct source {
 	struct mapped_ram layout;
 	const struct mapped_ram_block *ram; /* the guest's RAM; the other blocks are ROMs */
 	uint64_t *bitmap;		    /* of its pages */
+	uint64_t disk_bytes;		    /* of a disk (disk_source.h); 0: of RAM */
 	struct layers *layers;		    /* changes over them (layers.h); NULL: none */
 };
 

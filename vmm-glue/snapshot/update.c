@@ -14,6 +14,9 @@
 #include <unistd.h>
 
 #include "ft/file_io.h"
+#include "vmm-glue/snapshot/disk_source.h"
+#include "vmm-glue/snapshot/update_disks.h"
+#include "vmm-glue/vmm.h"
 
 bool update_journal_path(const char *path, char out[CHANGES_PATH_MAX])
 {
@@ -148,13 +151,13 @@ static int check_frame(int fd, const char *path, const struct changes *c, struct
 
 	if (fstat(fd, &st))
 		return ft_err_set(err, errno, "%s: %s", path, strerror(errno));
-	if ((uint64_t)st.st_size < c->head.state_offset)
+	if (!c->head.pages_offset || (uint64_t)st.st_size < c->head.state_offset)
 		return ft_err_set(err, EBADMSG, "%s: is no snapshot of %" PRIu64 " bytes", path,
 				  c->head.ram_bytes);
 	return 0;
 }
 
-static int apply(int fd, const struct changes *c)
+static int apply(int fd, const struct changes *c, struct update_disks *disks)
 {
 	uint8_t opening[CHANGES_MARK_BYTES];
 	size_t bytes;
@@ -162,10 +165,14 @@ static int apply(int fd, const struct changes *c)
 	uint64_t *bitmap = load_bitmap(fd, &c->head, &bytes, &rc);
 
 	if (!rc && !update_is_begun(fd))
+		rc = update_disks_make_room(disks);
+	if (!rc && !update_is_begun(fd))
 		rc = make_room(fd, c, bitmap);
 	changes_mark(c->head.id, opening);
 	if (!rc)
 		rc = write_opening(fd, opening);
+	if (!rc)
+		rc = update_disks_put(disks);
 	if (!rc)
 		rc = put_all(fd, c, bitmap, bytes);
 	changes_opening(opening);
@@ -175,13 +182,14 @@ static int apply(int fd, const struct changes *c)
 	return rc;
 }
 
-int update_apply(int fd, const char *path, const struct changes *c, struct ft_err *err)
+int update_apply(int fd, const char *path, const struct changes *c, struct update_disks *disks,
+		 struct ft_err *err)
 {
 	int rc = check_frame(fd, path, c, err);
 
 	if (rc)
 		return rc;
-	rc = apply(fd, c);
+	rc = apply(fd, c, disks);
 	if (rc && update_is_begun(fd))
 		return ft_err_set(err, -rc,
 				  "%s: updating it: %s: keep %s%s; the update is completed when "
@@ -192,9 +200,20 @@ int update_apply(int fd, const char *path, const struct changes *c, struct ft_er
 
 // ---- opening
 
+static void remove_journals(const char *journal)
+{
+	char path[CHANGES_PATH_MAX];
+
+	unlink(journal);
+	for (unsigned i = 0; i < VMM_DISKS_MAX; i++)
+		if (disk_changes_path(journal, i, path))
+			unlink(path);
+}
+
 static int complete(int fd, const char *path, struct ft_err *err)
 {
 	char journal[CHANGES_PATH_MAX];
+	struct update_disks *disks = NULL;
 	struct changes c;
 	int rc;
 
@@ -213,10 +232,13 @@ static int complete(int fd, const char *path, struct ft_err *err)
 	if (!rc)
 		rc = changes_verify(&c, err);
 	if (!rc)
-		rc = update_apply(fd, path, &c, err);
+		rc = update_disks_open(path, &c, journal, &disks, err);
+	if (!rc)
+		rc = update_apply(fd, path, &c, disks, err);
+	update_disks_close(disks);
 	changes_end(&c);
 	if (!rc)
-		unlink(journal);
+		remove_journals(journal);
 	return rc;
 }
 
@@ -262,9 +284,11 @@ void update_forget(const char *path)
 		return;
 	/* Not that of somebody who writes it just now. */
 	fd = open(journal, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+	if (fd < 0 && errno == ENOENT)
+		remove_journals(journal); /* of disks: whoever writes those has the other */
 	if (fd < 0)
 		return;
 	if (!flock(fd, LOCK_EX | LOCK_NB) && is_named(fd, journal))
-		unlink(journal);
+		remove_journals(journal);
 	close(fd);
 }
