@@ -186,7 +186,7 @@ void check_shared_taken(struct node *n)
 void check_own_bitmaps(struct node *n, bool exact)
 {
 	for (unsigned d = 0; d < n->world->options.disks; d++) {
-		uint32_t dirty, written = n->machine->written[d];
+		uint32_t dirty, written = n->machine->written[d], perhaps = n->machine->perhaps[d];
 
 		if (!disk_still(n, d))
 			world_violation(n->world, "%s: the bitmap of disk %u that is off has marks",
@@ -196,9 +196,9 @@ void check_own_bitmaps(struct node *n, bool exact)
 		if (written & ~dirty)
 			world_violation(n->world, "%s: the bitmap of disk %u lacks blocks %08x",
 					n->name, d, written & ~dirty);
-		if (exact && dirty & ~written)
+		if (exact && dirty & ~perhaps)
 			world_violation(n->world, "%s: the bitmap of disk %u has %08x too many",
-					n->name, d, dirty & ~written);
+					n->name, d, dirty & ~perhaps);
 	}
 }
 
@@ -247,7 +247,7 @@ static void check_bitmaps(struct node *n, const struct captured *c, const char *
 					"%08x was captured",
 					n->name, what, (unsigned long long)c->epoch, d, dirty,
 					c->sums.dirty[d]);
-		n->machine->written[d] = c->sums.dirty[d];
+		n->machine->written[d] = n->machine->perhaps[d] = c->sums.dirty[d];
 	}
 }
 

@@ -80,6 +80,7 @@ int disk_write(struct node *n, unsigned disk, unsigned block, enum tap_kind kind
 		else
 			rc = ops->zero(d->export.ctx, at, SECTOR, NBD_ZERO_NO_HOLE);
 		n->machine->written[disk] |= rc ? 0 : 1u << block;
+		n->machine->perhaps[disk] |= 1u << block; /* who fails may have written a part */
 		return rc;
 	} else if (d->image_fd >= 0) {
 		static const uint8_t zeroes[SECTOR];
@@ -227,7 +228,7 @@ static void begin_chain(struct node *n, unsigned disk)
 	uint32_t dirty;
 
 	if (n->machine)
-		n->machine->written[disk] = 0;
+		n->machine->written[disk] = n->machine->perhaps[disk] = 0;
 	if (maps_awaited(n, disk))
 		return;
 	begin_still(s);

@@ -120,7 +120,8 @@ struct machine {
 	/* hashes of what is not stale */
 	uint64_t page_sum[SIM_PAGES], block_sum[SIM_DISKS][SIM_BLOCKS];
 	bool page_stale[SIM_PAGES], block_stale[SIM_DISKS][SIM_BLOCKS];
-	uint32_t written[SIM_DISKS]; /* blocks, since the bitmap is there */
+	uint32_t written[SIM_DISKS]; /* blocks, since the bitmap is there ... */
+	uint32_t perhaps[SIM_DISKS]; /* ... or was tried */
 	bool tracking, running, armed, dead;
 	bool missing[SIM_PAGES]; /* not here yet */
 	unsigned waits;		 /* for this page + 1; 0: for none */
