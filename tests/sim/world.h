@@ -14,10 +14,13 @@
  *     disk_metadata.c  what their files say when nobody has them
  *     disk_bitmaps.c   an operator's bitmaps on them
  *   seams.c     how they are put under production code without threads and sockets
- *   files.c     the filesystems below them, which can fail, tear and forget
+ *   files.c     the filesystems below them, which can fail, tear and forget: open files
+ *     names.c          which file has a name, now and after a power cut
+ *     locks.c          who may have an open file with whom
+ *     folders.c        lists of a folder's names, and streams
+ *     inode.c          a file's bytes, in a page cache and durable
  *   copies.c    snapshots of the disks, at any moment
  *   frozen.c    snapshots of RAM: writes against scans
- *   inode.c     a file's bytes, in a page cache and durable
  *   tap.c       its NIC: production's queue of outputs by epoch
  *   pages.c     memory that follows a guest (postcopy)
  *   faults.c    what goes wrong, drawn from the seed
