@@ -262,7 +262,7 @@ static int env_store_activate(void *ctx, uint64_t generation, uint64_t epoch, bo
 
 	if (!node_step(n))
 		return ft_err_set(err, EINTR, "dying");
-	return disk_env.store_activate(ctx, generation, epoch, settled, err);
+	return disk_stores_env.store_activate(ctx, generation, epoch, settled, err);
 }
 
 static void on_fenced(void *ctx, uint64_t arg)
@@ -349,22 +349,22 @@ struct ft_env_ops node_env(void)
 	struct ft_env_ops e = own;
 
 	pages_env(&e);
-	e.firing = disk_env.firing;
-	e.disks_all_behind = disk_env.disks_all_behind;
-	e.disk_next = disk_env.disk_next;
-	e.disks_behind = disk_env.disks_behind;
-	e.disk_compare = disk_env.disk_compare;
-	e.disks_yield = disk_env.disks_yield;
-	e.disks_reclaim = disk_env.disks_reclaim;
-	e.store_sums = disk_env.store_sums;
-	e.store_sync = disk_env.store_sync;
-	e.store_stage = disk_env.store_stage;
-	e.store_staged = disk_env.store_staged;
-	e.store_unstage = disk_env.store_unstage;
-	e.store_apply = disk_env.store_apply;
-	e.store_commit = disk_env.store_commit;
-	e.store_released = disk_env.store_released;
-	e.store_outdate = disk_env.store_outdate;
+	e.firing = disk_taps_env.firing;
+	e.disks_all_behind = disk_taps_env.disks_all_behind;
+	e.disk_next = disk_taps_env.disk_next;
+	e.disks_behind = disk_taps_env.disks_behind;
+	e.disk_compare = disk_taps_env.disk_compare;
+	e.disks_yield = disk_taps_env.disks_yield;
+	e.disks_reclaim = disk_taps_env.disks_reclaim;
+	e.store_sums = disk_stores_env.store_sums;
+	e.store_sync = disk_stores_env.store_sync;
+	e.store_stage = disk_stores_env.store_stage;
+	e.store_staged = disk_stores_env.store_staged;
+	e.store_unstage = disk_stores_env.store_unstage;
+	e.store_apply = disk_stores_env.store_apply;
+	e.store_commit = disk_stores_env.store_commit;
+	e.store_released = disk_stores_env.store_released;
+	e.store_outdate = disk_stores_env.store_outdate;
 	return e;
 }
 

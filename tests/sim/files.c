@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+/* Open files: descriptors, and the calls that go by one. Names are in names.c, locks in locks.c,
+ * bytes in inode.c. */
 #include "tests/sim/files.h"
 
 #include <assert.h>
@@ -8,99 +10,30 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "eventtap/block/journal.h"
-#include "tests/sim/inode.h"
+#include "tests/sim/files_internal.h"
 #include "tests/sim/world.h"
 #include "vmm-glue/snapshot/update.h"
 
-#define PREFIX	   "/sim/"
-#define PATH_BYTES 96
-#define FD_BASE	   (1 << 20)
-#define FDS_MAX	   64
-#define FILES_MAX  64 /* names at one time */
-
-/* now and durable may differ after a rename, a creation or a removal. */
-struct name {
-	char path[PATH_BYTES];
-	struct inode *now, *durable;
-	struct name *other; /* of a rename that is not durable: both names or neither */
-};
-
-struct file {
-	struct node *owner; /* NULL: free */
-	struct inode *inode;
-	bool folder, locked, through;
-	int flocked; /* LOCK_SH, LOCK_EX, or 0 */
-	char path[PATH_BYTES];
-};
+#define FD_BASE (1 << 20)
 
 static struct world *world;
-static struct name names[FILES_MAX];
-static struct file files[FDS_MAX];
+struct file files[FDS_MAX];
 static unsigned open_files[SIM_NODES];
 
-/* ---- names ---- */
+/* ---- of all calls ---- */
 
-static struct name *find(const char *path)
-{
-	for (unsigned i = 0; i < FILES_MAX; i++)
-		if ((names[i].now || names[i].durable) && !strcmp(names[i].path, path))
-			return &names[i];
-	return NULL;
-}
-
-static struct name *find_or_make(const char *path)
-{
-	struct name *n = find(path);
-
-	for (unsigned i = 0; !n && i < FILES_MAX; i++)
-		if (!names[i].now && !names[i].durable)
-			n = &names[i];
-	if (!n)
-		abort();
-	snprintf(n->path, sizeof n->path, "%s", path);
-	return n;
-}
-
-/* Whose path it is, and what it is called in the world: shared storage has one name. */
-static struct node *resolve(const char *path, char out[PATH_BYTES])
-{
-	struct node *n;
-
-	if (!world || strncmp(path, PREFIX, strlen(PREFIX)))
-		return NULL;
-	assert(path[5] >= 'A' && path[5] < 'A' + SIM_NODES);
-	n = &world->nodes[path[5] - 'A'];
-	if (!strncmp(path + 6, "/shared", 7))
-		snprintf(out, PATH_BYTES, "%s", path + 6);
-	else
-		snprintf(out, PATH_BYTES, "%s", path);
-	return n;
-}
-
-/* ---- descriptors ---- */
-
-static struct file *file_of(int fd)
-{
-	if (fd < FD_BASE || fd >= FD_BASE + FDS_MAX)
-		return NULL;
-	assert(files[fd - FD_BASE].owner); /* used after close() */
-	return &files[fd - FD_BASE];
-}
-
-static int fail(int error)
+int call_fail(int error)
 {
 	errno = error;
 	return -1;
 }
 
-/* Everything with an effect passes here: a host may die at it, a disk may fail at it. */
-static int step(struct node *n, bool *dies)
+int call_step(struct node *n, bool *dies)
 {
 	bool was = n->dying || n->crashed;
 
@@ -117,6 +50,32 @@ static int step(struct node *n, bool *dies)
 	return 0;
 }
 
+/* ---- descriptors ---- */
+
+struct file *file_of(int fd)
+{
+	if (fd < FD_BASE || fd >= FD_BASE + FDS_MAX)
+		return NULL;
+	assert(files[fd - FD_BASE].owner); /* used after close() */
+	return &files[fd - FD_BASE];
+}
+
+int file_new(struct node *n, struct inode *inode, const char *path)
+{
+	int fd = 0;
+
+	while (fd < FDS_MAX && files[fd].owner)
+		fd++;
+	if (fd == FDS_MAX) {
+		world_violation(world, "more than %d files are open", FDS_MAX);
+		return call_fail(EMFILE);
+	}
+	files[fd] = (struct file){.owner = n, .inode = inode_hold(inode)};
+	snprintf(files[fd].path, sizeof files[fd].path, "%s", path);
+	open_files[n->id]++;
+	return FD_BASE + fd;
+}
+
 static void let_go(struct file *f)
 {
 	open_files[f->owner->id]--;
@@ -127,48 +86,32 @@ static void let_go(struct file *f)
 int __real_open(const char *path, int flags, mode_t mode);
 int __wrap_open(const char *path, int flags, ...);
 
-static int open_file(struct node *n, struct inode *inode, const char *path)
-{
-	int fd = 0;
-
-	while (fd < FDS_MAX && files[fd].owner)
-		fd++;
-	if (fd == FDS_MAX) {
-		world_violation(world, "more than %d files are open", FDS_MAX);
-		return fail(EMFILE);
-	}
-	files[fd] = (struct file){.owner = n, .inode = inode_hold(inode)};
-	snprintf(files[fd].path, sizeof files[fd].path, "%s", path);
-	open_files[n->id]++;
-	return FD_BASE + fd;
-}
-
 static int sim_open(struct node *n, const char *path, int flags)
 {
-	struct name *name = find(path);
+	struct name *name = names_find(path);
 	struct inode *inode = name ? name->now : NULL;
 	bool dies, folder = flags & O_DIRECTORY;
 	int rc, fd;
 
 	if (!folder && !inode && !(flags & O_CREAT))
-		return fail(ENOENT);
+		return call_fail(ENOENT);
 	if (inode && (flags & O_EXCL))
-		return fail(EEXIST);
+		return call_fail(EEXIST);
 	if (!folder && inode && (flags & O_TRUNC)) {
 		/* What was there before is there again if the power goes too early. */
 		inode_set(&name->now, NULL);
 		inode = NULL;
 	}
 	if (!folder && !inode) {
-		rc = step(n, &dies);
+		rc = call_step(n, &dies);
 		if (rc && !dies)
-			return fail(rc);
+			return call_fail(rc);
 		inode = inode_new();
-		inode_set(&find_or_make(path)->now, inode);
+		inode_set(&names_make(path)->now, inode);
 		if (dies)
-			return fail(EIO);
+			return call_fail(EIO);
 	}
-	fd = open_file(n, inode, path);
+	fd = file_new(n, inode, path);
 	if (fd >= 0) {
 		file_of(fd)->folder = folder;
 		file_of(fd)->through = flags & O_DSYNC;
@@ -179,7 +122,7 @@ static int sim_open(struct node *n, const char *path, int flags)
 int __wrap_open(const char *path, int flags, ...)
 {
 	char known[PATH_BYTES];
-	struct node *n = resolve(path, known);
+	struct node *n = names_resolve(path, known);
 	mode_t mode = 0;
 	va_list ap;
 
@@ -192,9 +135,9 @@ int __wrap_open(const char *path, int flags, ...)
 	/* A spill file ends with its process, so memory does. */
 	if ((flags & O_TMPFILE) == O_TMPFILE) {
 		bool dies;
-		int rc = step(n, &dies);
+		int rc = call_step(n, &dies);
 
-		return rc ? fail(rc) : memfd_create("spill", MFD_CLOEXEC);
+		return rc ? call_fail(rc) : memfd_create("spill", MFD_CLOEXEC);
 	}
 	return sim_open(n, known, flags);
 }
@@ -210,6 +153,8 @@ int __wrap_close(int fd)
 	let_go(f);
 	return 0;
 }
+
+/* ---- bytes ---- */
 
 ssize_t __real_pread(int fd, void *buf, size_t len, off_t at);
 ssize_t __wrap_pread(int fd, void *buf, size_t len, off_t at);
@@ -244,101 +189,15 @@ ssize_t __wrap_pwrite(int fd, const void *buf, size_t len, off_t at)
 
 	if (!f)
 		return __real_pwrite(fd, buf, len, at);
-	rc = step(f->owner, &dies);
+	rc = call_step(f->owner, &dies);
 	if (rc && (dies || !f->owner->dying) && len > SECTOR)
 		inode_put(f->inode, f->owner->id, (uint64_t)at, buf, torn(len));
 	if (rc)
-		return fail(rc);
+		return call_fail(rc);
 	inode_put(f->inode, f->owner->id, (uint64_t)at, buf, len);
 	if (f->through && world->mutant != MUTANT_RELEASE_UNSYNCED)
 		inode_through(f->inode, (uint64_t)at, len);
 	return (ssize_t)len;
-}
-
-static bool in_folder(const char *path, const char *folder)
-{
-	size_t n = strlen(folder);
-
-	return !strncmp(path, folder, n) && path[n] == '/' && !strchr(path + n + 1, '/');
-}
-
-/* What it is now gets to the disk, or is lost. */
-static void settle(struct name *n, bool reached)
-{
-	if (reached)
-		inode_set(&n->durable, n->now);
-	else
-		inode_set(&n->now, n->durable);
-	n->other = NULL;
-}
-
-static void sync_names(const char *folder)
-{
-	for (unsigned i = 0; i < FILES_MAX; i++)
-		if ((names[i].now || names[i].durable) && in_folder(names[i].path, folder))
-			settle(&names[i], true);
-}
-
-static bool is_metadata(const struct file *f)
-{
-	size_t n = strlen(f->path);
-
-	return n > 4 && !strcmp(f->path + n - 4, ".tmp");
-}
-
-static bool is_journal(const char *path)
-{
-	return strstr(path, JOURNAL_SUFFIX) != NULL;
-}
-
-/* Whether a mutant leaves this file of a snapshot's unsynced. */
-static bool is_left_out(const struct file *f)
-{
-	size_t n = strlen(f->path);
-
-	if (world->mutant == MUTANT_UPDATE_UNSYNCED)
-		return n > 8 && !strcmp(f->path + n - 8, UPDATE_SUFFIX);
-	return world->mutant == MUTANT_MARK_UNSYNCED && f->inode->bytes > CHANGES_MARK_BYTES &&
-	       changes_marked(f->inode->now) && !changes_marked(f->inode->durable);
-}
-
-static int sim_sync(struct file *f)
-{
-	enum mutant m = world->mutant;
-	bool dies;
-	int rc = step(f->owner, &dies);
-
-	if (rc) {
-		if (dies && f->inode)
-			inode_sync(f->inode, world, 50);
-		return fail(rc);
-	}
-	if (f->folder) {
-		if (m != MUTANT_NAME_UNSYNCED)
-			sync_names(f->path);
-	} else if (!(m == MUTANT_METADATA_UNSYNCED && is_metadata(f)) &&
-		   !(m == MUTANT_JOURNAL_UNSYNCED && is_journal(f->path)) && !is_left_out(f)) {
-		inode_sync(f->inode, world, 100);
-	}
-	return 0;
-}
-
-int __real_fsync(int fd);
-int __wrap_fsync(int fd);
-int __wrap_fsync(int fd)
-{
-	struct file *f = file_of(fd);
-
-	return f ? sim_sync(f) : __real_fsync(fd);
-}
-
-int __real_fdatasync(int fd);
-int __wrap_fdatasync(int fd);
-int __wrap_fdatasync(int fd)
-{
-	struct file *f = file_of(fd);
-
-	return f ? sim_sync(f) : __real_fdatasync(fd);
 }
 
 int __real_ftruncate(int fd, off_t bytes);
@@ -351,9 +210,9 @@ int __wrap_ftruncate(int fd, off_t bytes)
 
 	if (!f)
 		return __real_ftruncate(fd, bytes);
-	rc = step(f->owner, &dies);
+	rc = call_step(f->owner, &dies);
 	if (rc)
-		return fail(rc);
+		return call_fail(rc);
 	if ((uint64_t)bytes < f->inode->bytes)
 		inode_shrink(f->inode, f->owner->id, (uint64_t)bytes);
 	else
@@ -374,11 +233,11 @@ int __wrap_fallocate(int fd, int mode, off_t at, off_t len)
 		return __real_fallocate(fd, mode, at, len);
 	/* As NFS and tmpfs; and room is not what fails here. */
 	if (mode & FALLOC_FL_ZERO_RANGE || mode == FALLOC_FL_KEEP_SIZE)
-		return fail(EOPNOTSUPP);
+		return call_fail(EOPNOTSUPP);
 	assert(mode & FALLOC_FL_PUNCH_HOLE);
-	rc = step(f->owner, &dies);
+	rc = call_step(f->owner, &dies);
 	if (rc)
-		return fail(rc);
+		return call_fail(rc);
 	inode_put(f->inode, f->owner->id, (uint64_t)at, NULL, (size_t)len);
 	for (uint64_t x = inode_rounded((uint64_t)at, EXTENT) / EXTENT;
 	     (x + 1) * EXTENT <= (uint64_t)at + (uint64_t)len; x++)
@@ -410,14 +269,23 @@ off_t __wrap_lseek(int fd, off_t at, int whence)
 		return (off_t)f->inode->bytes + at;
 	assert(whence == SEEK_DATA || whence == SEEK_HOLE);
 	if ((uint64_t)at >= f->inode->bytes)
-		return fail(ENXIO);
+		return call_fail(ENXIO);
 	for (x = (uint64_t)at / EXTENT; x * EXTENT < f->inode->bytes; x++)
 		if (f->inode->written[x] == (whence == SEEK_DATA))
 			return (off_t)(x * EXTENT > (uint64_t)at ? x * EXTENT : (uint64_t)at);
-	return whence == SEEK_DATA ? fail(ENXIO) : (off_t)f->inode->bytes;
+	return whence == SEEK_DATA ? call_fail(ENXIO) : (off_t)f->inode->bytes;
 }
 
-static void fill_stat(struct stat *st, const struct inode *i)
+int __real_posix_fadvise(int fd, off_t at, off_t len, int advice);
+int __wrap_posix_fadvise(int fd, off_t at, off_t len, int advice);
+int __wrap_posix_fadvise(int fd, off_t at, off_t len, int advice)
+{
+	return file_of(fd) ? 0 : __real_posix_fadvise(fd, at, len, advice);
+}
+
+/* ---- attributes ---- */
+
+void file_stat(struct stat *st, const struct inode *i)
 {
 	memset(st, 0, sizeof *st);
 	st->st_mode = S_IFREG | 0600;
@@ -433,164 +301,68 @@ int __wrap_fstat(int fd, struct stat *st)
 
 	if (!f)
 		return __real_fstat(fd, st);
-	fill_stat(st, f->inode);
+	file_stat(st, f->inode);
 	return 0;
 }
 
-int __real_stat(const char *path, struct stat *st);
-int __wrap_stat(const char *path, struct stat *st);
-int __wrap_stat(const char *path, struct stat *st)
-{
-	char known[PATH_BYTES];
-	struct name *name;
+/* ---- what is durable ---- */
 
-	if (!resolve(path, known))
-		return __real_stat(path, st);
-	name = find(known);
-	if (!name || !name->now)
-		return fail(ENOENT);
-	fill_stat(st, name->now);
-	return 0;
+static bool is_metadata(const struct file *f)
+{
+	size_t n = strlen(f->path);
+
+	return n > 4 && !strcmp(f->path + n - 4, ".tmp");
 }
 
-int __real_access(const char *path, int mode);
-int __wrap_access(const char *path, int mode);
-int __wrap_access(const char *path, int mode)
+/* Whether a mutant leaves this file of a snapshot's unsynced. */
+static bool is_left_out(const struct file *f)
 {
-	char known[PATH_BYTES];
-	struct name *name;
+	size_t n = strlen(f->path);
 
-	if (!resolve(path, known))
-		return __real_access(path, mode);
-	name = find(known);
-	return name && name->now ? 0 : fail(ENOENT);
+	if (world->mutant == MUTANT_UPDATE_UNSYNCED)
+		return n > 8 && !strcmp(f->path + n - 8, UPDATE_SUFFIX);
+	return world->mutant == MUTANT_MARK_UNSYNCED && f->inode->bytes > CHANGES_MARK_BYTES &&
+	       changes_marked(f->inode->now) && !changes_marked(f->inode->durable);
 }
 
-int __real_unlink(const char *path);
-int __wrap_unlink(const char *path);
-int __wrap_unlink(const char *path)
+static int sim_sync(struct file *f)
 {
-	char known[PATH_BYTES];
-	struct node *n = resolve(path, known);
-	struct name *name;
+	enum mutant m = world->mutant;
 	bool dies;
+	int rc = call_step(f->owner, &dies);
 
-	if (!n)
-		return __real_unlink(path);
-	name = find(known);
-	if (!name || !name->now)
-		return fail(ENOENT);
-	if (step(n, &dies) && !dies)
-		return fail(EIO);
-	if (world->mutant != MUTANT_JOURNAL_KEPT || !is_journal(known))
-		inode_set(&name->now, NULL);
-	return dies ? fail(EIO) : 0;
-}
-
-/* The next one in the row, if there is one. */
-static void skip_link(char path[PATH_BYTES])
-{
-	char next[PATH_BYTES], *number = strrchr(path, '/') + 1;
-	int folder = (int)(number - path);
-	struct name *name;
-
-	snprintf(next, sizeof next, "%.*s%020llu.changes", folder, path,
-		 strtoull(number, NULL, 10) + 1);
-	name = find(next);
-	if (name && name->now)
-		memcpy(path, next, sizeof next);
-}
-
-int __real_rename(const char *from, const char *to);
-int __wrap_rename(const char *from, const char *to);
-int __wrap_rename(const char *from, const char *to)
-{
-	char a[PATH_BYTES], b[PATH_BYTES];
-	struct node *n = resolve(from, a);
-	struct name *source, *target;
-	bool dies;
-	int rc;
-
-	if (!n)
-		return __real_rename(from, to);
-	(void)resolve(to, b);
-	if (world->mutant == MUTANT_LINK_SKIPPED && strstr(b, "/base" UPDATE_SUFFIX))
-		skip_link(a);
-	source = find(a);
-	if (!source || !source->now)
-		return fail(ENOENT);
-	rc = step(n, &dies);
-	if (rc && (!dies || world_chance(world, 50)))
-		return fail(rc);
-	target = find_or_make(b);
-	inode_set(&target->now, source->now);
-	inode_set(&source->now, NULL);
-	target->other = source;
-	source->other = target;
-	return rc ? fail(rc) : 0;
-}
-
-int __real_posix_fadvise(int fd, off_t at, off_t len, int advice);
-int __wrap_posix_fadvise(int fd, off_t at, off_t len, int advice);
-int __wrap_posix_fadvise(int fd, off_t at, off_t len, int advice)
-{
-	return file_of(fd) ? 0 : __real_posix_fadvise(fd, at, len, advice);
-}
-
-static bool is_locked(const struct file *f)
-{
-	for (unsigned i = 0; i < FDS_MAX; i++)
-		if (files[i].owner && files[i].locked && &files[i] != f &&
-		    files[i].inode == f->inode && world->mutant != MUTANT_NO_LOCK &&
-		    (files[i].owner == f->owner || !world->options.lockless))
-			return true;
-	return false;
-}
-
-int __real_fcntl(int fd, int cmd, ...);
-int __wrap_fcntl(int fd, int cmd, ...);
-int __wrap_fcntl(int fd, int cmd, ...)
-{
-	struct file *f = file_of(fd);
-	va_list ap;
-	void *arg;
-
-	va_start(ap, cmd);
-	arg = va_arg(ap, void *);
-	va_end(ap);
-	if (!f)
-		return __real_fcntl(fd, cmd, arg);
-	if (cmd == F_DUPFD_CLOEXEC)
-		return open_file(f->owner, f->inode, f->path);
-	if (cmd == F_OFD_GETLK) {
-		((struct flock *)arg)->l_type = is_locked(f) ? F_WRLCK : F_UNLCK;
-		return 0;
+	if (rc) {
+		if (dies && f->inode)
+			inode_sync(f->inode, world, 50);
+		return call_fail(rc);
 	}
-	assert(cmd == F_OFD_SETLK && ((struct flock *)arg)->l_type == F_WRLCK);
-	if (f->owner->dying || f->owner->crashed)
-		return fail(EIO);
-	if (is_locked(f))
-		return fail(EAGAIN);
-	f->locked = true;
+	if (f->folder) {
+		if (m != MUTANT_NAME_UNSYNCED)
+			names_sync(f->path);
+	} else if (!(m == MUTANT_METADATA_UNSYNCED && is_metadata(f)) &&
+		   !(m == MUTANT_JOURNAL_UNSYNCED && strstr(f->path, JOURNAL_SUFFIX)) &&
+		   !is_left_out(f)) {
+		inode_sync(f->inode, world, 100);
+	}
 	return 0;
 }
 
-int __real_flock(int fd, int how);
-int __wrap_flock(int fd, int how);
-int __wrap_flock(int fd, int how)
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+int __wrap_fsync(int fd)
 {
 	struct file *f = file_of(fd);
 
-	if (!f)
-		return __real_flock(fd, how);
-	assert(how & LOCK_NB);
-	how &= ~LOCK_NB;
-	for (unsigned i = 0; i < FDS_MAX; i++)
-		if (files[i].owner && files[i].inode == f->inode && &files[i] != f &&
-		    files[i].flocked && (how == LOCK_EX || files[i].flocked == LOCK_EX))
-			return fail(EWOULDBLOCK);
-	f->flocked = how;
-	return 0;
+	return f ? sim_sync(f) : __real_fsync(fd);
+}
+
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+int __wrap_fdatasync(int fd)
+{
+	struct file *f = file_of(fd);
+
+	return f ? sim_sync(f) : __real_fdatasync(fd);
 }
 
 /* ---- the world's side ---- */
@@ -598,7 +370,7 @@ int __wrap_flock(int fd, int how)
 void files_init(struct world *w)
 {
 	world = w;
-	memset(names, 0, sizeof names);
+	names_init(w);
 	memset(files, 0, sizeof files);
 	memset(open_files, 0, sizeof open_files);
 }
@@ -609,10 +381,7 @@ void files_free(struct world *w)
 	for (unsigned i = 0; i < FDS_MAX; i++)
 		if (files[i].owner)
 			let_go(&files[i]);
-	for (unsigned i = 0; i < FILES_MAX; i++) {
-		inode_set(&names[i].now, NULL);
-		inode_set(&names[i].durable, NULL);
-	}
+	names_free();
 	world = NULL;
 }
 
@@ -627,30 +396,13 @@ void files_process_gone(struct node *n)
 
 void files_power_lost(struct node *n)
 {
-	for (unsigned i = 0; i < FILES_MAX; i++) {
-		struct name *name = &names[i];
-		char own[8];
-
-		if (!name->now && !name->durable)
-			continue;
-		snprintf(own, sizeof own, PREFIX "%c/", 'A' + (int)n->id);
-		if (!strncmp(name->path, own, strlen(own)) && name->now != name->durable) {
-			struct name *other = name->other;
-			bool reached = world_chance(world, 50);
-
-			if (other && other->other == name)
-				settle(other, reached);
-			settle(name, reached);
-		}
-		if (name->now)
-			inode_lose(name->now, world, n->id);
-	}
+	names_power_lost(n);
 }
 
 bool files_exists(const char *path)
 {
 	char known[PATH_BYTES];
-	struct name *name = resolve(path, known) ? find(known) : NULL;
+	struct name *name = names_resolve(path, known) ? names_find(known) : NULL;
 
 	return name && name->now;
 }
@@ -658,7 +410,7 @@ bool files_exists(const char *path)
 void files_peek(const char *path, uint64_t offset, uint8_t *out, size_t len, bool durable)
 {
 	char known[PATH_BYTES];
-	struct name *name = resolve(path, known) ? find(known) : NULL;
+	struct name *name = names_resolve(path, known) ? names_find(known) : NULL;
 	struct inode *i = name ? durable ? name->durable : name->now : NULL;
 
 	if (i && offset + len <= inode_rounded(i->bytes, EXTENT))
@@ -674,9 +426,9 @@ void files_make(struct world *w, const char *path, uint64_t bytes)
 	struct name *name;
 
 	assert(world == w);
-	if (!resolve(path, known))
+	if (!names_resolve(path, known))
 		abort();
-	name = find_or_make(known);
+	name = names_make(known);
 	inode_grow(i, bytes);
 	i->durable_bytes = bytes;
 	inode_set(&name->now, i);
@@ -685,14 +437,16 @@ void files_make(struct world *w, const char *path, uint64_t bytes)
 
 bool files_is_simulated(const char *path)
 {
-	return world && !strncmp(path, PREFIX, strlen(PREFIX));
+	return names_is_ours(path);
 }
 
 bool files_name(unsigned i, const char **path)
 {
-	if (i >= FILES_MAX)
+	const struct name *name = names_at(i);
+
+	if (!name)
 		return false;
-	*path = names[i].now ? names[i].path : NULL;
+	*path = name->now ? name->path : NULL;
 	return true;
 }
 

@@ -8,12 +8,19 @@
  *   arbiter.c   its record, and how questions get lost
  *   node.c      a host: its start, crash and freeze        env.c  what its engine asks of it
  *   machine.c   a small guest: RAM, state, disks, a chain of answers
- *   disk.c      its disks: production's taps and stores on both hosts
+ *   disk.c      its disks, as it and its VMM have them
+ *     disk_taps.c      where it runs: production's taps
+ *     disk_stores.c    where it may run next: production's stores and journal
+ *     disk_metadata.c  what their files say when nobody has them
+ *     disk_bitmaps.c   an operator's bitmaps on them
  *   seams.c     how they are put under production code without threads and sockets
- *   files.c     the filesystems below them, which can fail, tear and forget
+ *   files.c     the filesystems below them, which can fail, tear and forget: open files
+ *     names.c          which file has a name, now and after a power cut
+ *     locks.c          who may have an open file with whom
+ *     folders.c        lists of a folder's names, and streams
+ *     inode.c          a file's bytes, in a page cache and durable
  *   copies.c    snapshots of the disks, at any moment
  *   frozen.c    snapshots of RAM: writes against scans
- *   inode.c     a file's bytes, in a page cache and durable
  *   tap.c       its NIC: production's queue of outputs by epoch
  *   pages.c     memory that follows a guest (postcopy)
  *   faults.c    what goes wrong, drawn from the seed
@@ -35,12 +42,11 @@
 #include <stdint.h>
 
 #include "eventtap/block/bitmaps_follow.h"
-#include "eventtap/block/nbd_server.h"
-#include "eventtap/store.h"
 #include "ft/engine.h"
 #include "ft/postcopy/giver.h"
 #include "ft/postcopy/missing.h"
 #include "ft/postcopy/taker.h"
+#include "tests/sim/disk.h"
 #include "tests/sim/files.h"
 
 #define US 1000ull
@@ -48,15 +54,12 @@
 #define MS 1000000ull
 #define S  1000000000ull
 
-#define SIM_NODES      2
-#define SIM_PAGES      24
-#define SIM_DISKS      2  /* at most */
-#define SIM_BLOCKS     32 /* of each disk, SECTOR bytes each, that the guest uses */
-#define SIM_JOURNAL    16 /* of them, the first of the first disk: its journal */
-#define SIM_DISK_BYTES (256u << 10)
-#define SIM_OPS_MAX    20000
-#define SIM_LINES      128 /* of the end of a timeline, and a quarter of it of its beginning */
-#define SIM_LINE       256
+#define SIM_NODES   2
+#define SIM_PAGES   24
+#define SIM_JOURNAL 16 /* of a disk's blocks, the first of the first disk: its journal */
+#define SIM_OPS_MAX 20000
+#define SIM_LINES   128 /* of the end of a timeline, and a quarter of it of its beginning */
+#define SIM_LINE    256
 
 struct world;
 struct node;
@@ -148,59 +151,6 @@ struct answer {
 struct tap *sim_net_tap(struct node *node);
 void sim_net_output(struct tap *tap, const void *data, uint32_t len);
 bool sim_net_within_bounds(const struct tap *tap);
-
-/* ---- disk.c ---- */
-/* One disk of a host: what its VM writes to, be it the tap or the image itself, and the standby's
- * store. */
-struct disk {
-	char path[64], nbd[64];
-	bool shared;
-	int image_fd; /* the VM's own, -1 while it goes through the tap or there is none */
-	struct nbd_export export; /* ops NULL: no tap */
-	struct tap *tap;
-	struct store *store;
-};
-/* Where the guest's block lies. */
-uint64_t disk_offset(unsigned block);
-void disks_init(struct node *n);
-/* The guest's I/O; -EAGAIN: its write has to wait. */
-int disk_write(struct node *n, unsigned disk, unsigned block, enum tap_kind kind,
-	       const uint8_t *data);
-int disk_read(struct node *n, unsigned disk, unsigned block, uint8_t *out);
-/* Blocks that its bitmap says are dirty, at the standby as of the last epoch. False: it has none.
- */
-bool disk_dirty(struct node *n, unsigned disk, uint32_t *dirty);
-/* The bitmap that is off is off, and clear. */
-bool disk_still(struct node *n, unsigned disk);
-int disk_flush_all(struct node *n, unsigned disk);
-/* The VM opens and locks its images, or lets them go. */
-int disks_vm_open(struct node *n, struct ft_err *err);
-void disks_vm_close(struct node *n);
-int disks_taps_in(struct node *n, struct ft_err *err);
-int disks_taps_out(struct node *n, struct ft_err *err);
-void disks_taps_gone(struct node *n);
-/* Those that stay when the guest is solo are put in the chain again, the others end. */
-void disks_taps_part(struct node *n);
-/* Before the guest runs here: those that stay go in. */
-void disks_taps_solo(struct node *n);
-int disks_stores_open(struct node *n, const Ft__Setup *setup, struct ft_err *err);
-void disks_stores_free(struct node *n);
-int disks_mark(struct node *n, bool is_protected, struct ft_err *err);
-int disks_startable(struct node *n, enum store_right right, struct ft_err *err);
-/* All are whole copies of that generation. */
-bool disks_whole(struct node *n, uint64_t generation);
-/* As an agent that starts: a journal is replayed. */
-int disks_recover(struct node *n, struct ft_err *err);
-/* The journal's thread has told something. */
-void disks_journal_news(struct node *n);
-uint64_t disks_generation(struct node *n);
-/* A shared disk says that it is neither one thing nor the other. */
-bool disks_torn(struct node *n);
-/* What a careful operator does to the copy that is surely the newest, and to one that is not. */
-void disks_forget(struct node *n, bool image_too);
-/* The processes are gone. */
-void disks_process_gone(struct node *n);
-extern const struct ft_env_ops disk_env; /* those of the environment that are about disks */
 
 /* ---- copies.c ---- */
 void copies_start(struct world *w);
