@@ -85,3 +85,17 @@ int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generati
 	record.state = is_protected ? STORE_PROTECTED : STORE_UP_TO_DATE;
 	return metadata_write(&d->meta, &record, err);
 }
+
+int disk_set_protected(const char *image, uint64_t generation, struct ft_err *err)
+{
+	struct metadata meta;
+	int ret = metadata_open(image, &meta, err);
+	if (ret < 0)
+		return ret;
+	struct metadata_record record = meta.record;
+	record.generation = generation;
+	record.state = STORE_PROTECTED;
+	ret = metadata_write(&meta, &record, err);
+	metadata_close(&meta);
+	return ret;
+}

@@ -78,6 +78,8 @@ int disk_tap_set_generation(struct tap *tap, uint64_t generation, uint64_t epoch
  * after a crash of the host; or: it may not. */
 int disk_tap_set_protected(struct tap *tap, bool is_protected, uint64_t generation,
 			   struct ft_err *err);
+/* Protected, of a disk that has no tap. */
+int disk_set_protected(const char *image, uint64_t generation, struct ft_err *err);
 /* A shared disk whose guest is stopped and of which everything released is durable: its lock is
  * given up, so that the other host may have it; the image is not to be touched meanwhile (no mode
  * changes, no release), discard() makes it final. -errno: the image cannot be flushed, nothing was

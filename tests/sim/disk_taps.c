@@ -87,10 +87,12 @@ int disks_mark(struct node *n, bool is_protected, struct ft_err *err)
 {
 	int rc = 0;
 
-	for (unsigned i = 0; i < SIM_DISKS && !rc; i++)
+	for (unsigned i = 0; i < n->world->options.disks && !rc; i++)
 		if (n->disks[i].tap)
 			rc = disk_tap_set_protected(n->disks[i].tap, is_protected,
 						    n->engine->generation, err);
+		else if (is_protected)
+			rc = disk_set_protected(n->disks[i].path, n->engine->generation, err);
 	return rc;
 }
 

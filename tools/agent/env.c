@@ -70,10 +70,16 @@ static int mark_disks(struct agent *a, bool is_protected, struct ft_err *err)
 	int rc = 0;
 
 	ft_engine_status(a->engine, &s);
-	for (unsigned i = 0; i < VMM_DISKS_MAX && !rc; i++)
+	for (unsigned i = 0; i < VMM_DISKS_MAX && !rc; i++) {
+		const char *image = a->vm_info.disks[i].image;
+
+		/* Of a guest that was to be taken over disks have no taps. */
 		if (a->disk_taps[i])
 			rc = disk_tap_set_protected(a->disk_taps[i], is_protected, s.generation,
 						    err);
+		else if (is_protected && i < a->vm_info.disks_n && image[0])
+			rc = disk_set_protected(image, s.generation, err);
+	}
 	return rc;
 }
 
