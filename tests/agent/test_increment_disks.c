@@ -238,7 +238,8 @@ static void killed(void **state)
 	print_message("%u of %u kills left a journal, %u the new snapshot\n", journals, KILLS,
 		      news);
 	(void)snapshot_update_with_disks(&a, "s");
-	shell("test $(ls %s | grep -c '^s') = 2", place);
+	/* Lazy restores may have left what they touched first. */
+	shell("test $(ls %s | grep '^s' | grep -vc '[.]ws$') = 2", place);
 	kv_close(&client);
 	host_stop(&a);
 }
