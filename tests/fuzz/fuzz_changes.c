@@ -58,8 +58,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	    changes_head_parse(head, changes_index_at(&h) + n, &h, &err)) {
 		assert(h.pages_n > UINT32_MAX || err.code == EBADMSG);
 	} else {
-		assert(h.id && h.state_bytes && h.state_bytes <= CHANGES_STATE_MAX);
-		assert(h.state_offset >= h.pages_offset + h.ram_bytes);
+		/* A disk's has no places in a file of memory, and no state. */
+		bool disk = !h.pages_offset;
+
+		assert(h.id && !!h.state_bytes == !disk && h.state_bytes <= CHANGES_STATE_MAX);
+		assert(disk ? !h.state_offset && !h.bitmap_offset
+			    : h.state_offset >= h.pages_offset + h.ram_bytes);
 		assert(changes_index_bytes(&h) + h.state_bytes == n);
 		memset(seen, 0, sizeof seen);
 		if (h.ram_bytes / MAPPED_RAM_PAGE_BYTES <= PAGES_MAX &&
