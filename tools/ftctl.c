@@ -61,23 +61,25 @@ static const struct command commands[] = {
 	 "code is \"mismatch\".",
 	 run_verify, 120000},
 	{"snapshot", "NAME file:PATH [--incremental] [--direct] [--jobs N] [--max-bandwidth BYTES] [--no-disks] [--verify]",
-	 "save a running guest's memory and devices to a file",
+	 "save a running guest's memory, devices and disks",
 	 "Of a guest that runs solo: it is paused for its device state only, and the file\n"
-	 "holds its memory as it was in that pause. At the standby of a protected guest: the\n"
-	 "last committed checkpoint, and the guest does not notice.\n"
+	 "holds its memory as it was in that pause, raw images beside it its disks. At the\n"
+	 "standby of a protected guest: the last committed checkpoint, and the guest does not\n"
+	 "notice.\n"
 	 "\n"
 	 "QEMU 9 and later can restore the file too (-incoming file:PATH with the capability\n"
 	 "mapped-ram); ft-agent --restore file:PATH does with any. Interrupting the command,\n"
 	 "or ftctl cancel NAME, leaves the guest running and no file.\n"
 	 "\n"
-	 "  --incremental          update the file, if it is there: only memory that changed\n"
-	 "                         since is written, first to FILE.journal, so that whatever\n"
-	 "                         happens leaves the old snapshot or the new one. Without disks\n"
+	 "  --incremental          update the files, if they are there: only what changed since\n"
+	 "                         is written, first to FILE.journal, so that whatever happens\n"
+	 "                         leaves the old snapshot or the new one\n"
 	 "  --direct               past the page cache\n"
-	 "  --jobs N               threads that write (default 2, at most 16)\n"
+	 "  --jobs N               threads that write (at most 16; default: the host's\n"
+	 "                         processors that the guest leaves, 1 to 4)\n"
 	 "  --max-bandwidth BYTES  a second; with K, M or G at its end (pages that the guest\n"
 	 "                         overwrites meanwhile count, but do not wait)\n"
-	 "  --no-disks             leave the guest's disks out; needed if it has any\n"
+	 "  --no-disks             leave the guest's disks out\n"
 	 "  --verify               digest memory in the pause, which it prolongs by about 0.3 s\n"
 	 "                         per GiB, and compare the file with that",
 	 run_snapshot, -1},
