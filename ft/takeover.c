@@ -238,15 +238,11 @@ static void takeover_failed(struct ft_engine *e, bool activated, const struct ft
 
 	ft_err_context(&copy, "takeover");
 	engine_note_error(e, &copy);
-	if (e->standby.postcopy) {
-		e->pages = (struct ft_pages){0};
-		e->env->pages_close(e->env_ctx);
-	}
+	if (e->standby.postcopy)
+		pages_forget(e);
 	if (e->standby.handover && e->conns[CONN_DATA].greeted) {
 		/* The guest does not run here, nor will anybody start it here: who handed it over
 		 * may have it back. */
-		if (e->standby.postcopy)
-			pages_forget(e);
 		e->standby.gave_up =
 			(activated ? e->env->guard(e->env_ctx, true, &not_proven)
 				   : e->env->store_outdate(e->env_ctx, &not_proven)) == 0;
