@@ -128,6 +128,15 @@ void pocket_conf(const char *path, const char *ft, const char *extra)
 		   GUEST, KV_PORT, ft, extra);
 }
 
+void pocket_image(const char *path)
+{
+	/* The kv program writes its journal and reads nothing. */
+	shell("truncate -s 8M %s && dd if=/dev/urandom of=%s bs=1M count=2 conv=notrunc "
+	      "status=none "
+	      "&& dd if=/dev/urandom of=%s bs=1M count=2 seek=6 conv=notrunc status=none",
+	      path, path, path);
+}
+
 const char *unix_uri(const char *name)
 {
 	static char uri[4][200];

@@ -176,6 +176,8 @@ void kv_until_error(struct kv_client *c, unsigned n);
  * section, the defaults with a takeover_ms for busy machines are there; extra: more lines. */
 void pocket_conf(const char *path, const char *ft, const char *extra);
 /* "kemari:unix:" and a path in the place. */
+/* Its disk, noise at both ends and a hole between. */
+void pocket_image(const char *path);
 const char *unix_uri(const char *name);
 void pocket_pair(struct host *a, struct host *b, const char *ft, const char *extra);
 

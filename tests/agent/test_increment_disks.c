@@ -29,11 +29,7 @@ static int setup(void **state)
 	shell("rm -rf %s/*.img* %s/s* %s/h* %s/A/*.memory %s/B/*.memory", place, place, place,
 	      place, place);
 	pocket_conf(at("g.conf"), "", "");
-	/* The kv program writes its journal and reads nothing. */
-	shell("truncate -s 8M %s && dd if=/dev/urandom of=%s bs=1M count=2 conv=notrunc "
-	      "status=none "
-	      "&& dd if=/dev/urandom of=%s bs=1M count=2 seek=6 conv=notrunc status=none",
-	      at("A.img"), at("A.img"), at("A.img"));
+	pocket_image(at("A.img"));
 	return 0;
 }
 
