@@ -204,7 +204,11 @@ int bitmaps_read(struct bitmaps *s, const char *name, uint64_t at, uint8_t *out,
 	uint64_t map = entry ? ft_dirty_map_bytes(entry->map) : 0;
 	if (ret == 0 && (at % 8 || len % 8 || len > map || at > map - len))
 		ret = -EINVAL;
-	if (ret == 0)
+	// Of one that is backed up the other host has the whole; of one that arrives there is no
+	// more yet.
+	if (ret == 0 && entry->backup)
+		ft_dirty_get_all(entry->map, at, out, len);
+	else if (ret == 0)
 		ft_dirty_get(entry->map, at, out, len);
 	pthread_mutex_unlock(&s->lock);
 	return ret;

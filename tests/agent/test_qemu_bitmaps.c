@@ -123,6 +123,7 @@ static void begin(struct host *h, const char *name)
 
 static void of_one_moment(void **state)
 {
+	char here[65], there[65];
 	bool bad = false;
 
 	(void)state;
@@ -177,6 +178,9 @@ static void of_one_moment(void **state)
 	ask_ok(&a, "checkpoint", NULL);
 	ask_ok(&a, "verify", NULL);
 	assert_int_equal(dirty_of(&b, "daily", &bad), 19 * 4096);
+	digest_of(&a, "daily", here);
+	digest_of(&b, "daily", there);
+	assert_string_equal(here, there);
 	backup(&b, "begin", "daily", "this is the standby");
 	host_kill(&a);
 	wait_state(&b, "solo", GOES_ON_MS);
