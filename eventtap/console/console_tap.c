@@ -194,10 +194,10 @@ static void world_out(struct console_tap *t, const uint8_t *data, size_t len)
 		if (op->fd < 0)
 			continue;
 		n = send(op->fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (n == (ssize_t)len)
+		/* Who has hung up may have typed what is not read yet; behind it comes his end. */
+		if (n == (ssize_t)len || (n < 0 && errno != EAGAIN))
 			continue;
-		if (n >= 0 || errno == EAGAIN)
-			ft_warn("%s: an operator does not keep up and is dropped", t->tap.id);
+		ft_warn("%s: an operator does not keep up and is dropped", t->tap.id);
 		pump_close(&t->pump, op);
 	}
 }

@@ -364,28 +364,57 @@ static void a_slow_operator_is_dropped_and_hurts_nobody(void **state)
 	close(quick);
 }
 
-static void a_guest_that_does_not_read_makes_operators_wait(void **state)
+// As many numbers as go in.
+static uint32_t type_numbers(int fd)
 {
-	struct lab *l = *state;
-	int a = operator_new(l);
-	struct pollfd p = {.fd = a, .events = POLLOUT};
-	uint32_t in = 0, got;
+	struct pollfd p = {.fd = fd, .events = POLLOUT};
+	uint32_t in = 0;
 
 	while (poll(&p, 1, 50) == 1 && in < 4u << 20) {
-		if (send(a, &in, 4, MSG_DONTWAIT | MSG_NOSIGNAL) != 4)
+		if (send(fd, &in, 4, MSG_DONTWAIT | MSG_NOSIGNAL) != 4)
 			break;
 		in++;
 	}
 	assert_true(in < 4u << 20);
-	print_out(l, "still here");
-	expect_text(a, "still here");
-	for (uint32_t i = 0; i < in; i++) {
+	return in;
+}
+
+static void expect_numbers(struct lab *l, uint32_t n)
+{
+	uint32_t got;
+
+	for (uint32_t i = 0; i < n; i++) {
 		for (size_t at = 0; at < 4;) {
 			assert_true(readable(l->vmm, DEADLINE_MS));
 			at += (size_t)read(l->vmm, (char *)&got + at, 4 - at);
 		}
 		assert_int_equal(got, i);
 	}
+}
+
+static void a_guest_that_does_not_read_makes_operators_wait(void **state)
+{
+	struct lab *l = *state;
+	int a = operator_new(l);
+	uint32_t in = type_numbers(a);
+
+	print_out(l, "still here");
+	expect_text(a, "still here");
+	expect_numbers(l, in);
+	close(a);
+}
+
+static void what_was_typed_before_hanging_up_arrives(void **state)
+{
+	struct lab *l = *state;
+	int a = operator_new(l);
+	uint32_t in = type_numbers(a);
+
+	close(a);
+	print_out(l, "nobody sees this");
+	expect_log(l, "nobody sees this");
+	expect_numbers(l, in);
+	a = operator_new(l); // the first one's place is free, and nothing came between
 	close(a);
 }
 
@@ -476,6 +505,8 @@ int main(void)
 						teardown),
 		cmocka_unit_test_setup_teardown(a_guest_that_does_not_read_makes_operators_wait,
 						setup, teardown),
+		cmocka_unit_test_setup_teardown(what_was_typed_before_hanging_up_arrives, setup,
+						teardown),
 		cmocka_unit_test(the_vmm_may_come_late_and_again),
 		cmocka_unit_test_setup_teardown(replay_prints_and_discard_does_not, setup,
 						teardown),
