@@ -51,6 +51,10 @@ struct channel_ops {
 	 * thread ends it. For an open channel with a thread of its own; may change with every call.
 	 */
 	void (*wait)(struct channel *c, bool on);
+	/* A hint: the descriptor need not become readable before `bytes` more can be read, for the
+	 * caller has no use for fewer. Holds until the next call; 1 as long as there was none. NULL:
+	 * takes no hints. */
+	void (*expect)(struct channel *c, size_t bytes);
 };
 
 /* As long as the kernel goes on by itself (TCP_USER_TIMEOUT, channel_socket.c). */

@@ -19,6 +19,7 @@
 #define KEEPALIVE_IDLE_S 5
 #define KEEPALIVE_EACH_S 1
 #define KEEPALIVE_PROBES 5
+#define EXPECT_MAX	 (256 << 10)
 
 struct channel_socket {
 	struct channel channel;
@@ -26,6 +27,7 @@ struct channel_socket {
 	bool open;
 	bool blocks; /* the descriptor does; each call says whether it wants that */
 	int flags;   /* for each call */
+	size_t expected;
 };
 
 static struct channel_socket *of(struct channel *c)
@@ -136,6 +138,18 @@ static void socket_wait(struct channel *c, bool on)
 	assert(s->blocks); /* else it is no socket */
 }
 
+/* Each wake-up costs both ends as much as a copy of many KiB. The kernel wakes us earlier when it
+ * has no room for so much. */
+static void socket_expect(struct channel *c, size_t bytes)
+{
+	struct channel_socket *s = of(c);
+	int low = bytes < EXPECT_MAX ? (int)bytes : EXPECT_MAX;
+
+	if (s->expected != (size_t)low &&
+	    !setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low))
+		s->expected = (size_t)low;
+}
+
 static const struct channel_ops socket_ops = {
 	.open = socket_open,
 	.read = socket_read,
@@ -145,6 +159,7 @@ static const struct channel_ops socket_ops = {
 	.shutdown = socket_shutdown,
 	.close = socket_close,
 	.wait = socket_wait,
+	.expect = socket_expect,
 };
 static_assert(CHANNEL_WAIT_MS % 1000 == 0, "whole seconds");
 
@@ -186,5 +201,6 @@ struct channel *channel_socket_new(int fd, struct ft_err *err)
 	s->channel.doing = "connecting";
 	s->fd = fd;
 	s->flags = MSG_DONTWAIT;
+	s->expected = 1;
 	return &s->channel;
 }

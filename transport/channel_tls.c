@@ -23,6 +23,8 @@
 #define NAME_MAX_LEN 255
 #define SEEN_MAX     192
 
+#define RECORD_MAX (SSL3_RT_HEADER_LENGTH + SSL3_RT_MAX_TLS13_ENCRYPTED_LENGTH)
+
 struct channel_tls {
 	struct channel channel;
 	struct channel *inner;
@@ -247,6 +249,15 @@ static void tls_wait(struct channel *c, bool on)
 	of(c)->inner->ops->wait(of(c)->inner, on);
 }
 
+/* OpenSSL may have read all of a record but its last byte. */
+static void tls_expect(struct channel *c, size_t bytes)
+{
+	struct channel *inner = of(c)->inner;
+
+	if (inner->ops->expect)
+		inner->ops->expect(inner, bytes > RECORD_MAX ? bytes - RECORD_MAX : 1);
+}
+
 static const struct channel_ops tls_ops = {
 	.open = tls_open,
 	.read = tls_read,
@@ -256,6 +267,7 @@ static const struct channel_ops tls_ops = {
 	.shutdown = tls_shutdown,
 	.close = tls_close,
 	.wait = tls_wait,
+	.expect = tls_expect,
 };
 
 #define HOST_FLAGS (X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT)

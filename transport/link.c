@@ -22,6 +22,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "transport/awake.h"
 #include "transport/outbuf.h"
 
 #define READ_AHEAD LINK_EARLY_MAX
@@ -29,6 +30,8 @@
  * this size costs less than a call. */
 #define COPY_MAX     (16u << 10)
 #define RECORD_BYTES (16u << 10) /* of one TLS record: what one call takes at most */
+/* A frame of this size is one of many. */
+#define STREAM_BYTES (FT_PAYLOAD_MAX / 2)
 
 static_assert(READ_AHEAD > FRAME_HEADER && READ_AHEAD <= FRAME_MAX,
 	      "a header fits; the buffer holds it");
@@ -57,6 +60,8 @@ struct link {
 	size_t in_start, in_end;
 	struct frame_header header; /* of the frame at in_start, if header_known */
 	bool header_known;
+	bool stream;	    /* the frame before was a large one: the next is on its way */
+	struct awake awake; /* waiting for it */
 	uint64_t seq_in;
 
 	uint8_t uuid[FRAME_UUID];
@@ -402,6 +407,7 @@ static size_t deliver(struct link *l)
 	}
 	l->in_start += len;
 	l->header_known = false;
+	l->stream = len >= STREAM_BYTES;
 	l->base.events.message(l->base.events.ctx, &msg);
 	return l->closed ? 0 : len;
 }
@@ -438,6 +444,23 @@ static bool read_some(struct link *l)
 	return false;
 }
 
+/* Nothing came, but in a stream it soon will. */
+static bool read_awake(struct link *l)
+{
+	if (!l->stream || l->failed || !awake_begin(&l->awake))
+		return false;
+	while (!l->failed && awake_wait(&l->awake))
+		if (read_some(l))
+			return awake_end(&l->awake, true);
+	return awake_end(&l->awake, false);
+}
+
+static void expect(struct link *l, size_t bytes)
+{
+	if (l->channel->ops->expect)
+		l->channel->ops->expect(l->channel, bytes);
+}
+
 /* true: nothing more comes for now, or ever. false: others should have their turn first. */
 static bool input(struct link *l)
 {
@@ -445,8 +468,10 @@ static bool input(struct link *l)
 
 	while (frames < LINK_TURN_FRAMES && bytes < LINK_TURN_BYTES) {
 		if (missing(l)) {
-			if (!read_some(l))
+			if (!read_some(l) && !read_awake(l)) {
+				expect(l, l->header_known ? missing(l) : 1);
 				return true;
+			}
 		} else if (!l->header_known) {
 			if (!check_header(l))
 				return true;
@@ -576,6 +601,7 @@ int link_leave(struct ft_link *link, struct link_rest *rest, struct ft_err *err)
 		link_close(link);
 		return ft_err_set(err, EPROTO, "link: in the middle of a conversation");
 	}
+	expect(l, 1);
 	*rest = (struct link_rest){.channel = l->channel,
 				   .seq_in = l->seq_in,
 				   .seq_out = l->seq_out,
