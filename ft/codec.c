@@ -277,7 +277,7 @@ size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out)
 		put_header(out, pfn, FT_PAGE_ZERO, 0, ZERO_HASH);
 		return FT_PAGE_RECORD_HEADER;
 	}
-	put_header(out, pfn, FT_PAGE_RAW, FT_PAGE_BYTES, page_hash(page));
+	put_header(out, pfn, FT_PAGE_PLAIN, FT_PAGE_BYTES, 0);
 	memcpy(out + FT_PAGE_RECORD_HEADER, page, FT_PAGE_BYTES);
 	return FT_PAGE_RECORD_MAX;
 }

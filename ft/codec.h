@@ -5,12 +5,14 @@
  *   delta      runs that differ from the last copy the standby has     data: runs
  *   lz4        an LZ4 block                                            data: block
  *   raw        4096 bytes                                              data: page
+ *   plain      likewise, of which no delta is made                     data: page
  *   (a page that equals the standby's last copy makes no record at all)
  *
  * The sender keeps the last copies ("bases") in a cache of bounded size; a page that has no base
  * there is sent whole. The receiver's base is its image of the guest's RAM, so it keeps nothing.
  * Every record carries a hash of the whole page, so a base that is not the same on both sides is
- * found on the first record that uses it, and never silently applied.
+ * found on the first record that uses it, and never silently applied. Only a plain one has none:
+ * the frame around it has its own.
  *
  * Record on the wire, little endian: u32 page number, u8 kind, u8 zero, u16 data length, u32 hash
  * (low half of XXH3-64 of the 4096 bytes), data. The layout of a delta's runs is described in
@@ -28,7 +30,14 @@
 #define FT_PAGE_RECORD_HEADER 12
 #define FT_PAGE_RECORD_MAX    (FT_PAGE_RECORD_HEADER + FT_PAGE_BYTES)
 
-enum ft_page_kind { FT_PAGE_ZERO = 1, FT_PAGE_DELTA, FT_PAGE_LZ4, FT_PAGE_RAW, FT_PAGE_KIND_MAX };
+enum ft_page_kind {
+	FT_PAGE_ZERO = 1,
+	FT_PAGE_DELTA,
+	FT_PAGE_LZ4,
+	FT_PAGE_RAW,
+	FT_PAGE_PLAIN,
+	FT_PAGE_KIND_MAX
+};
 
 struct ft_codec_stats {
 	uint64_t pages_in, bytes_out;
@@ -51,8 +60,8 @@ void ft_codec_free(struct ft_codec *c);
 size_t ft_codec_encode(struct ft_codec *c, uint64_t epoch, uint64_t pfn, const uint8_t *page,
 		       uint8_t *out);
 
-/* One page as a record that depends on nothing and costs next to nothing: zero or raw. No codec is
- * needed. */
+/* One page as a record that depends on nothing and costs next to nothing: zero or plain. No codec
+ * is needed, and the page may change meanwhile. */
 size_t ft_page_record_plain(uint64_t pfn, const uint8_t *page, uint8_t *out);
 
 /* on: LZ4 is tried (the default). */
@@ -80,8 +89,8 @@ struct ft_page_record {
  * length, malformed runs. Input is hostile. */
 int ft_page_record_parse(const uint8_t *buf, size_t len, uint64_t pages_total,
 			 struct ft_page_record *rec, struct ft_err *err);
-/* The page of a raw record, verified, in the parsed buffer; NULL: another kind, or -EPROTO in *err.
- */
+/* The page of a plain record, or of a raw one, verified, in the parsed buffer; NULL: another kind,
+ * or -EPROTO in *err. */
 const uint8_t *ft_page_record_raw(const struct ft_page_record *rec, struct ft_err *err);
 /* Turns `page` (the image's copy, the base of a delta) into the new page. 0, or -EPROTO when the
  * data does not decode or the result has another hash; then the page is undefined. Safe against

@@ -55,6 +55,7 @@ static bool data_len_possible(unsigned kind, unsigned len)
 	case FT_PAGE_LZ4:
 		return len > 0 && len < FT_PAGE_BYTES;
 	case FT_PAGE_RAW:
+	case FT_PAGE_PLAIN:
 		return len == FT_PAGE_BYTES;
 	case FT_PAGE_KIND_MAX:
 		break;
@@ -82,6 +83,9 @@ int ft_page_record_parse(const uint8_t *buf, size_t len, uint64_t pages_total,
 	if (!data_len_possible(kind, data_len))
 		return ft_err_set(err, EPROTO, "page record: page %u: kind %u cannot have %u bytes",
 				  pfn, kind, data_len);
+	if (kind == FT_PAGE_PLAIN && get32(buf + 8))
+		return ft_err_set(err, EPROTO, "page record: page %u: kind %u has no hash", pfn,
+				  kind);
 	if (len - FT_PAGE_RECORD_HEADER < data_len)
 		return 0;
 	if (kind == FT_PAGE_DELTA && !runs_valid(buf + FT_PAGE_RECORD_HEADER, data_len))
@@ -123,6 +127,7 @@ static bool data_apply(const struct ft_page_record *rec, uint8_t *page)
 		return LZ4_decompress_safe((const char *)rec->data, (char *)page,
 					   (int)rec->data_len, FT_PAGE_BYTES) == FT_PAGE_BYTES;
 	case FT_PAGE_RAW:
+	case FT_PAGE_PLAIN:
 		memcpy(page, rec->data, FT_PAGE_BYTES);
 		return true;
 	case FT_PAGE_KIND_MAX:
@@ -135,6 +140,8 @@ const uint8_t *ft_page_record_raw(const struct ft_page_record *rec, struct ft_er
 {
 	uint32_t hash;
 
+	if (rec->kind == FT_PAGE_PLAIN)
+		return rec->data;
 	if (rec->kind != FT_PAGE_RAW)
 		return NULL;
 	hash = page_hash(rec->data);
@@ -152,6 +159,8 @@ int ft_page_record_apply(const struct ft_page_record *rec, uint8_t *page, struct
 	if (!data_apply(rec, page))
 		return ft_err_set(err, EPROTO, "page record: page %llu: data does not decode",
 				  (unsigned long long)rec->pfn);
+	if (rec->kind == FT_PAGE_PLAIN)
+		return 0;
 	hash = rec->kind == FT_PAGE_ZERO ? ZERO_HASH : page_hash(page);
 	if (hash != rec->hash)
 		return ft_err_set(err, EPROTO,

@@ -100,7 +100,7 @@ static int apply_record(struct ft_engine *e, struct run *run, const struct ft_pa
 
 	if (rec->kind == FT_PAGE_RAW && !raw)
 		return -EPROTO;
-	if (rec->kind == FT_PAGE_RAW || rec->kind == FT_PAGE_ZERO)
+	if (raw || rec->kind == FT_PAGE_ZERO)
 		return run_add(e, run, rec->pfn, raw, err);
 	rc = run_end(e, run, err);
 	return rc ? rc
@@ -132,6 +132,7 @@ static int apply_async(struct ft_engine *e, const uint8_t *buf, size_t len, stru
 	return rc ? rc : run_end(e, &run, err);
 }
 
+/* Of a checkpoint: applied later, from where no frame's hash covers them any more. */
 static int check_pages(struct ft_engine *e, const uint8_t *buf, size_t len, struct ft_err *err)
 {
 	struct vmm_info info;
@@ -147,6 +148,8 @@ static int check_pages(struct ft_engine *e, const uint8_t *buf, size_t len, stru
 			return n < 0 ? n
 				     : ft_err_set(err, EPROTO,
 						  "PAGES: a record is cut by the end of its frame");
+		if (rec.kind == FT_PAGE_PLAIN)
+			return ft_err_set(err, EPROTO, "PAGES: a plain record in a checkpoint");
 		at += (size_t)n;
 	}
 	return 0;

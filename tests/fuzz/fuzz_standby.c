@@ -131,10 +131,10 @@ static size_t put_page(struct input *in, uint8_t *out)
 	unsigned kind = FT_PAGE_ZERO, n = 0;
 
 	if (how & 1) {
-		kind = FT_PAGE_RAW;
+		kind = how & 128 ? FT_PAGE_PLAIN : FT_PAGE_RAW;
 		n = FT_PAGE_BYTES;
 		memset(data, (int)(how >> 1), n);
-		hash = page_hash(data);
+		hash = how & 128 ? 0 : page_hash(data);
 	} else if (how & 2) {
 		kind = FT_PAGE_DELTA;
 		n = RUN_HEADER + WORD_BYTES;

@@ -113,6 +113,30 @@ static void test_wire(void **state)
 	ft_codec_free(c);
 }
 
+static void test_plain(void **state)
+{
+	static const uint8_t zero[FT_PAGE_BYTES];
+	uint8_t page[FT_PAGE_BYTES], image[FT_PAGE_BYTES], out[FT_PAGE_RECORD_MAX];
+	struct ft_page_record rec;
+
+	(void)state;
+	noise_fill(page, sizeof page);
+	noise_fill(image, sizeof image);
+	assert_int_equal(ft_page_record_plain(9, page, out), FT_PAGE_RECORD_MAX);
+	assert_memory_equal(out, "\x09\x00\x00\x00\x05\x00\x00\x10\x00\x00\x00\x00", 12);
+	assert_int_equal(ft_page_record_parse(out, sizeof out, PAGES, &rec, NULL), sizeof out);
+	assert_ptr_equal(ft_page_record_raw(&rec, NULL), out + FT_PAGE_RECORD_HEADER);
+	assert_int_equal(ft_page_record_apply(&rec, image, NULL), 0);
+	assert_memory_equal(image, page, sizeof page);
+
+	assert_int_equal(ft_page_record_plain(9, zero, out), FT_PAGE_RECORD_HEADER);
+	assert_int_equal(ft_page_record_parse(out, sizeof out, PAGES, &rec, NULL),
+			 FT_PAGE_RECORD_HEADER);
+	assert_null(ft_page_record_raw(&rec, NULL));
+	assert_int_equal(ft_page_record_apply(&rec, image, NULL), 0);
+	assert_memory_equal(image, zero, sizeof zero);
+}
+
 /* The record is never longer than the page, and a delta of any shape is right. */
 static void test_delta_shapes(void **state)
 {
@@ -437,6 +461,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_kinds),
 		cmocka_unit_test(test_wire),
+		cmocka_unit_test(test_plain),
 		cmocka_unit_test(test_delta_shapes),
 		cmocka_unit_test(test_cheapest),
 		cmocka_unit_test(test_after_ciphertext),

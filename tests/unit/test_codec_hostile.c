@@ -80,6 +80,11 @@ static void test_parse_refuses(void **state)
 	assert_refused(buf, FT_PAGE_RECORD_HEADER, "cannot have 4095 bytes");
 	record_make(buf, 1, FT_PAGE_RAW, data, FT_PAGE_BYTES + 1);
 	assert_refused(buf, FT_PAGE_RECORD_HEADER, "cannot have 4097 bytes");
+	record_make(buf, 1, FT_PAGE_PLAIN, data, FT_PAGE_BYTES - 1);
+	assert_refused(buf, FT_PAGE_RECORD_HEADER, "cannot have 4095 bytes");
+	record_make(buf, 1, FT_PAGE_PLAIN, data, FT_PAGE_BYTES);
+	buf[11] = 1;
+	assert_refused(buf, FT_PAGE_RECORD_HEADER, "has no hash");
 	record_make(buf, 1, FT_PAGE_LZ4, data, 0);
 	assert_refused(buf, FT_PAGE_RECORD_HEADER, "cannot have 0 bytes");
 	record_make(buf, 1, FT_PAGE_LZ4, data, FT_PAGE_BYTES);

@@ -202,7 +202,8 @@ static void test_page_records(void **state)
 	find_row("| %d | delta | 12 to %d |", FT_PAGE_DELTA, FT_PAGE_BYTES - 1);
 	find_row("| %d | lz4 | 1 to %d |", FT_PAGE_LZ4, FT_PAGE_BYTES - 1);
 	find_row("| %d | raw | %d |", FT_PAGE_RAW, FT_PAGE_BYTES);
-	assert_int_equal(FT_PAGE_KIND_MAX, FT_PAGE_RAW + 1);
+	find_row("| %d | plain | %d |", FT_PAGE_PLAIN, FT_PAGE_BYTES);
+	assert_int_equal(FT_PAGE_KIND_MAX, FT_PAGE_PLAIN + 1);
 	snprintf(text, sizeof text, "header of %d bytes and its data", FT_PAGE_RECORD_HEADER);
 	assert_non_null(strstr(doc, text));
 }
