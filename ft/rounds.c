@@ -30,6 +30,42 @@ static size_t take_batch(struct ft_primary *p)
 	return n;
 }
 
+/* A guest that moves is sent (nearly) once, and as it is: from where its pages lie, if they can be
+ * had there, for whatever changes meanwhile is dirty again. */
+static size_t put_plain(const struct ft_primary *p, const uint8_t *pages, size_t n, uint8_t *out)
+{
+	size_t used = 0;
+
+	for (size_t i = 0; i < n; i++)
+		used += ft_page_record_plain(p->batch_pfns[i], pages + i * VMM_PAGE_BYTES,
+					     out + used);
+	return used;
+}
+
+static size_t put_encoded(const struct ft_primary *p, size_t n, uint8_t *out)
+{
+	size_t used = 0;
+
+	for (size_t i = 0; i < n; i++)
+		used += ft_codec_encode(p->codec, 0, p->batch_pfns[i],
+					p->batch + i * VMM_PAGE_BYTES, out + used);
+	return used;
+}
+
+/* The batch's records. Returns their bytes, or -errno. */
+static long put_batch(struct ft_engine *e, size_t n, uint8_t *out, struct ft_err *err)
+{
+	const struct ft_primary *p = &e->primary;
+	bool whole = p->batch_pfns[n - 1] - p->batch_pfns[0] == n - 1;
+	const uint8_t *pages = p->move.on && whole ? vmm_view(e->vmm, p->batch_pfns[0], n) : NULL;
+	int rc = pages ? 0 : vmm_read_pages(e->vmm, p->batch_pfns, n, p->batch, err);
+
+	if (rc)
+		return rc;
+	return (long)(p->move.on ? put_plain(p, pages ? pages : p->batch, n, out)
+				 : put_encoded(p, n, out));
+}
+
 /* One frame of pages. 1 = sent, 0 = the round has no more, -errno. */
 static int send_pages(struct ft_engine *e, struct ft_err *err)
 {
@@ -46,16 +82,13 @@ static int send_pages(struct ft_engine *e, struct ft_err *err)
 		return -EAGAIN;
 	while (used + FT_ROUND_BATCH * FT_PAGE_RECORD_MAX <= FT_PAYLOAD_MAX) {
 		size_t n = take_batch(p);
+		long put = n ? put_batch(e, n, out + used, err) : 0;
 
+		if (put < 0)
+			return (int)put;
 		if (!n)
 			break;
-		rc = vmm_read_pages(e->vmm, p->batch_pfns, n, p->batch, err);
-		if (rc)
-			return rc;
-		for (size_t i = 0; i < n; i++)
-			used += (uint32_t)ft_codec_encode(p->codec, 0, p->batch_pfns[i],
-							  p->batch + i * VMM_PAGE_BYTES,
-							  out + used);
+		used += (uint32_t)put;
 		p->round_pages += n;
 	}
 	if (!used)
@@ -132,8 +165,9 @@ static int next_round(struct ft_engine *e, struct ft_err *err)
 	p->round.bytes_per_page = p->round_pages ? bytes / p->round_pages : 0;
 	p->round.bytes = bytes;
 	p->round.bytes_per_s = took ? bytes * 1000 / (took / 1000000 + 1) : 0;
-	ft_debug("%s: round %u: %llu pages in %llu ms, %llu dirty", e->config.name, p->round.rounds,
-		 (unsigned long long)p->round_pages, (unsigned long long)(took / NS_PER_MS),
+	ft_debug("%s: round %u: %llu pages, %llu KiB in %llu ms, %llu dirty", e->config.name,
+		 p->round.rounds, (unsigned long long)p->round_pages,
+		 (unsigned long long)(bytes >> 10), (unsigned long long)(took / NS_PER_MS),
 		 (unsigned long long)p->round.dirty_pages);
 	p->round_at = 0;
 	p->round_pages = 0;

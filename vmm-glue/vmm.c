@@ -31,6 +31,13 @@ const char *vmm_status(struct vmm *vmm)
 	return vmm->ops->status(vmm);
 }
 
+void vmm_moments(struct vmm *vmm, uint64_t *stopped_us, uint64_t *resumed_us)
+{
+	*stopped_us = *resumed_us = 0;
+	if (vmm->ops->moments)
+		vmm->ops->moments(vmm, stopped_us, resumed_us);
+}
+
 int vmm_poll_fd(struct vmm *vmm)
 {
 	return vmm->ops->poll_fd ? vmm->ops->poll_fd(vmm) : -1;
@@ -92,6 +99,12 @@ int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *tar
 {
 	assert(n == 0 || (pfns && target));
 	return n ? vmm->ops->read_pages(vmm, pfns, n, target, err) : 0;
+}
+
+const uint8_t *vmm_view(struct vmm *vmm, uint64_t pfn, size_t n)
+{
+	assert(n > 0 && n <= VMM_VIEW_MAX);
+	return vmm->ops->view ? vmm->ops->view(vmm, pfn, n) : NULL;
 }
 
 int vmm_checkpoint_prepare(struct vmm *vmm, struct ft_err *err)

@@ -130,6 +130,9 @@ struct vmm_ops {
 	void (*ram)(struct vmm *vmm, struct vmm_ram *ram);
 	/* "running", "paused", "inmigrate", ... for people. Static string. */
 	const char *(*status)(struct vmm *vmm);
+	/* When the guest last stopped and last went on, by the VMM's own word: us since 1970 UTC;
+	 * 0: not since this object is there. May be NULL. */
+	void (*moments)(struct vmm *vmm, uint64_t *stopped_us, uint64_t *resumed_us);
 	/* A descriptor that becomes readable when poll() has something to do, -1 if none. */
 	int (*poll_fd)(struct vmm *vmm);
 	void (*poll)(struct vmm *vmm);
@@ -162,6 +165,10 @@ struct vmm_ops {
 	 * definition). */
 	int (*read_pages)(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
 			  struct ft_err *err);
+	/* The same pages pfn to pfn + n - 1 in place: where they lie in this process, good until
+	 * the next call. A guest that runs may write them at any time. NULL: not to be had, or not
+	 * all of them without touching memory that nobody ever touched. May be NULL. */
+	const uint8_t *(*view)(struct vmm *vmm, uint64_t pfn, size_t n);
 	/* Makes the next checkpoint() quick (primes the command). May be called again; idle time is
 	 * right. <= 100 ms */
 	int (*checkpoint_prepare)(struct vmm *vmm, struct ft_err *err);
@@ -211,6 +218,9 @@ struct vmm_ops {
 	void (*free)(struct vmm *vmm);
 };
 
+/* of one view() */
+#define VMM_VIEW_MAX 64
+
 /* Longest pause that a keeper allows one checkpoint; far above any budget, far below a human. */
 #define VMM_HOLD_MAX_MS 2000
 
@@ -229,6 +239,7 @@ void vmm_info(struct vmm *vmm, struct vmm_info *info);
 /* Valid as long as the VM is; its descriptors are the VM's. */
 void vmm_ram(struct vmm *vmm, struct vmm_ram *ram);
 const char *vmm_status(struct vmm *vmm);
+void vmm_moments(struct vmm *vmm, uint64_t *stopped_us, uint64_t *resumed_us);
 int vmm_poll_fd(struct vmm *vmm);
 void vmm_poll(struct vmm *vmm);
 int vmm_check(struct vmm *vmm, struct ft_err *err);
@@ -241,6 +252,8 @@ int vmm_harvest(struct vmm *vmm, struct ft_bitmap *dirty, struct ft_err *err);
 long vmm_dirty_peek(struct vmm *vmm, long max);
 int vmm_read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *target,
 		   struct ft_err *err);
+/* n <= VMM_VIEW_MAX */
+const uint8_t *vmm_view(struct vmm *vmm, uint64_t pfn, size_t n);
 int vmm_checkpoint_prepare(struct vmm *vmm, struct ft_err *err);
 int vmm_checkpoint(struct vmm *vmm, struct ft_bitmap *pending, struct vmm_capture *capture,
 		   const struct vmm_hold_hooks *hooks, bool keep_stopped, struct ft_err *err);

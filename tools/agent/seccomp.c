@@ -27,6 +27,7 @@ static const int allowed[] = {
 	SCMP_SYS(mremap),
 	SCMP_SYS(mprotect),
 	SCMP_SYS(madvise),
+	SCMP_SYS(mincore),
 	SCMP_SYS(msync),
 	SCMP_SYS(memfd_create),
 	SCMP_SYS(membarrier),

@@ -151,6 +151,7 @@ static int ask_qemu(struct ram *r, struct qmp *q, struct ft_err *err)
 int ram_find(struct ram *r, struct qmp *q, pid_t pid, struct ft_err *err)
 {
 	struct area a = {0};
+	struct stat st;
 	int r2;
 
 	r->pid = pid;
@@ -159,6 +160,8 @@ int ram_find(struct ram *r, struct qmp *q, pid_t pid, struct ft_err *err)
 		r2 = find_areas(pid, r->hva, r->bytes, &a, err);
 	if (r2 == 0 && !r->map && a.shared)
 		r2 = map_shared(r, &a, err);
+	/* Of somebody else's file mincore(2) says that all of it is there. */
+	r->tells = r->fd > 0 && fstat(r->fd, &st) == 0 && st.st_uid == geteuid();
 	return r2;
 }
 
@@ -282,6 +285,22 @@ int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target
 	for (size_t i = 0; i < n; i++)
 		assert(pfns[i] < r->bytes / VMM_PAGE_BYTES);
 	return r->fd > 0 ? copy_file(r, pfns, n, target) : ram_copy(r, pfns, n, target);
+}
+
+const uint8_t *ram_view(struct ram *r, uint64_t pfn, size_t n)
+{
+	uint8_t *at = r->map + pfn * VMM_PAGE_BYTES;
+	unsigned char there[VMM_VIEW_MAX];
+
+	assert(n <= VMM_VIEW_MAX && pfn + n <= r->bytes / VMM_PAGE_BYTES);
+	if (!r->map || !r->tells || mincore(at, n * VMM_PAGE_BYTES, there))
+		return NULL;
+	for (size_t i = 0; i < n; i++)
+		if (!(there[i] & 1))
+			return NULL;
+	ram_trim(r);
+	r->touched += n;
+	return at;
 }
 
 /* The next part that is not a hole, from `at` on; false: none. What cannot tell has none. */

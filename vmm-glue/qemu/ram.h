@@ -7,6 +7,7 @@
 #ifndef VMM_GLUE_QEMU_RAM_H
 #define VMM_GLUE_QEMU_RAM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -21,6 +22,7 @@ struct ram {
 	uint8_t *map; /* here, NULL: private memory */
 	int fd;	      /* of the file behind a shared backend, 0: none, or it is not ours to read */
 	uint64_t file_offset;
+	bool tells;	 /* the kernel tells us which of its pages are there */
 	size_t touched;	 /* pages copied through the map since the last trim */
 	char region[64]; /* QEMU's name: "pc.ram", "ram0" */
 };
@@ -35,6 +37,10 @@ int ram_copy(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
  * for reading a hole through a mapping would fill it with zeroes, and the guest's memory with them.
  */
 int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target);
+/* Pages pfn to pfn + n - 1 in the map, n <= VMM_VIEW_MAX, if there is one and all of them are in
+ * memory, so that to read them adds nothing to the guest's; else NULL. Good until the next call of
+ * this or ram_trim(). Outside a pause. */
+const uint8_t *ram_view(struct ram *r, uint64_t pfn, size_t n);
 /* Pages read through the map count as this process's memory: gives them back when they have become
  * many. Outside a pause. */
 #define RAM_TOUCHED_MAX 8192

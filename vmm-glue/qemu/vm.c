@@ -64,6 +64,12 @@ static const char *status(struct vmm *vmm)
 	return qemu_of(vmm)->powered_off ? "shutdown" : qemu_of(vmm)->status;
 }
 
+static void moments(struct vmm *vmm, uint64_t *stopped_us, uint64_t *resumed_us)
+{
+	*stopped_us = qemu_of(vmm)->stop_us;
+	*resumed_us = qemu_of(vmm)->resume_us;
+}
+
 static int poll_fd(struct vmm *vmm)
 {
 	return qemu_of(vmm)->epoll_fd;
@@ -252,6 +258,11 @@ static int read_pages(struct vmm *vmm, const uint64_t *pfns, size_t n, uint8_t *
 		       : 0;
 }
 
+static const uint8_t *view(struct vmm *vmm, uint64_t pfn, size_t n)
+{
+	return ram_view(&qemu_of(vmm)->ram, pfn, n);
+}
+
 void qemu_free(struct vmm *vmm)
 {
 	struct qemu *vm = qemu_of(vmm);
@@ -281,6 +292,7 @@ static const struct vmm_ops ops = {
 	.info = info,
 	.ram = ram,
 	.status = status,
+	.moments = moments,
 	.poll_fd = poll_fd,
 	.poll = poll_vm,
 	.check = qemu_check,
@@ -292,6 +304,7 @@ static const struct vmm_ops ops = {
 	.harvest = qemu_harvest,
 	.dirty_peek = qemu_dirty_peek,
 	.read_pages = read_pages,
+	.view = view,
 	.checkpoint_prepare = qemu_checkpoint_prepare,
 	.checkpoint = qemu_checkpoint,
 	.save = qemu_save,
