@@ -209,8 +209,15 @@ static bool had_faults(const struct qemu *vm, uint64_t before)
 	return before == 0 || tracker_faults(vm->tracker) != before;
 }
 
+/* All stay, as in a postcopy migration: there is nothing to learn from a scan. */
+static bool all_stay(const struct ft_bitmap *pending, const struct vmm_capture *capture)
+{
+	return capture->no_pages && pending->count == pending->bits;
+}
+
 /* *faults: QEMU's before what was scanned. */
-static int scan(struct qemu *vm, struct ft_bitmap *pending, uint64_t *faults, struct ft_err *err)
+static int scan(struct qemu *vm, struct ft_bitmap *pending, bool needed, uint64_t *faults,
+		struct ft_err *err)
 {
 	bool one_piece = vm->save.last;
 	int r = one_piece ? 0 : save_wait_stopped(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
@@ -219,12 +226,12 @@ static int scan(struct qemu *vm, struct ft_bitmap *pending, uint64_t *faults, st
 	if (r == 0)
 		r = save_step(&vm->save, vm->process.pid, err);
 	*faults = tracker_faults(vm->tracker);
-	if (r == 0)
+	if (r == 0 && needed)
 		r = tracker_scan(vm->tracker, pending, NULL, err);
 	if (r == 0)
 		r = save_wait_begun(&vm->save, &vm->qmp, FIRST_BYTE_MS, err);
 	/* After the first byte of one piece nothing is serialised. */
-	if (r == 0 && one_piece && had_faults(vm, *faults))
+	if (r == 0 && needed && one_piece && had_faults(vm, *faults))
 		r = tracker_scan(vm->tracker, pending, NULL, err);
 	return r;
 }
@@ -232,9 +239,9 @@ static int scan(struct qemu *vm, struct ft_bitmap *pending, uint64_t *faults, st
 static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_capture *capture,
 			const struct vmm_hold_hooks *hooks, struct ft_err *err)
 {
-	bool one_piece = vm->save.last;
+	bool one_piece = vm->save.last, needed = !all_stay(pending, capture);
 	uint64_t faults = 0;
-	int r = scan(vm, pending, &faults, err);
+	int r = scan(vm, pending, needed, &faults, err);
 
 	if (r < 0)
 		return r;
@@ -244,7 +251,7 @@ static int capture_held(struct qemu *vm, struct ft_bitmap *pending, struct vmm_c
 		r = copy_pending(vm, pending, capture, hooks, err);
 	if (r == 0)
 		r = save_to_last(&vm->save, &vm->qmp, vm->process.pid, LAST_WRITE_MS, err);
-	if (r == 0 && !one_piece && had_faults(vm, faults))
+	if (r == 0 && needed && !one_piece && had_faults(vm, faults))
 		r = copy_late(vm, pending, capture, hooks, err);
 	return r;
 }
