@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A guest that moves to another host, beside the installed QEMU's own migration of the same guest
-// under the same load, in turn. Ours: from the request to the answer, and from the stop at the
-// source to the target's word that it runs, which is later than that it runs. QEMU's: likewise, and
-// from STOP to RESUME.
+// under the same load, in turn: from the request to the answer, and from the source's STOP to the
+// target's RESUME, on both sides by the word of the QEMU that has the guest.
 //
 // A demanded page is timed from when the fault was heard of to when the page was in its place, on
 // both sides. Floor: a round trip of a page over the same kind of connection, and UFFDIO_COPY.

@@ -88,7 +88,8 @@ static void test_status_odd(void **state)
 		   "\"overhead\": 0.0,"
 		   " \"generation\": 0, \"arbiter\": {\"type\": \"\", \"state\": \"\", "
 		   "\"holder\": null},"
-		   " \"vmm\": {\"kind\": \"\", \"pid\": 0, \"status\": \"\"}, \"disks\": [],"
+		   " \"vmm\": {\"kind\": \"\", \"pid\": 0, \"status\": \"\","
+		   " \"stopped_us\": 0, \"resumed_us\": 0}, \"disks\": [],"
 		   " \"deciding\": false, \"rounds\": 0, \"resync\": {\"alike\": 0, \"noted\": 0, "
 		   "\"copied\": "
 		   "0}, \"home\": null, \"mode\": null, \"last_error\": null}");

@@ -107,6 +107,8 @@ void status_reply(struct agent *a, struct ctl_call *call)
 	out.arbiter = &arbiter;
 	vmm.kind = (char *)(uintptr_t)(a->config.vmm == CONFIG_VMM_POCKET ? "pocket" : "qemu");
 	vmm.pid = a->vmm ? a->vm_info.pid : 0;
+	if (a->vmm)
+		vmm_moments(a->vmm, &vmm.stopped_us, &vmm.resumed_us);
 	vmm.status = (char *)(uintptr_t)(a->vmm ? vmm_status(a->vmm) : "none");
 	out.vmm = &vmm;
 	out.n_disks = fill_disks(a, disks, disk_ptrs);

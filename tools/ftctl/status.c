@@ -140,8 +140,10 @@ json_t *status_json(const Ctl__Status *s)
 				      json_text(arbiter->state), "holder",
 				      text_or_null(arbiter->holder)));
 	json_object_set_new(o, "vmm",
-			    json_pack("{s:o, s:I, s:o}", "kind", json_text(vmm->kind), "pid",
-				      (json_int_t)vmm->pid, "status", json_text(vmm->status)));
+			    json_pack("{s:o, s:I, s:o, s:I, s:I}", "kind", json_text(vmm->kind),
+				      "pid", (json_int_t)vmm->pid, "status", json_text(vmm->status),
+				      "stopped_us", count(vmm->stopped_us), "resumed_us",
+				      count(vmm->resumed_us)));
 	json_object_set_new(o, "disks", disks_json(s));
 	json_object_set_new(o, "deciding", json_boolean(s->deciding));
 	json_object_set_new(o, "rounds", json_integer(count(s->rounds)));
