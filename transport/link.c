@@ -2,16 +2,10 @@
 // One turn of the loop: write what waits, read and deliver what came, then tell the owner what
 // changed.
 //
-// Input goes into one buffer for one frame. Only when a header is due do we read beyond it
-// (READ_AHEAD), so that small frames come with few calls and of a large one at most READ_AHEAD
-// bytes are ever moved. The header is verified before the rest of its frame is read.
-//
 // Output: a large payload is written straight from the caller's memory when nothing is queued.
 // Small frames that lie apart in the buffer are put together for one call and one TLS record: each
-// would cost the peer a wake-up. A
-// failed write does not end the link at once: what the peer said before it went (a Refuse, a TLS
-// alert) is the better explanation, so we read to the end first.
-#include "transport/link.h"
+// would cost the peer a wake-up. A failed write does not end the link at once: what the peer said
+// before it went (a Refuse, a TLS alert) is the better explanation, so we read to the end first.
 
 #include <assert.h>
 #include <errno.h>
@@ -22,59 +16,17 @@
 #include <string.h>
 #include <time.h>
 
-#include "transport/awake.h"
-#include "transport/outbuf.h"
+#include "transport/link_internal.h"
 
-#define READ_AHEAD LINK_EARLY_MAX
 /* A smaller frame is copied into the buffer and goes out in one call and one TLS record; a copy of
  * this size costs less than a call. */
 #define COPY_MAX     (16u << 10)
 #define RECORD_BYTES (16u << 10) /* of one TLS record: what one call takes at most */
-/* A frame of this size is one of many. */
-#define STREAM_BYTES (FT_PAYLOAD_MAX / 2)
 
-static_assert(READ_AHEAD > FRAME_HEADER && READ_AHEAD <= FRAME_MAX,
-	      "a header fits; the buffer holds it");
 static_assert(FRAME_MAX <= LINK_OUTPUT_BYTES / 4, "a roomy buffer takes any frame (outbuf.h)");
 /* Spans that do not merge: one a reservation (each holds FT_BODY_MAX), as many between them, one
  * where the ring wraps. */
 static_assert(2 * (LINK_OUTPUT_BYTES / FT_BODY_MAX) + 2 < OUTBUF_SPANS_MAX, "spans do not run out");
-
-struct link {
-	struct ft_link base;
-	struct channel *channel;
-	struct event *readable, *writable;
-	struct event *again; /* a turn that no descriptor announces */
-	bool readable_armed, writable_armed;
-	enum channel_status read_wants, write_wants;
-
-	struct outbuf out;
-	uint8_t *record; /* RECORD_BYTES: small frames put together */
-	bool corked;
-	bool blocked; /* what is queued waits for the channel, not for being uncorked */
-	uint64_t seq_out;
-	uint64_t bytes_sent;
-	bool starved; /* we said no: owner waits for writable() */
-
-	uint8_t *in; /* FRAME_MAX bytes; [in_start, in_end) is not delivered yet */
-	size_t in_start, in_end;
-	struct frame_header header; /* of the frame at in_start, if header_known */
-	bool header_known;
-	bool stream;	    /* the frame before was a large one: the next is on its way */
-	struct awake awake; /* waiting for it */
-	uint64_t seq_in;
-
-	uint8_t uuid[FRAME_UUID];
-	bool uuid_known;
-
-	bool write_failed;
-	struct ft_err write_err;
-	bool failed, reported;
-	struct ft_err why;
-
-	bool in_turn;
-	bool closed; /* by the owner, in a callback: freed when the turn ends */
-};
 
 static struct link *of(struct ft_link *link)
 {
@@ -129,14 +81,14 @@ static void arm_events(struct link *l)
 
 /* A turn soon, but after the loop has looked at everybody's descriptors: event_active() would come
  * before. */
-static void turn_again(struct link *l)
+void link_turn_again(struct link *l)
 {
 	static const struct timeval now;
 
 	event_add(l->again, &now);
 }
 
-static void fail(struct link *l, const struct ft_err *why)
+void link_fail(struct link *l, const struct ft_err *why)
 {
 	if (l->failed)
 		return;
@@ -151,7 +103,7 @@ static void write_failed(struct link *l, const struct ft_err *err)
 {
 	l->write_failed = true;
 	l->write_err = *err;
-	turn_again(l);
+	link_turn_again(l);
 }
 
 /* One call of the channel. 0: it wants to wait or has failed. */
@@ -345,146 +297,13 @@ static int link_drain(struct ft_link *link, unsigned deadline_ms)
 			return -errno;
 	}
 	if (l->starved)
-		turn_again(l);
+		link_turn_again(l);
 	return 0;
 }
 
 static uint64_t link_bytes_sent(struct ft_link *link)
 {
 	return of(link)->bytes_sent;
-}
-
-/* ---- input ---- */
-
-/* What is still to be read before something can be delivered or checked; 0: a whole frame is there.
- */
-static size_t missing(const struct link *l)
-{
-	size_t have = l->in_end - l->in_start;
-	size_t need = l->header_known ? frame_length(&l->header) : FRAME_HEADER;
-
-	return have < need ? need - have : 0;
-}
-
-static bool check_header(struct link *l)
-{
-	/* The first frame is delivered in any case: the owner tells a stranger what is wrong. */
-	const uint8_t *uuid = l->uuid_known && l->seq_in ? l->uuid : NULL;
-	struct ft_err err = {0};
-
-	if (frame_decode(l->in + l->in_start, &l->header, &err) ||
-	    frame_check_place(&l->header, uuid, l->seq_in + 1, &err)) {
-		fail(l, &err);
-		return false;
-	}
-	l->seq_in++;
-	l->header_known = true;
-	return true;
-}
-
-/* The frame at in_start is whole. Returns its length, 0 when it was the last (corrupted, or the
- * owner closed). */
-static size_t deliver(struct link *l)
-{
-	const struct frame_header *h = &l->header;
-	const uint8_t *body = l->in + l->in_start + FRAME_HEADER, *payload = body + h->body_len;
-	size_t len = frame_length(h);
-	struct ft_err err = {0};
-	struct ft_msg msg = {
-		.type = h->type,
-		.other_guest = l->uuid_known && memcmp(h->uuid, l->uuid, FRAME_UUID),
-		.generation = h->generation,
-		.epoch = h->epoch,
-		.body = h->body_len ? body : NULL,
-		.body_len = h->body_len,
-		.payload = h->payload_len ? payload : NULL,
-		.payload_len = h->payload_len,
-	};
-
-	if (frame_check_content(h, body, payload, &err)) {
-		fail(l, &err);
-		return 0;
-	}
-	l->in_start += len;
-	l->header_known = false;
-	l->stream = len >= STREAM_BYTES;
-	l->base.events.message(l->base.events.ctx, &msg);
-	return l->closed ? 0 : len;
-}
-
-static void read_failed(struct link *l, enum channel_status status, struct ft_err *err)
-{
-	if (status == CHANNEL_CLOSED && l->in_end > l->in_start)
-		ft_err_set(err, EPIPE, "closed by the peer in the middle of a frame");
-	fail(l, err);
-}
-
-/* false: nothing came. */
-static bool read_some(struct link *l)
-{
-	size_t have = l->in_end - l->in_start, want = missing(l), done = 0;
-	struct ft_err err = {0};
-	enum channel_status status;
-
-	if (l->in_start) {
-		memmove(l->in, l->in + l->in_start, have);
-		l->in_start = 0;
-		l->in_end = have;
-	}
-	if (!l->header_known)
-		want = READ_AHEAD - have;
-	status = l->channel->ops->read(l->channel, l->in + l->in_end, want, &done, &err);
-	l->in_end += done;
-	if (status == CHANNEL_DONE)
-		return true;
-	if (status == CHANNEL_WANT_READ || status == CHANNEL_WANT_WRITE)
-		l->read_wants = status;
-	else
-		read_failed(l, status, &err);
-	return false;
-}
-
-/* Nothing came, but in a stream it soon will. */
-static bool read_awake(struct link *l)
-{
-	if (!l->stream || l->failed || !awake_begin(&l->awake))
-		return false;
-	while (!l->failed && awake_wait(&l->awake))
-		if (read_some(l))
-			return awake_end(&l->awake, true);
-	return awake_end(&l->awake, false);
-}
-
-static void expect(struct link *l, size_t bytes)
-{
-	if (l->channel->ops->expect)
-		l->channel->ops->expect(l->channel, bytes);
-}
-
-/* true: nothing more comes for now, or ever. false: others should have their turn first. */
-static bool input(struct link *l)
-{
-	size_t frames = 0, bytes = 0, n;
-
-	while (frames < LINK_TURN_FRAMES && bytes < LINK_TURN_BYTES) {
-		if (missing(l)) {
-			if (!read_some(l) && !read_awake(l)) {
-				expect(l, l->header_known ? missing(l) : 1);
-				return true;
-			}
-		} else if (!l->header_known) {
-			if (!check_header(l))
-				return true;
-		} else {
-			n = deliver(l);
-			if (!n)
-				return true;
-			frames++;
-			bytes += n;
-		}
-	}
-	turn_again(l);
-	return false;
 }
 
 /* ---- the turn ---- */
@@ -517,9 +336,9 @@ static void turn(evutil_socket_t fd, short what, void *arg)
 	l->in_turn = true;
 	if (!l->failed && is_due(l->write_wants, what))
 		flush(l);
-	if (!l->failed && (l->write_failed || is_due(l->read_wants, what)) && input(l) &&
+	if (!l->failed && (l->write_failed || is_due(l->read_wants, what)) && link_input(l) &&
 	    l->write_failed)
-		fail(l, &l->write_err);
+		link_fail(l, &l->write_err);
 	if (!l->closed)
 		tell(l);
 	l->in_turn = false;
@@ -579,7 +398,7 @@ struct ft_link *link_new(struct event_base *base, struct channel *channel, const
 	arm_events(l);
 	/* TLS may have read beyond the handshake. */
 	if (channel->ops->pending(channel))
-		turn_again(l);
+		link_turn_again(l);
 	return &l->base;
 }
 
@@ -601,7 +420,7 @@ int link_leave(struct ft_link *link, struct link_rest *rest, struct ft_err *err)
 		link_close(link);
 		return ft_err_set(err, EPROTO, "link: in the middle of a conversation");
 	}
-	expect(l, 1);
+	link_expect(l, 1);
 	*rest = (struct link_rest){.channel = l->channel,
 				   .seq_in = l->seq_in,
 				   .seq_out = l->seq_out,
