@@ -52,8 +52,8 @@ struct channel_ops {
 	 */
 	void (*wait)(struct channel *c, bool on);
 	/* A hint: the descriptor need not become readable before `bytes` more can be read, for the
-	 * caller has no use for fewer. Holds until the next call; 1 as long as there was none. NULL:
-	 * takes no hints. */
+	 * caller has no use for fewer. Holds until the next call; 1 as long as there was none.
+	 * NULL: takes no hints. */
 	void (*expect)(struct channel *c, size_t bytes);
 };
 
