@@ -103,13 +103,15 @@ static bool read_some(struct link *l)
 	return false;
 }
 
-/* Nothing came, but in a stream it soon will. */
+/* Nothing came, but in a stream it soon will. What comes in drops is not worth it, nor what keeps
+ * others from their turn: within its bound it is a whole frame, or the header that says how long.
+ */
 static bool read_awake(struct link *l)
 {
 	if (!l->stream || l->failed || !awake_begin(&l->awake))
 		return false;
 	while (!l->failed && awake_wait(&l->awake))
-		if (read_some(l))
+		if (read_some(l) && !missing(l))
 			return awake_end(&l->awake, true);
 	return awake_end(&l->awake, false);
 }

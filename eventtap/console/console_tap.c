@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -184,21 +185,39 @@ static void log_out(struct console_tap *t, const uint8_t *data, size_t len)
 	}
 }
 
+static bool has_unread(int fd)
+{
+	char c;
+
+	return recv(fd, &c, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+static bool has_hung_up(int fd)
+{
+	struct pollfd p = {.fd = fd};
+
+	return poll(&p, 1, 0) == 1 && (p.revents & POLLHUP);
+}
+
 static void world_out(struct console_tap *t, const uint8_t *data, size_t len)
 {
 	log_out(t, data, len);
 	for (int i = 0; i < CONSOLE_TAP_OPERATORS_MAX; i++) {
 		struct pump_source *op = &t->operators[i];
 		ssize_t n;
+		bool gone;
 
 		if (op->fd < 0)
 			continue;
 		n = send(op->fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL);
-		/* Who has hung up may have typed what is not read yet; behind it comes his end. */
-		if (n == (ssize_t)len || (n < 0 && errno != EAGAIN))
+		if (n == (ssize_t)len)
 			continue;
-		ft_warn("%s: an operator does not keep up and is dropped", t->tap.id);
-		pump_close(&t->pump, op);
+		gone = n < 0 && errno != EAGAIN;
+		if (!gone)
+			ft_warn("%s: an operator does not keep up and is dropped", t->tap.id);
+		// He may have typed what is not read yet; behind it comes his end.
+		if (!gone || !has_unread(op->fd))
+			pump_close(&t->pump, op);
 	}
 }
 
@@ -278,9 +297,24 @@ static void operator_ready(void *ctx, struct pump_source *source, uint32_t event
 	}
 }
 
+// A guest that reads nothing must not keep places for those who have hung up.
+static struct pump_source *free_place(struct console_tap *t)
+{
+	for (int i = 0; i < CONSOLE_TAP_OPERATORS_MAX; i++)
+		if (t->operators[i].fd < 0)
+			return &t->operators[i];
+	for (int i = 0; i < CONSOLE_TAP_OPERATORS_MAX; i++)
+		if (has_hung_up(t->operators[i].fd)) {
+			pump_close(&t->pump, &t->operators[i]);
+			return &t->operators[i];
+		}
+	return NULL;
+}
+
 static void listener_ready(void *ctx, struct pump_source *source, uint32_t events)
 {
 	struct console_tap *t = ctx;
+	struct pump_source *place;
 	struct ft_err err;
 	int fd = pump_accept(source->fd, &err);
 
@@ -292,12 +326,12 @@ static void listener_ready(void *ctx, struct pump_source *source, uint32_t event
 		}
 		return;
 	}
-	for (int i = 0; i < CONSOLE_TAP_OPERATORS_MAX; i++)
-		if (t->operators[i].fd < 0) {
-			t->operators[i].fd = fd;
-			write_input(t); // watches it
-			return;
-		}
+	place = free_place(t);
+	if (place) {
+		place->fd = fd;
+		write_input(t); // watches it
+		return;
+	}
 	ft_warn("%s: %d operators are here already", t->tap.id, CONSOLE_TAP_OPERATORS_MAX);
 	close(fd);
 }

@@ -418,6 +418,32 @@ static void what_was_typed_before_hanging_up_arrives(void **state)
 	close(a);
 }
 
+static void who_hung_up_makes_place(void **state)
+{
+	struct lab *l = *state;
+	int a = operator_new(l);
+
+	type_numbers(a); // the guest reads none of it
+	for (int i = 0; i < 2 * CONSOLE_TAP_OPERATORS_MAX; i++) {
+		int fd = dial(l->socket_path);
+
+		assert_int_equal(send(fd, "?", 1, MSG_NOSIGNAL), 1);
+		close(fd);
+	}
+	for (int i = 1; i < CONSOLE_TAP_OPERATORS_MAX; i++) {
+		char text[16];
+		int fd = dial(l->socket_path);
+
+		snprintf(text, sizeof text, "visitor %d", i);
+		for (uint64_t deadline = now_ms() + DEADLINE_MS; !readable(fd, 1);
+		     print_out(l, text)) // who has a place hears the guest
+			assert_true(now_ms() < deadline);
+		expect_text(fd, text);
+		close(fd);
+	}
+	close(a);
+}
+
 static void the_vmm_may_come_late_and_again(void **state)
 {
 	struct lab *l = lab_new();
@@ -507,6 +533,7 @@ int main(void)
 						setup, teardown),
 		cmocka_unit_test_setup_teardown(what_was_typed_before_hanging_up_arrives, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(who_hung_up_makes_place, setup, teardown),
 		cmocka_unit_test(the_vmm_may_come_late_and_again),
 		cmocka_unit_test_setup_teardown(replay_prints_and_discard_does_not, setup,
 						teardown),

@@ -158,6 +158,44 @@ static void test_one_byte_at_a_time(void **state)
 	link_pair_free(&t);
 }
 
+/* What we ask the kernel to wait for behind the start of a large frame holds for that frame only:
+ * its last byte, a small frame and the end are heard of at once. */
+static void test_large_in_pieces(void **state)
+{
+	static uint8_t large[FRAME_MAX];
+	static char payload[FT_PAYLOAD_MAX + 1];
+	uint8_t small[256];
+	struct link_pair t;
+
+	(void)state;
+	memset(payload, 'x', FT_PAYLOAD_MAX);
+	for (size_t rest = 1; rest <= 200000; rest = rest * 7 + 1) {
+		size_t n = make_frame(large, 1, 1, NULL, "", payload);
+
+		link_pair_raw(&t);
+		put(t.raw, large, FRAME_HEADER + 5);
+		run_idle(t.base);
+		put(t.raw, large + FRAME_HEADER + 5, n - rest - FRAME_HEADER - 5);
+		run_idle(t.base);
+		assert_int_equal(t.a.messages, 0);
+		put(t.raw, large + n - rest, rest);
+		run_until(t.base, t.a.messages == 1);
+		n = make_frame(small, 2, 2, NULL, "a body", "");
+		for (size_t i = 0; i < n; i++) {
+			put(t.raw, small + i, 1);
+			run_idle(t.base);
+		}
+		run_until(t.base, t.a.messages == 2);
+		make_frame(large, 1, 3, NULL, "", payload);
+		put(t.raw, large, FRAME_HEADER + 5);
+		run_idle(t.base);
+		shutdown(t.raw, SHUT_WR);
+		run_until(t.base, t.a.closes);
+		link_pair_says(&t.a, "closed by the peer in the middle of a frame");
+		link_pair_free(&t);
+	}
+}
+
 /* A peer that reads a byte at a time gets the very stream. */
 static void test_slow_reader(void **state)
 {
@@ -206,6 +244,7 @@ int main(void)
 		cmocka_unit_test(test_oversized),
 		cmocka_unit_test(test_foreign_protocols),
 		cmocka_unit_test(test_one_byte_at_a_time),
+		cmocka_unit_test(test_large_in_pieces),
 		cmocka_unit_test(test_slow_reader),
 	};
 

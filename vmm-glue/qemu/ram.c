@@ -289,11 +289,14 @@ int ram_copy_bulk(struct ram *r, const uint64_t *pfns, size_t n, uint8_t *target
 
 const uint8_t *ram_view(struct ram *r, uint64_t pfn, size_t n)
 {
-	uint8_t *at = r->map + pfn * VMM_PAGE_BYTES;
 	unsigned char there[VMM_VIEW_MAX];
+	uint8_t *at;
 
 	assert(n <= VMM_VIEW_MAX && pfn + n <= r->bytes / VMM_PAGE_BYTES);
-	if (!r->map || !r->tells || mincore(at, n * VMM_PAGE_BYTES, there))
+	if (!r->map || !r->tells)
+		return NULL;
+	at = r->map + pfn * VMM_PAGE_BYTES;
+	if (mincore(at, n * VMM_PAGE_BYTES, there))
 		return NULL;
 	for (size_t i = 0; i < n; i++)
 		if (!(there[i] & 1))
