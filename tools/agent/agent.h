@@ -491,11 +491,14 @@ struct memory {
 	int64_t vmm_pid;	     /* 0: none */
 	uint64_t vmm_start;	     /* its start time, so that a reused pid is not taken for it */
 	bool elsewhere;		     /* the peer may run the guest, or surely does */
+	bool moving;		     /* it is on its way: who stops it is its agent */
 	char home[FT_HOST_ID_MAX];   /* "" = nobody knows */
 	char peer[URI_TEXT_MAX + 1]; /* its standby, while the guest was protected from here */
 };
 int memory_load(const char *run_dir, const char *name, struct memory *m);
 int memory_save(const char *run_dir, const char *name, const struct memory *m, struct ft_err *err);
+/* Says so if it cannot. */
+void memory_note_moving(const char *run_dir, const char *name, bool on);
 /* Start time of a process as in /proc/PID/stat, 0: there is none. */
 uint64_t memory_start_time(int64_t pid);
 bool memory_vmm_lives(const struct memory *m);

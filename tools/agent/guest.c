@@ -130,12 +130,36 @@ static int images_check(struct agent *a, struct ft_err *err)
 	return 0;
 }
 
+/* The agent before this one died while it moved this guest, which nobody else has: if it stands
+ * still, that agent stopped it. */
+static bool died_moving(const struct agent *a, struct vmm *vmm)
+{
+	struct vmm_info info;
+	struct memory m;
+
+	vmm_info(vmm, &info);
+	return memory_load(a->run_dir, a->config.name, &m) == 0 && m.moving && !m.elsewhere &&
+	       memory_vmm_lives(&m) && m.vmm_pid == info.pid && !strcmp(vmm_status(vmm), "paused");
+}
+
 int guest_adopt_running(struct agent *a, struct vmm *vmm, struct ft_err *err)
 {
+	bool stopped = died_moving(a, vmm);
+	int rc;
+
 	guest_adopt(a, vmm);
 	/* It runs with its disks as they are: what was noted of them before is of no use. */
 	taps_in_solo(a, false);
-	return taps_console_open(a, err);
+	rc = taps_console_open(a, err);
+	if (!rc && stopped) {
+		ft_warn("%s: the guest was stopped for a migration when its agent died: it goes on "
+			"here",
+			a->config.name);
+		rc = vmm_cont(vmm, err);
+	}
+	if (!rc)
+		memory_note_moving(a->run_dir, a->config.name, false);
+	return rc;
 }
 
 int guest_find_again(struct agent *a, struct ft_err *err)

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ft/log.h"
 #include "tools/agent/agent.h"
 
 #define MEMORY_PATH_MAX (2 * CONFIG_PATH_MAX)
@@ -39,6 +40,7 @@ int memory_load(const char *run_dir, const char *name, struct memory *m)
 		if (!strncmp(line, "peer ", 5))
 			snprintf(m->peer, sizeof m->peer, "%.*s", URI_TEXT_MAX, line + 5);
 		m->elsewhere = m->elsewhere || !strcmp(line, "elsewhere 1");
+		m->moving = m->moving || !strcmp(line, "moving 1");
 	}
 	fclose(f);
 	return 0;
@@ -57,8 +59,8 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 		return ft_err_set(err, errno, "%s: cannot write: %s", temporary, strerror(errno));
 	fprintf(f,
 		"generation %" PRIu64 "\nguarded %" PRIu64 "\nvmm_pid %" PRId64
-		"\nvmm_start %" PRIu64 "\nelsewhere %d\n",
-		m->generation, m->guarded, m->vmm_pid, m->vmm_start, m->elsewhere);
+		"\nvmm_start %" PRIu64 "\nelsewhere %d\nmoving %d\n",
+		m->generation, m->guarded, m->vmm_pid, m->vmm_start, m->elsewhere, m->moving);
 	if (m->home[0])
 		fprintf(f, "home %s\n", m->home);
 	if (m->peer[0])
@@ -68,6 +70,17 @@ int memory_save(const char *run_dir, const char *name, const struct memory *m, s
 	if (bad || rename(temporary, path))
 		return ft_err_set(err, errno, "%s: cannot write: %s", path, strerror(errno));
 	return 0;
+}
+
+void memory_note_moving(const char *run_dir, const char *name, bool on)
+{
+	struct ft_err err = {0};
+	struct memory m;
+
+	memory_load(run_dir, name, &m);
+	m.moving = on;
+	if (memory_save(run_dir, name, &m, &err))
+		ft_warn("%s: %s", name, err.text);
 }
 
 uint64_t memory_start_time(int64_t pid)

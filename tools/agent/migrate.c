@@ -22,6 +22,21 @@ static bool backup_on(const struct agent *a)
 	return false;
 }
 
+/* A guest that is slowed down, or in the last moments before the switch, stands still by our word:
+ * an agent that is started after this one died has to know (guest.c). */
+static void note_moving(const struct agent *a, bool on)
+{
+	memory_note_moving(a->run_dir, a->config.name, on);
+}
+
+static void moved(void *ctx, const struct ft_err *err, uint64_t value)
+{
+	struct agent_call *c = ctx;
+
+	note_moving(c->agent, false);
+	requests_done(c, err, value);
+}
+
 static void start(struct agent *a, struct ctl_call *call, const Ctl__Request *request)
 {
 	struct agent_call *c = requests_later(a, call, CALL_STATUS);
@@ -35,9 +50,12 @@ static void start(struct agent *a, struct ctl_call *call, const Ctl__Request *re
 	if (!c)
 		return;
 	increment_forget(a);
+	if (!a->peer.kemari)
+		note_moving(a, true);
 	rc = a->peer.kemari ? ft_engine_protect(a->engine, requests_done, c, &err)
-			    : ft_engine_migrate(a->engine, &how, requests_done, c, &err);
+			    : ft_engine_migrate(a->engine, &how, moved, c, &err);
 	if (rc) {
+		note_moving(a, false);
 		c->used = false;
 		requests_fail(call, &err);
 	}
