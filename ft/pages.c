@@ -152,9 +152,11 @@ static void source_news(struct ft_engine *e, enum ft_pages_news news, const stru
 int ft_engine_recover(struct ft_engine *e, bool demand_only, ft_done_fn *done, void *ctx,
 		      struct ft_err *err)
 {
-	int rc;
+	/* Over a good link there is one thing to go on with: the pages that nobody asks for. */
+	bool push = e->primary.move.how.demand_only && !demand_only;
+	int rc = 0;
 
-	if (!e->pages.giving || !e->pages.cut)
+	if (!e->pages.giving || (!e->pages.cut && !push))
 		return ft_err_set(err, EINVAL, "recover: %s",
 				  e->pages.giving
 					  ? "the link is good"
@@ -162,7 +164,10 @@ int ft_engine_recover(struct ft_engine *e, bool demand_only, ft_done_fn *done, v
 	if (!done_set(&e->primary.protect_done, done, ctx))
 		return ft_err_set(err, EBUSY, "recover: one is under way");
 	e->primary.move.how.demand_only = demand_only;
-	rc = e->env->pages_open(e->env_ctx, e->pages.session, err);
+	if (e->pages.cut)
+		rc = e->env->pages_open(e->env_ctx, e->pages.session, err);
+	else
+		e->env->pages_push(e->env_ctx, true);
 	if (rc)
 		memset(&e->primary.protect_done, 0, sizeof e->primary.protect_done);
 	return rc;

@@ -159,7 +159,7 @@ static void test_migration_status(void **state)
 	f.last = 40, f.p50 = 50, f.p99 = 90, f.max = 99;
 	m.fault_us = &f;
 	m.fault_histogram = histogram, m.n_fault_histogram = 7;
-	m.bytes_per_s = 1e6, m.faults_per_s = 10;
+	m.bytes_per_s = 1 << 20, m.faults_per_s = 10;
 	reply.status = &s;
 	cli.agent.reply = &reply;
 	ftctl("status web1");
@@ -167,6 +167,7 @@ static void test_migration_status(void **state)
 		strstr(cli.run.out_text, "postcopy, 2 rounds, 4.0K left, downtime 12.3 ms"));
 	assert_non_null(strstr(cli.run.out_text, "15 pages were waited for; the link is lost"));
 	assert_non_null(strstr(cli.run.out_text, "32 us: 12, 64 us: 3,"));
+	assert_non_null(strstr(cli.run.out_text, "1.0M/s, 10.0 pages a second were waited for"));
 	ftctl("status --json web1");
 	assert_non_null(strstr(cli.run.out_text, "\"mode\": \"postcopy\""));
 	assert_non_null(strstr(cli.run.out_text, "\"fault_histogram\": [0, 0, 0, 0, 0, 12, 3]"));

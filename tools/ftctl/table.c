@@ -127,6 +127,9 @@ static void migration_lines(FILE *to, const Ctl__Migration *m)
 		fprintf(to, "%-12s %s of %s, %" PRIu64 " pages were waited for%s\n", "memory",
 			bytes_text(a, m->bytes_done), bytes_text(b, m->bytes_total), m->faults,
 			m->cut ? "; the link is lost" : "");
+	if (m->bytes_per_s > 0)
+		fprintf(to, "%-12s %s/s, %.1f pages a second were waited for\n", "rate",
+			bytes_text(a, (uint64_t)m->bytes_per_s), m->faults_per_s);
 	if (m->fault_us && m->faults) {
 		figures_line(to, "waited", " ms", m->fault_us, true);
 		histogram_line(to, m);
