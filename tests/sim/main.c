@@ -74,6 +74,8 @@ static const char *const mutant_names[MUTANT_N] = {
 	[MUTANT_MAP_ENABLED] = "map-enabled",
 	[MUTANT_MAP_LATE] = "map-late",
 	[MUTANT_PAGE_TWICE] = "page-twice",
+	[MUTANT_LACK_UNTOLD] = "lack-untold",
+	[MUTANT_WAIT_UNTOLD] = "wait-untold",
 	[MUTANT_SOURCE_RESUMES] = "source-resumes",
 	[MUTANT_QUEUE_UNBOUNDED] = "queue-unbounded",
 };

@@ -19,6 +19,8 @@
 #define PUSH_US_MAX    20000
 #define PUSH_PAGES     3
 #define NOTICE_MS_MAX  50 /* until a side sees that a connection is dead */
+#define STUCK_MAX_MS   200
+#define LINE_BREAKS    3 /* per cent of pages are the last of their connection, and are lost */
 
 static struct node *source_of(struct node *target)
 {
@@ -57,7 +59,7 @@ bool pages_line_good(struct node *n, uint64_t line)
 
 	if (!line || n->line != line)
 		return false;
-	if (link_works(w) && node_other(n)->line == line)
+	if (link_works(w) && node_other(n)->line == line && w->broken_line != line)
 		return true;
 	line_breaks(w, line);
 	return false;
@@ -107,6 +109,7 @@ static void on_page(void *ctx, uint64_t arg)
 	struct delivery *d = ctx;
 
 	(void)arg;
+	d->to->flying--;
 	if (d->to->engine && d->to->machine && d->to->engine->pages.taking &&
 	    pages_line_good(d->to, d->line))
 		place(d->to, d->page, d->bytes);
@@ -124,8 +127,12 @@ static void send_page(struct node *s, uint64_t pfn)
 	d->line = s->line;
 	d->page = (unsigned)pfn;
 	memcpy(d->bytes, s->machine->ram + pfn * VMM_PAGE_BYTES, VMM_PAGE_BYTES);
+	/* Not only with the hosts' own link: that is rare, and then much else breaks, too. */
+	if (!w->faults_over && world_chance(w, LINE_BREAKS))
+		w->broken_line = s->line;
 	if (w->mutant == MUTANT_STALE_PAGE && world_chance(w, 10))
 		memcpy(d->bytes, s->machine->shadow[pfn], sizeof s->machine->shadow[pfn]);
+	d->to->flying++;
 	/* A crash of the receiver must not drop it: it is freed on arrival. */
 	world_after(w, world_range(w, w->options.latency_us_min, w->options.latency_us_max) * US,
 		    NULL, on_page, d, 0);
@@ -138,6 +145,14 @@ static bool gives(const struct node *s, uint64_t line)
 	return s->engine && s->machine && s->giving && s->line == line;
 }
 
+/* The source has sent all that it owes. */
+static void check_none_forgotten(struct node *t)
+{
+	if (t->engine && t->engine->pages.taking && !t->flying && t->taker.missing.count)
+		world_violation(t->world, "%s: %llu pages of its guest are forgotten", t->name,
+				(unsigned long long)t->taker.missing.count);
+}
+
 static void on_push(void *ctx, uint64_t line)
 {
 	uint64_t pfns[PUSH_PAGES];
@@ -148,6 +163,8 @@ static void on_push(void *ctx, uint64_t line)
 		return;
 	if (s->background)
 		n = ft_giver_next(&s->giver, pfns, PUSH_PAGES);
+	if (s->background && !n)
+		check_none_forgotten(node_other(s));
 	for (size_t i = 0; i < n; i++)
 		send_page(s, pfns[i]);
 	maps_push(s);
@@ -280,10 +297,12 @@ static void exchange(struct node *s, struct node *t)
 			world_violation(s->world, "MISSING is not understood");
 	if (!last)
 		world_violation(s->world, "MISSING has no end");
-	ft_giver_owe(&s->giver, &told);
+	if (s->world->mutant != MUTANT_LACK_UNTOLD)
+		ft_giver_owe(&s->giver, &told);
 	ft_bitmap_free(&told);
 	maps_exchange(s, t);
-	for (at = ft_taker_waiting(&t->taker, 0); at < SIM_PAGES;
+	for (at = ft_taker_waiting(&t->taker, 0);
+	     at < SIM_PAGES && s->world->mutant != MUTANT_WAIT_UNTOLD;
 	     at = ft_taker_waiting(&t->taker, at + 1))
 		ask(t, at);
 }
@@ -439,6 +458,25 @@ bool pages_migrate(struct node *n)
 	return true;
 }
 
+/* Over a good connection the guest does not wait for ever.
+ */
+static void check_progress(struct node *t, struct node *s)
+{
+	struct world *w = t->world;
+	uint64_t missing = t->taker.missing.count;
+	bool stuck = s->giving && !s->frozen && !t->frozen && t->machine && s->line == t->line &&
+		     pages_line_good(t, t->line) && pages_waits(t->machine);
+
+	if (!stuck || t->stuck.line != t->line || t->stuck.missing != missing) {
+		t->stuck.line = stuck ? t->line : 0;
+		t->stuck.missing = missing;
+		t->stuck.since = w->now;
+	} else if (w->now - t->stuck.since > STUCK_MAX_MS * MS) {
+		world_violation(w, "%s: %llu pages of its guest do not come", t->name,
+				(unsigned long long)missing);
+	}
+}
+
 /* True: the guest's memory is still between two hosts, and this one is looked after. */
 bool pages_look_after(struct node *n, struct node *o)
 {
@@ -476,6 +514,7 @@ bool pages_look_after(struct node *n, struct node *o)
 		node_crash(n, false);
 		return true;
 	}
+	check_progress(n, o);
 	/* For ever would be too long for a run. */
 	if (w->faults_over && node_other(n)->giving)
 		node_other(n)->background = true;

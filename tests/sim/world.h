@@ -201,6 +201,10 @@ struct node {
 	bool giving, background;
 	struct ft_taker taker;
 	uint64_t line, done_session;
+	unsigned flying; /* pages on their way to this target, or lost there */
+	struct {	 /* this target has the same pages since then, over this connection */
+		uint64_t line, missing, since;
+	} stuck;
 	struct bitmaps_giver maps;    /* bitmaps that follow its guest ... */
 	struct bitmaps_taker awaited; /* ... or are awaited */
 	bool handed, maps_owed;
@@ -366,6 +370,8 @@ enum mutant {
 	MUTANT_MAP_ENABLED,    /* a bitmap that was off is on after it has moved */
 	MUTANT_MAP_LATE,       /* the guest runs before its writes are marked */
 	MUTANT_PAGE_TWICE,     /* a page that comes again is placed again */
+	MUTANT_LACK_UNTOLD,    /* after a lost link a page that was on its way is not sent again */
+	MUTANT_WAIT_UNTOLD,    /* ... and one that the guest waits for is not asked for again */
 	MUTANT_SOURCE_RESUMES, /* when the link is lost, the source runs the guest that it gave away
 				*/
 	/* bounds */
@@ -432,6 +438,7 @@ struct world {
 	uint64_t last_answer_ns;
 	uint64_t piece_ns;	  /* when the newest piece of a bitmap arrives */
 	unsigned moves, followed; /* guests that moved; and whose memory was not there at once */
+	uint64_t broken_line;	  /* of the last connection for pages that broke by itself */
 	unsigned takeovers, switches, injected, boots, refused_starts;
 	uint64_t nobody_since_ns; /* no guest anywhere, 0 = there is one */
 	unsigned shared_owner;	  /* node that has the shared disk */
