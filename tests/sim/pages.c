@@ -148,7 +148,8 @@ static bool gives(const struct node *s, uint64_t line)
 /* The source has sent all that it owes. */
 static void check_none_forgotten(struct node *t)
 {
-	if (t->engine && t->engine->pages.taking && !t->flying && t->taker.missing.count)
+	if (t->engine && t->machine && t->engine->pages.taking && !t->flying &&
+	    t->taker.missing.count)
 		world_violation(t->world, "%s: %llu pages of its guest are forgotten", t->name,
 				(unsigned long long)t->taker.missing.count);
 }
