@@ -205,6 +205,9 @@ static void source_killed_while_throttled(void **state)
 	vmm = vmm_pid(&a);
 	for (unsigned i = 0; i < 20 && !stood; i++) {
 		ask_any_async(&a, &r);
+		wait_state(&a, "syncing", START_MS);
+		/* Who is refused changes nothing of the one that is under way. */
+		ask_refused(&a, "migrate", SLOW_URI, "");
 		stood = killed_while_it_stands();
 		assert_int_equal(vmm_pid(&a), vmm);
 		wait_state(&b, "standby", START_MS);

@@ -50,14 +50,13 @@ static void start(struct agent *a, struct ctl_call *call, const Ctl__Request *re
 	if (!c)
 		return;
 	increment_forget(a);
-	if (!a->peer.kemari)
-		note_moving(a, true);
 	rc = a->peer.kemari ? ft_engine_protect(a->engine, requests_done, c, &err)
 			    : ft_engine_migrate(a->engine, &how, moved, c, &err);
 	if (rc) {
-		note_moving(a, false);
 		c->used = false;
 		requests_fail(call, &err);
+	} else if (!a->peer.kemari) {
+		note_moving(a, true); /* long before it may stand still */
 	}
 }
 
